@@ -1,0 +1,6 @@
+"""`python -m lightning_opd VERB`."""
+
+from lightning_opd.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

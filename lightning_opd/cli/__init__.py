@@ -1,0 +1,1 @@
+"""The command line: Lightning's verbs and the short ones."""

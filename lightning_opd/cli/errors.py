@@ -1,0 +1,73 @@
+"""Tells a mistake in the user's settings from a bug, and words it in a few lines."""
+
+from __future__ import annotations
+
+import difflib
+import linecache
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+USAGE_EXIT_CODE = 2
+_PACKAGE = Path(__file__).resolve().parent.parent
+_KINDS = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, FileExistsError, KeyError, ImportError, NotImplementedError)
+
+
+class UsageError(ValueError):
+    """A command or configuration that cannot be run; its text is all that the user needs."""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` most likely meant, or None.
+
+    Example:
+        >>> closest("divergance", ["divergence", "estimator"])
+        'divergence'
+    """
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the closest known word, or nothing.
+
+    Example:
+        >>> did_you_mean("ft", ["fit", "test"])
+        ' Did you mean `fit`?'
+    """
+    best = closest(word, known)
+    return f" Did you mean `{best}`?" if best else ""
+
+
+def wants_traceback() -> bool:
+    """Return whether LIGHTNING_OPD_TRACEBACK asks for tracebacks of configuration errors."""
+    return os.environ.get("LIGHTNING_OPD_TRACEBACK", "0") not in {"", "0"}
+
+
+def is_settings_error(error: BaseException) -> bool:
+    """Return whether the package itself raised `error` on purpose, with a message made for the user.
+
+    True for a built-in type whose innermost frame is a `raise` statement of this package. A crash inside
+    torch, a user's class or an expression of ours is a bug and keeps its traceback.
+    """
+    if isinstance(error, UsageError):
+        return True
+    if not isinstance(error, _KINDS):
+        return False
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return False
+    path = Path(frame.tb_frame.f_code.co_filename)
+    line = linecache.getline(str(path), frame.tb_lineno).strip()
+    return path.is_relative_to(_PACKAGE) and line.startswith("raise ")
+
+
+def message_of(error: BaseException) -> str:
+    """Return the error's text; a `KeyError` without the quotes Python puts around it."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error) or type(error).__name__

@@ -1,0 +1,42 @@
+"""Entry point of `python -m lightning_opd` and of the console script."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from lightning_opd import __version__
+from lightning_opd.cli.errors import USAGE_EXIT_CODE, is_settings_error, message_of, wants_traceback
+from lightning_opd.cli.verbs import command_line, overview, run_verb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The verb and its command line; by default that of the process.
+
+    Returns:
+        0, or 2 where the command or the configuration is wrong. A crash raises.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(overview())
+        return 0 if words else USAGE_EXIT_CODE
+    if words[0] == "--version":
+        sys.stdout.write(f"lightning_opd {__version__}\n")
+        return 0
+    try:
+        with command_line(words):
+            run_verb(words)
+    except Exception as error:
+        if wants_traceback() or not is_settings_error(error):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            sys.stderr.write(f"error: {message_of(error)}\n")
+        return USAGE_EXIT_CODE
+    return 0

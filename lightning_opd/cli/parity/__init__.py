@@ -1,0 +1,1 @@
+"""The parity report: does the merged student do what each teacher does at home?"""

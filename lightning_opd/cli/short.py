@@ -1,0 +1,80 @@
+"""Builds a short verb's command line from the signature and docstring of its function."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from typing import TYPE_CHECKING, NoReturn, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+from typing_extensions import override
+
+from lightning_opd.cli.errors import UsageError
+from lightning_opd.cli.messages import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lightning_opd.cli.verbs import ShortVerb
+
+
+class ShortParser(ArgumentParser):
+    """A parser whose errors are one or two lines."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(explain(message, [action.dest for action in self._actions])) from ex
+
+
+def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
+    """Return a parser for a verb's function.
+
+    A first parameter without default, or one that is a list of strings, is given as plain words; the others
+    are options. A trailing underscore of a parameter (`from_`) is a Python keyword escaped.
+
+    Args:
+        verb: Name of the verb.
+        function: Its parameters become the options, its docstring the help.
+    """
+    docstring = docstring_parser.parse(function.__doc__ or "")
+    about = {param.arg_name: param.description for param in docstring.params}
+    description = "\n\n".join(filter(None, (docstring.short_description, docstring.long_description)))
+    parser = ShortParser(prog=f"python -m lightning_opd {verb}", description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    hints = get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        help_text, hint = (about.get(name) or "").replace("%", "%%"), hints[name]
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            many = typing.get_origin(hint) is list
+            parser.add_argument(name, nargs="*" if many else "?", type=str if many else hint, help=help_text)
+        elif parameter.default is inspect.Parameter.empty:
+            parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=help_text)
+        else:
+            parser.add_argument(f"--{name.rstrip('_')}", type=hint, default=parameter.default, help=help_text)
+    return parser
+
+
+def run_short_verb(name: str, verb: ShortVerb, words: Sequence[str]) -> None:
+    """Parse a short verb's command line and call its function.
+
+    Args:
+        name: The verb, also the name of its function.
+        verb: Where the function lives.
+        words: Command line after the verb.
+    """
+    function = getattr(importlib.import_module(verb.home), name)
+    parser = short_parser(name, function)
+    values = parser.parse_args(list(words)).as_dict()
+    positional, options = [], {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            value = values[parameter.name]
+            if not value:
+                msg = f"`{name}` expects `{parameter.name}` after the verb: `{parser.format_usage().strip().removeprefix('usage: ')}`."
+                raise UsageError(msg)
+            positional.append(value)
+        else:
+            options[parameter.name] = values[parameter.name.rstrip("_")]
+    function(*positional, **options)

@@ -1,0 +1,53 @@
+"""The verb `tokenizer`: a small BPE that fits a task."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_opd.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_opd.interfaces import Task
+
+
+def tokenizer(
+    task: dict[str, object] | str,
+    output: str,
+    vocab_size: int = 512,
+    num_examples: int = 4096,
+    special_tokens: list[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Train a byte-level BPE tokenizer on a task's demonstrations and save it as a Hugging Face folder.
+
+    Args:
+        task: Class of the task, or a mapping with its class_path and init_args.
+        output: Folder to write.
+        vocab_size: Number of tokens, special ones and the 256 bytes included.
+        num_examples: Demonstrations to read.
+        special_tokens: Words that are always one token, for example <think>.
+        seed: Seed of the demonstrations.
+    """
+    from lightning_opd.tokenization.training import train_tokenizer
+
+    if num_examples < 1:
+        msg = f"`num_examples` must be at least 1, got {num_examples}."
+        raise UsageError(msg)
+    chats = _build_task(task).demonstrations("train", num_examples, seed)
+    texts = (f"{message['role']}\n{message['content']}" for chat in chats for message in chat)
+    trained = train_tokenizer(texts, vocab_size, special_tokens or [])
+    Path(output).mkdir(parents=True, exist_ok=True)
+    trained.save_pretrained(output)
+    sys.stdout.write(f"tokenizer with {len(trained)} tokens written to {output}\n")
+
+
+def _build_task(spec: dict[str, object] | str) -> Task:
+    from lightning_opd.cli.short import ShortParser
+    from lightning_opd.interfaces import Task
+
+    parser = ShortParser(prog="python -m lightning_opd tokenizer")
+    parser.add_subclass_arguments(Task, "task", required=True)
+    built: Task = parser.instantiate_classes(parser.parse_object({"task": spec})).task
+    return built

@@ -1,0 +1,84 @@
+"""Divergences between the student's and the teacher's next-token distributions, in nats per position."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.logprobs import log_softmax, over_positions, promote, promote
+
+IMPOSSIBLE_LOGPROB = -100.0
+"""Floor in nats of a teacher's log-prob, so that a token it gives no mass repels with finite force."""
+
+
+class Divergence(ABC):
+    """A divergence between two distributions given as logits."""
+
+    @abstractmethod
+    def __call__(
+        self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
+    ) -> Float[Tensor, "*shape"]:
+        """Return the divergence at every position, in nats; differentiable in `student_logits`."""
+
+
+@dataclass(frozen=True)
+class ReverseKL(Divergence):
+    """KL(student ‖ teacher) = Σ_a π(a) (log π(a) − log T(a)), the objective of on-policy distillation.
+
+    Mode-seeking: the student may drop what the teacher does, but is punished for what the teacher
+    would not do. On sampled states its gradient is the expectation of the immediate estimator's
+    (theory: Theorem 1 with the state distribution held fixed), at a fraction of the variance.
+    Needs the teacher's full distribution; not for teachers that return sampled log-probs only.
+
+    Reference:
+        On-policy distillation for model merging, section 1.1, equation (2) (2026).
+
+    Example:
+        >>> import torch
+        >>> ReverseKL()(torch.zeros(3), torch.zeros(3)).item()
+        0.0
+    """
+
+    @override
+    def __call__(
+        self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
+    ) -> Float[Tensor, "*shape"]:
+        student = log_softmax(student_logits).clamp(min=IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
+        return (student.exp() * (student - teacher)).sum(-1)
+
+
+def linear_divergence(
+    divergence: Divergence,
+    student_states: Float[Tensor, "batch time hidden"],
+    student_head: Callable[[Tensor], Tensor],
+    teacher_states: Float[Tensor, "batch time teacher_hidden"],
+    teacher_head: Callable[[Tensor], Tensor],
+    mask: Bool[Tensor, "batch time"],
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Float[Tensor, "batch time"]:
+    """Return a full-vocabulary divergence where `mask` holds, without ever holding all logits.
+
+    Args:
+        divergence: Compares two sets of logits.
+        student_states: States from which the student's head predicts token t.
+        student_head: Maps the student's states to logits.
+        teacher_states: States from which the teacher's head predicts token t.
+        teacher_head: Maps the teacher's states to logits of the same vocabulary.
+        mask: Positions that count; 0 elsewhere.
+        student_temperature: Divides the student's logits.
+        teacher_temperature: Divides the teacher's logits.
+        chunk_size: Positions per chunk; by default everything at once.
+    """
+
+    def compare(student: Tensor, teacher: Tensor) -> Tensor:
+        return divergence(promote(student_head(student)) / temperature, promote(teacher_head(teacher)) / temperature)
+
+    return over_positions(compare, mask, student_states, teacher_states, chunk_size=chunk_size)

@@ -1,0 +1,253 @@
+"""The verbs of the road as abstract classes; everything else implements one of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
+from lightning_opd.types import (
+    LinearHead,
+    LossTerms,
+    Message,
+    Messages,
+    Prompt,
+    RolloutBatch,
+    Sample,
+    Sampling,
+    Signal,
+    TeacherScores,
+    Trajectory,
+)
+
+if TYPE_CHECKING:
+    import lightning as L
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+
+
+class FormatRule(ABC):
+    """One named rule about how a response must look; decided on token ids and text only."""
+
+    @property
+    def name(self) -> str:
+        """Name under which violations are counted."""
+        return type(self).__name__
+
+    @abstractmethod
+    def is_broken(self, trajectory: Trajectory) -> bool:
+        """Return whether the trajectory breaks this rule."""
+
+
+class Environment(ABC):
+    """One episode: messages in, messages out."""
+
+    @abstractmethod
+    def reset(self) -> Messages:
+        """Start the episode and return the messages the student sees first."""
+
+    @abstractmethod
+    def step(self, reply: Message) -> Messages:
+        """Take the student's reply and return the messages that answer it; empty ends the episode."""
+
+    @abstractmethod
+    def outcome(self) -> float:
+        """Return the reward of the finished episode."""
+
+
+class Task(ABC):
+    """A data set of environments with a verifiable outcome.
+
+    A single-turn task writes `prompts` and `outcome`; a task with turns overrides `environment`.
+    """
+
+    @abstractmethod
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """Return the prompts of a split, always in the same order."""
+
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        """Judge the student's whole reply (stop token cut); usually 0 or 1."""
+        msg = f"{type(self).__name__} must override `outcome` (one turn) or `environment` (several)."
+        raise NotImplementedError(msg)
+
+    def environment(self, prompt: Prompt) -> Environment:
+        """Return the episode that belongs to a prompt; by default one turn, judged by `outcome`."""
+        return SingleTurn(self, prompt)
+
+    def format_rules(self) -> Sequence[FormatRule]:
+        """Return the rules that every response is checked against; none by default."""
+        return ()
+
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
+        """Return example chats that end with an assistant message, for supervised training."""
+        msg = f"{type(self).__name__} has no demonstrations; override `demonstrations` to train on it supervised."
+        raise NotImplementedError(msg)
+
+
+class SingleTurn(Environment):
+    """An episode of one reply, judged by the task's `outcome`."""
+
+    def __init__(self, task: Task, prompt: Prompt) -> None:
+        """Bind the episode to its prompt."""
+        self._task, self._prompt, self._reply = task, prompt, ""
+
+    @override
+    def reset(self) -> Messages:
+        return self._prompt.messages
+
+    @override
+    def step(self, reply: Message) -> Messages:
+        self._reply = str(reply["content"])
+        return ()
+
+    @override
+    def outcome(self) -> float:
+        return self._task.outcome(self._prompt, self._reply)
+
+
+class RolloutEngine(ABC):
+    """Writes responses with the current student."""
+
+    @abstractmethod
+    def sync(self, student: torch.nn.Module, version: int) -> None:
+        """Take over the student's weights; `version` grows with every optimiser step."""
+
+    @abstractmethod
+    def generate(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        num_samples: int,
+        seeds: Sequence[int],
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen, hence safe to share
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Draw `num_samples` responses per prompt, prompt by prompt.
+
+        Args:
+            token_ids: Rendered prompts.
+            num_samples: Siblings per prompt.
+            seeds: One per response, in the order of the answer; a response depends on its prompt,
+                its seed and the weights alone.
+            sampling: Temperature, nucleus, length and stop tokens.
+            on_progress: Called now and then with the number of finished responses.
+        """
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+
+
+class Teacher(ABC):
+    """A frozen model that grades every token of its own prompts."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for teachers that can share one loaded model."""
+        return id(self)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer to compare with the student's, or None where that makes no sense."""
+        return None
+
+    @abstractmethod
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        """Load the model; called once, on every rank."""
+
+    @abstractmethod
+    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        """Grade every token at the batch's temperature; unwanted signals may stay None."""
+
+    def output_head(self) -> LinearHead | None:
+        """Return the layer that turns its hidden states into logits, or None where there is none."""
+        return None
+
+    def close(self) -> None:
+        """Release what the teacher holds."""
+
+
+@dataclass(frozen=True)
+class StudentForward:
+    """The student's forward pass over one micro-batch, with its graph.
+
+    Args:
+        hidden_states: States from which the head predicts token t (already on the token's axis).
+        head: The student's output layer.
+        batch: The micro-batch it was run on.
+    """
+
+    hidden_states: Float[Tensor, "batch time hidden"]
+    head: LinearHead
+    batch: RolloutBatch
+
+    @cached_property
+    def _statistics(self) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+        chunk_size = max(1, MAX_CHUNK_ELEMENTS // self.head.vocab_size)
+        return linear_token_statistics(
+            self.hidden_states,
+            self.head.logits,
+            self.batch.token_ids,
+            self.batch.response_mask,
+            self.batch.temperature,
+            chunk_size,
+        )
+
+    @property
+    def logprobs(self) -> Float[Tensor, "batch time"]:
+        """Log-prob of every response token in nats, with gradient; computed once."""
+        return self._statistics[0]
+
+    @property
+    def entropies(self) -> Float[Tensor, "batch time"]:
+        """Entropy of the distribution each response token was drawn from, in nats, detached."""
+        return self._statistics[1]
+
+
+class Objective(ABC):
+    """Turns a graded micro-batch and the student's forward into a loss."""
+
+    @property
+    @abstractmethod
+    def requires(self) -> frozenset[Signal]:
+        """What every teacher must answer for this objective."""
+
+    @abstractmethod
+    def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
+        """Return the detached factor of each token's log-prob gradient; row-local terms only."""
+
+    @abstractmethod
+    def loss(
+        self,
+        batch: RolloutBatch,
+        student: StudentForward,
+        advantages: Float[Tensor, "batch time"] | None = None,
+        heads: Sequence[LinearHead | None] = (),
+    ) -> LossTerms:
+        """Return the loss of a micro-batch and what to log.
+
+        Args:
+            batch: Graded rollouts.
+            student: The forward pass to differentiate.
+            advantages: Per-token advantages; by default those of `advantages`.
+            heads: Output heads of the teachers in the order of `teacher_ids`.
+        """
+
+
+class OPDCallback(Callback):
+    """A Lightning callback that also sees each training window before it is cut.
+
+    It may write `distill_mask`, `distill_weights` and `outcome_advantages` of the rollouts,
+    nothing else. It is not called in validation.
+    """
+
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        """Called once per window, on every rank, after generation, verdict and scoring."""

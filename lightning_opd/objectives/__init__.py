@@ -1,0 +1,6 @@
+"""Objectives: from a graded micro-batch to a loss."""
+
+from lightning_opd.objectives.distribution_matching import DistributionMatching
+from lightning_opd.objectives.policy_gradient import PolicyGradient
+
+__all__ = ["DistributionMatching", "PolicyGradient"]

@@ -1,0 +1,199 @@
+"""Rollouts in this process, through the student's own forward and key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.logprobs import log_softmax
+from lightning_opd.interfaces import RolloutEngine
+from lightning_opd.models import causal_lm, unsharded
+from lightning_opd.rollouts.noise import uniforms
+from lightning_opd.types import Sample, Sampling
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
+RETIRE_SHARE = 0.25
+"""Finished rows leave the batch once they are this share of it: copying the cache costs too."""
+
+
+class InProcessEngine(RolloutEngine):
+    """Generates with the training weights themselves: exactly on-policy, no copy, no server.
+
+    Args:
+        batch_size: Most responses written at once; longer lists are split. Bounds memory only:
+            a response does not depend on what is written beside it.
+    """
+
+    def __init__(self, batch_size: int = 512) -> None:
+        """Remember the batch size; the student arrives with `sync`."""
+        if batch_size < 1:
+            msg = f"`batch_size` must be at least 1, got {batch_size}."
+            raise ValueError(msg)
+        self.batch_size = batch_size
+        self._model: PreTrainedModel | None = None
+
+    @override
+    def sync(self, student: torch.nn.Module, version: int) -> None:
+        self._model = causal_lm(student)
+
+    @override
+    @torch.no_grad()
+    def generate(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        num_samples: int,
+        seeds: Sequence[int],
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen, hence safe to share
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        if self._model is None:
+            msg = "The engine has no student yet; call `sync(student, version)` first."
+            raise RuntimeError(msg)
+        if len(seeds) != len(token_ids) * num_samples:
+            msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
+            raise ValueError(msg)
+        was_training = self._model.training
+        self._model.eval()
+        samples: dict[int, Sample] = {}
+        prompts_per_call = max(1, self.batch_size // num_samples)
+        by_length = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
+        try:
+            with unsharded(self._model):
+                for start in range(0, len(by_length), prompts_per_call):
+                    chosen = by_length[start : start + prompts_per_call]
+                    rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
+                    decoding = _Decoding(
+                        self._model,
+                        [token_ids[i] for i in chosen],
+                        num_samples,
+                        [seeds[row] for row in rows],
+                        sampling,
+                    )
+                    for row, sample in zip(rows, decoding.run(on_progress, len(samples)), strict=True):
+                        samples[row] = sample
+        finally:
+            self._model.train(was_training)
+        return [samples[row] for row in range(len(seeds))]
+
+
+class _Decoding:
+    """One batch of responses while they are written; finished rows leave it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> None:
+        device = model.get_input_embeddings().weight.device
+        self._model, self._sampling = model, sampling
+        self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
+        longest, rows = max(map(len, prompts)), len(prompts) * num_samples
+        self._prompt_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        attention = torch.zeros(len(prompts), longest + sampling.max_new_tokens, dtype=torch.long, device=device)
+        for index, prompt in enumerate(prompts):
+            self._prompt_ids[index, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+            attention[index, longest - len(prompt) : longest] = 1
+        attention[:, longest:] = 1
+        self._attention, self._longest, self._num_samples = attention, longest, num_samples
+        self._seeds = torch.tensor(seeds, dtype=torch.long, device=device)
+        self._tokens = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64, device=device)
+        self._lengths = torch.full((rows,), sampling.max_new_tokens, dtype=torch.long, device=device)
+        self._is_stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def run(self, on_progress: Callable[[int], None] | None, num_done: int) -> list[Sample]:
+        """Write every row to its end and return them in order."""
+        logits, cache = self._prefill()
+        rows = torch.arange(len(self._seeds), device=logits.device)  # which response each batch row is
+        attention = self._attention.repeat_interleave(self._num_samples, dim=0)
+        for step in range(self._sampling.max_new_tokens):
+            tokens, logprobs = draw(logits, self._seeds[rows], step, self._sampling)
+            is_alive = ~self._is_stopped[rows]
+            self._tokens[rows, step] = tokens
+            self._logprobs[rows, step] = logprobs.double()
+            stops = is_alive & torch.isin(tokens, self._stops)
+            self._lengths[rows[stops]] = step + 1
+            self._is_stopped[rows[stops]] = True
+            is_alive &= ~stops
+            num_alive = int(is_alive.sum())
+            if on_progress is not None:
+                on_progress(num_done + len(self._seeds) - num_alive)
+            if num_alive == 0 or step + 1 == self._sampling.max_new_tokens:
+                break
+            if num_alive <= (1 - RETIRE_SHARE) * len(rows):
+                kept = is_alive.nonzero().squeeze(-1)
+                cache.batch_select_indices(kept)
+                rows, tokens, attention = rows[kept], tokens[kept], attention[kept]
+            logits = self._decode(tokens, attention[:, : self._longest + step + 1], cache)
+        return self._samples()
+
+    def _prefill(self) -> tuple[Float[Tensor, "rows vocab"], DynamicCache]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        attention = self._attention[:, : self._longest]
+        logits = self._forward(self._prompt_ids, attention, cache)
+        if self._num_samples > 1:
+            cache.batch_repeat_interleave(self._num_samples)
+            logits = logits.repeat_interleave(self._num_samples, dim=0)
+        return logits, cache
+
+    def _decode(
+        self, tokens: Int[Tensor, " rows"], attention: Int[Tensor, "rows time"], cache: DynamicCache
+    ) -> Float[Tensor, "rows vocab"]:
+        return self._forward(tokens[:, None], attention, cache)
+
+    def _forward(self, token_ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
+        logits: Tensor = self._model(
+            input_ids=token_ids,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1, : self._sampling.vocab_size]
+
+    def _samples(self) -> list[Sample]:
+        tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
+        rows = zip(tokens, logprobs, self._lengths.tolist(), self._is_stopped.tolist(), strict=True)
+        return [Sample(tuple(t[:n]), tuple(p[:n]), not stopped) for t, p, n, stopped in rows]
+
+
+def draw(
+    logits: Float[Tensor, "rows vocab"], seeds: Int[Tensor, " rows"], position: int, sampling: Sampling
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Draw one token per row by inverting the cumulative distribution, and return its log-prob.
+
+    The log-prob (nats) is that of the distribution drawn from: after temperature and nucleus.
+    Greedy (`temperature` 0) takes the likeliest token and reports its log-prob at temperature 1.
+    """
+    if sampling.temperature == 0:
+        logprobs = log_softmax(logits)
+        tokens = logprobs.argmax(dim=-1)
+    else:
+        logprobs = log_softmax(logits, sampling.temperature)
+        if sampling.top_p < 1:
+            logprobs = log_softmax(torch.where(nucleus(logprobs, sampling.top_p), logprobs, -torch.inf))
+        cumulative = logprobs.double().exp().cumsum(dim=-1)
+        targets = uniforms(seeds, position) * cumulative[:, -1]
+        tokens = torch.searchsorted(cumulative, targets[:, None], right=True).squeeze(-1)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def nucleus(logprobs: Float[Tensor, "rows vocab"], top_p: float) -> Bool[Tensor, "rows vocab"]:
+    """Return the smallest set of likeliest tokens whose mass reaches `top_p`."""
+    ordered, order = logprobs.double().exp().sort(dim=-1, descending=True)
+    is_needed = ordered.cumsum(dim=-1) - ordered < top_p
+    return torch.zeros_like(is_needed).scatter(-1, order, is_needed)

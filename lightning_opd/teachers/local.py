@@ -1,0 +1,158 @@
+"""A teacher in this process, on the student's own tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
+from lightning_opd.interfaces import Teacher
+from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, shard
+from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
+
+
+class LocalTeacher(Teacher):
+    """A frozen Hugging Face causal language model that shares the student's tokenizer.
+
+    Args:
+        path: Folder or hub name of the model (safetensors).
+        temperature: Divides the teacher's logits; by default the sampling temperature. Another
+            value moves the fixed point to z_student = (sampling temperature / this) · z_teacher.
+        dtype: Precision of the weights; log-probs are computed in at least float32.
+        batch_size: Most trajectories scored at once.
+        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
+        trust_remote_code: Run code shipped with the model; only for models you trust.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        temperature: float | None = None,
+        dtype: str = "float32",
+        batch_size: int = 256,
+        attn_implementation: str = "sdpa",
+        trust_remote_code: bool = False,  # noqa: FBT001, FBT002  # a key in YAML
+    ) -> None:
+        """Remember where the model lies; `setup` loads it."""
+        if temperature is not None and temperature <= 0:
+            msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
+            raise ValueError(msg)
+        self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
+        self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
+        self._model: LanguageModel | None = None
+        self._mesh: DeviceMesh | None = None
+        self._gathered_head: LinearHead | None = None
+
+    @property
+    @override
+    def identity(self) -> Hashable:
+        return (
+            type(self),
+            self.path,
+            self.temperature,
+            self.dtype,
+            self.batch_size,
+            self.attn_implementation,
+            self.trust_remote_code,
+        )
+
+    @override
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+
+    @override
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        model = load_causal_lm(
+            self.path,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+        model.requires_grad_(requires_grad=False).eval().to(device)
+        self._model, self._mesh = LanguageModel(model, len(self.tokenizer())), mesh
+        if mesh is not None:
+            shard(model, mesh)
+
+    def _loaded(self) -> LanguageModel:
+        if self._model is None:
+            msg = f"Teacher `{self.path}` is not loaded; call `setup(device)` first."
+            raise RuntimeError(msg)
+        return self._model
+
+    @override
+    @torch.no_grad()
+    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        unknown = wanted - {Signal.LOGPROBS, Signal.HIDDEN_STATES}
+        if unknown:
+            msg = f"LocalTeacher answers log-probs and hidden states, not {sorted(s.value for s in unknown)}."
+            raise ValueError(msg)
+        model = self._loaded()
+        comparable_mask = batch.response_mask & (batch.token_ids < model.vocab_size)
+        logprobs = torch.zeros_like(batch.rollout_logprobs)
+        hidden_states: Tensor | None = None
+        num_rounds = self._num_rounds(len(batch))
+        for rows in torch.arange(num_rounds * self.batch_size, device=logprobs.device).split(self.batch_size):
+            rows = rows[rows < len(batch)]  # noqa: PLW2901  # the last round may be short or empty
+            if len(rows) == 0:  # another rank still has rows: join its collectives
+                model.states(batch.token_ids.new_zeros(1, 2), batch.attention_mask.new_ones(1, 2))
+                continue
+            part, columns = batch.select(rows), batch.span(rows)
+            states = model.states(part.token_ids, part.attention_mask)
+            head = model.head()
+            mask = comparable_mask[rows][:, columns]
+            scores, _ = linear_token_statistics(
+                states,
+                head.logits,
+                part.token_ids.clamp(max=model.vocab_size - 1),
+                mask,
+                self.temperature or batch.temperature,
+                max(1, MAX_CHUNK_ELEMENTS // model.vocab_size),
+            )
+            logprobs[rows, columns] = scores.to(logprobs.dtype)
+            if Signal.HIDDEN_STATES in wanted:
+                if hidden_states is None:
+                    hidden_states = states.new_zeros(*batch.token_ids.shape, states.shape[-1])
+                hidden_states[rows, columns] = states
+        self._gather_head(wanted)
+        return TeacherScores(logprobs, comparable_mask, hidden_states=hidden_states)
+
+    def _num_rounds(self, num_rows: int) -> int:
+        """Return how often this rank must run the model: under sharding as often as every other."""
+        rounds = math.ceil(num_rows / self.batch_size)
+        if self._mesh is None:
+            return rounds
+        most = torch.tensor(max(rounds, 1), device=self._mesh.device_type)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._mesh.get_group())
+        return int(most)
+
+    def _gather_head(self, wanted: frozenset[Signal]) -> None:
+        """Keep a whole copy of a sharded head for the objective, and free the gathered weights."""
+        if self._mesh is None:
+            return
+        model = self._loaded()
+        if Signal.HIDDEN_STATES in wanted and self._gathered_head is None:
+            head = model.head()
+            weight = None if head.weight is None else head.weight.detach().clone()
+            bias = None if head.bias is None else head.bias.detach().clone()
+            self._gathered_head = LinearHead(weight, bias, head.vocab_size, self.temperature)
+        model.model.reshard()  # type: ignore[operator]  # fully_shard made it an FSDPModule
+
+    @override
+    def output_head(self) -> LinearHead | None:
+        if self._mesh is not None:
+            return self._gathered_head
+        head = self._loaded().head()
+        return LinearHead(head.weight, head.bias, head.vocab_size, self.temperature)
+
+    @override
+    def close(self) -> None:
+        self._model = self._gathered_head = None

@@ -1,0 +1,100 @@
+"""Routing: each prompt is graded by its own teacher, and by no other."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_opd.interfaces import Teacher
+from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class TeacherPool:
+    """All teachers by name; names with one identity share one loaded model.
+
+    Args:
+        teachers: Name → teacher. Every rank visits them in the order of their sorted names.
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
+        """Share what can be shared."""
+        shared: dict[Hashable, Teacher] = {}
+        self.names = tuple(sorted(teachers))
+        self._teachers = {name: shared.setdefault(teachers[name].identity, teachers[name]) for name in self.names}
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self.names)
+
+    @property
+    def distinct(self) -> dict[str, Teacher]:
+        """The loaded models, each under its first name."""
+        first: dict[int, str] = {}
+        for name, teacher in self._teachers.items():
+            first.setdefault(id(teacher), name)
+        return {name: self._teachers[name] for name in first.values()}
+
+    def check_routes(self, prompts: Iterable[Prompt]) -> None:
+        """Raise on a prompt whose teacher is not here.
+
+        Raises:
+            ValueError: With the unknown name, the known ones and the nearest of them.
+        """
+        for prompt in prompts:
+            if prompt.teacher not in self._teachers:
+                near = difflib.get_close_matches(prompt.teacher, self.names, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else ""
+                msg = (
+                    f"A prompt asks for teacher `{prompt.teacher}`; the known teachers are {list(self.names)}.{hint} "
+                    "Add it under `model.teachers`, or correct the prompt's teacher field."
+                )
+                raise ValueError(msg)
+
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        """Load every distinct model once."""
+        for teacher in self.distinct.values():
+            teacher.setup(device, mesh)
+
+    def ids(self, prompts: Iterable[Prompt]) -> list[int]:
+        """Return the teacher index of each prompt; -1 where there is no such teacher."""
+        index = {name: i for i, name in enumerate(self.names)}
+        return [index.get(prompt.teacher, -1) for prompt in prompts]
+
+    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        """Let each teacher grade its own rows, and put the grades in one place.
+
+        Hidden states of unequal width are padded with zeros to the widest teacher's.
+        """
+        logprobs = torch.zeros_like(batch.rollout_logprobs)
+        comparable_mask = torch.zeros_like(batch.response_mask)
+        hidden: list[tuple[Tensor, slice, Tensor]] = []
+        for index, name in enumerate(self.names):  # every rank, every teacher, one order
+            rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
+            part, columns = batch.select(rows), batch.span(rows)
+            scores = self._teachers[name].score(part, wanted)
+            logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
+            comparable_mask[rows, columns] = scores.comparable_mask
+            if scores.hidden_states is not None:
+                hidden.append((rows, columns, scores.hidden_states))
+        if not hidden:
+            return TeacherScores(logprobs, comparable_mask)
+        states = hidden[0][2].new_zeros(*logprobs.shape, max(h.shape[-1] for _, _, h in hidden))
+        for rows, columns, part_states in hidden:
+            states[rows, columns, : part_states.shape[-1]] = part_states
+        return TeacherScores(logprobs, comparable_mask, hidden_states=states)
+
+    def heads(self) -> list[LinearHead | None]:
+        """Return each teacher's output head, in the order of `names`."""
+        return [self._teachers[name].output_head() for name in self.names]
+
+    def close(self) -> None:
+        """Release every model."""
+        for teacher in self.distinct.values():
+            teacher.close()

@@ -1,0 +1,44 @@
+"""What every test shares: shapes checked at run time, no network, one torch thread, fixed seeds, tiny real models."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jaxtyping
+
+import tests.typechecking  # noqa: F401  # the hook below looks it up by name
+
+jaxtyping.install_import_hook("lightning_opd", "tests.typechecking.check")  # before anything imports the package
+
+from pathlib import Path  # noqa: E402  # the hook comes first
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.tiny import save_model, save_tokenizer  # noqa: E402
+
+hypothesis.settings.register_profile("lightning_opd", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("lightning_opd")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real byte-level BPE tokenizer and its chat template."""
+    return save_tokenizer(tmp_path_factory.mktemp("tiny_tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer Qwen3 (safetensors) and its tokenizer."""
+    return save_model(tmp_path_factory.mktemp("tiny_model"), seed=0)

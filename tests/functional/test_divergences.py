@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_opd import functional
+from lightning_opd.functional.divergences import Divergence, ReverseKL, linear_divergence
+from tests.implementations import implementations
+
+every_divergence = pytest.mark.parametrize("divergence", implementations(Divergence, functional))
+logit_rows = st.lists(st.floats(-30, 30), min_size=5, max_size=5)
+
+
+@every_divergence
+@given(student=logit_rows, teacher=logit_rows)
+def test_divergence_is_never_negative(divergence: Divergence, student: list[float], teacher: list[float]) -> None:
+    value = divergence(torch.tensor(student, dtype=torch.float64), torch.tensor(teacher, dtype=torch.float64))
+    assert value.item() >= -1e-12
+
+
+@every_divergence
+@given(logits=logit_rows, shift=st.floats(-10, 10))
+def test_divergence_and_its_gradient_vanish_at_equality(
+    divergence: Divergence, logits: list[float], shift: float
+) -> None:
+    student = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    value = divergence(student, student.detach() + shift)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert abs(value.item()) <= 1e-12
+    assert gradient.abs().max().item() <= 1e-12
+
+
+@every_divergence
+def test_divergence_tells_different_distributions_apart(divergence: Divergence) -> None:
+    assert divergence(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 2.0])).item() > 0.01
+
+
+@every_divergence
+def test_divergence_has_the_gradient_of_finite_differences(divergence: Divergence) -> None:
+    student = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 6, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda z: divergence(z, teacher), student)
+
+
+@every_divergence
+def test_descending_the_divergence_leads_to_the_teacher(divergence: Divergence) -> None:
+    student = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([0.5, -0.5, 1.0, 0.0], dtype=torch.float64)
+    start = divergence(student, teacher).item()
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(divergence(student, teacher), student)
+        student = (student - 0.5 * gradient).detach().requires_grad_()
+    assert divergence(student, teacher).item() < 1e-3 * start
+
+
+@every_divergence
+@pytest.mark.parametrize("banned_by", ["student", "teacher", "both"])
+def test_divergence_stays_finite_where_a_token_has_no_mass(divergence: Divergence, banned_by: str) -> None:
+    student, teacher = torch.randn(3, 5), torch.randn(3, 5)
+    if banned_by != "teacher":
+        student[:, 1] = -torch.inf
+    if banned_by != "student":
+        teacher[:, 1] = -torch.inf
+    student.requires_grad_()
+    value = divergence(student, teacher)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+
+
+@every_divergence
+def test_divergence_keeps_the_leading_shape_and_treats_rows_alone(divergence: Divergence) -> None:
+    student, teacher = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    value = divergence(student, teacher)
+    assert value.shape == (2, 3)
+    torch.testing.assert_close(divergence(student[1, 2], teacher[1, 2]), value[1, 2])
+
+
+@every_divergence
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_divergence_is_computed_in_at_least_float32(
+    divergence: Divergence, dtype: torch.dtype, expected: torch.dtype
+) -> None:
+    student, teacher = torch.randn(3, 8).to(dtype), torch.randn(3, 8).to(dtype)
+    value = divergence(student, teacher)
+    assert value.dtype == expected
+    torch.testing.assert_close(value.double(), divergence(student.double(), teacher.double()), rtol=1e-4, atol=1e-5)
+
+
+def test_reverse_kl_equals_a_hand_enumeration() -> None:
+    student, teacher = (
+        torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64),
+        torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64),
+    )
+    p = [math.exp(float(z)) / sum(math.exp(float(s)) for s in student) for z in student]
+    q = [math.exp(float(z)) / sum(math.exp(float(s)) for s in teacher) for z in teacher]
+    expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert ReverseKL()(student, teacher).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_reverse_kl_punishes_mass_the_teacher_forbids_and_not_mass_the_student_drops() -> None:
+    one, half = torch.tensor([0.0, -torch.inf]), torch.tensor([0.0, 0.0])
+    assert ReverseKL()(one, half).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert ReverseKL()(half, one).item() > 40
+
+
+Case = tuple[Tensor, torch.nn.Linear, Tensor, torch.nn.Linear, Tensor]
+
+
+@pytest.fixture
+def case() -> Case:
+    student_head, teacher_head = torch.nn.Linear(4, 7).double(), torch.nn.Linear(6, 7, bias=False).double()
+    student_states = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    return student_states, student_head, torch.randn(3, 5, 6, dtype=torch.float64), teacher_head, torch.rand(3, 5) < 0.6
+
+
+@every_divergence
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 100])
+def test_linear_divergence_equals_the_dense_formula_for_every_chunk_size(
+    divergence: Divergence, chunk_size: int | None, case: Case
+) -> None:
+    student_states, student_head, teacher_states, teacher_head, mask = case
+    chunked = linear_divergence(
+        divergence, student_states, student_head, teacher_states, teacher_head, mask, 0.7, chunk_size
+    )
+    dense = divergence(student_head(student_states) / 0.7, teacher_head(teacher_states) / 0.7)
+    dense = torch.where(mask, dense, 0.0)
+    torch.testing.assert_close(chunked, dense, rtol=0, atol=1e-12)
+    inputs = [student_states, *student_head.parameters()]
+    actual, expected = (torch.autograd.grad(x.square().sum(), inputs) for x in (chunked, dense))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+
+
+@every_divergence
+def test_linear_divergence_of_an_empty_mask_is_zero_with_a_graph(divergence: Divergence, case: Case) -> None:
+    student_states, student_head, teacher_states, teacher_head, mask = case
+    nothing = torch.zeros_like(mask)
+    value = linear_divergence(divergence, student_states, student_head, teacher_states, teacher_head, nothing)
+    assert not value.any()
+    for gradient in torch.autograd.grad(value.sum(), [student_states, *student_head.parameters()]):
+        assert not gradient.any()
+
+
+def test_linear_divergence_divides_by_the_temperature_in_float32() -> None:
+    def head(states: Tensor) -> Tensor:
+        return states
+
+    student, teacher = torch.randn(2, 4, 9).bfloat16(), torch.randn(2, 4, 9).bfloat16()
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    actual = linear_divergence(ReverseKL(), student, head, teacher, head, mask, temperature=0.7)
+    torch.testing.assert_close(actual, ReverseKL()(student.float() / 0.7, teacher.float() / 0.7), rtol=0, atol=1e-6)
+
+
+def test_linear_divergence_leaves_padding_out_even_where_states_are_not_numbers(case: Case) -> None:
+    _, student_head, teacher_states, teacher_head, mask = case
+    student_states = torch.randn(3, 5, 4, dtype=torch.float64)
+    student_states[~mask] = torch.nan
+    student_states.requires_grad_()
+    value = linear_divergence(ReverseKL(), student_states, student_head, teacher_states, teacher_head, mask)
+    (gradient,) = torch.autograd.grad(value.sum(), student_states)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+    assert not gradient[~mask].any()

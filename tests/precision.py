@@ -1,0 +1,10 @@
+"""In which precision every function of the package answers."""
+
+import torch
+
+RESULT_DTYPES = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}

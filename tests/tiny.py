@@ -1,0 +1,70 @@
+"""Real tiny models: a byte-level BPE tokenizer and a two-layer Qwen3 as Hugging Face folders."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+
+SPECIAL_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+TEXTS = (
+    string.printable,
+    "system user assistant What is 27 + 48? Sort the letters of dbca. Reverse the letters of xyz.",
+    '<think>7+8=15 carry 1; 2+4+1=7</think><tool_call>{"name": "calc", "arguments": {"result": 75}}</tool_call>',
+)
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """Train a small tokenizer that can write every printable character, save it and return the folder."""
+    from lightning_opd.tokenization.training import train_tokenizer
+
+    train_tokenizer(TEXTS, vocab_size=160, special_tokens=SPECIAL_TOKENS).save_pretrained(folder)
+    return folder
+
+
+def model_config(vocab_size: int, **changes: object) -> dict[str, object]:
+    """Return a Qwen3 configuration that runs in milliseconds."""
+    return {
+        "model_type": "qwen3",
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 64,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        **changes,
+    }
+
+
+def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+    """Save a randomly initialised model with its tokenizer and return the folder.
+
+    Args:
+        folder: Where to write; made if missing.
+        seed: Of the weights.
+        dtype: Of the saved weights.
+        changes: Entries of the configuration that differ from `model_config`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder))
+    settings = model_config(len(tokenizer), **changes)
+    settings |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
+    sharpen(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def sharpen(model: torch.nn.Module, factor: float = 4.0) -> None:
+    """Scale the matrices up: a fresh initialisation predicts all tokens alike, which hides mistakes."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(factor)
