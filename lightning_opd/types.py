@@ -100,6 +100,9 @@ class Trajectory:
         is_truncated: Whether a length limit ended the episode.
         reward: The task's verdict on the outcome.
         format_errors: Names of the broken format rules.
+        split: Split the prompt came from.
+        mode: "sampled" or "greedy".
+        is_repeat: Whether the episode only fills up an evaluation batch and counts nowhere.
     """
 
     prompt: Prompt
@@ -110,6 +113,9 @@ class Trajectory:
     is_truncated: bool
     reward: float = 0.0
     format_errors: tuple[str, ...] = ()
+    split: str = "train"
+    mode: str = "sampled"
+    is_repeat: bool = False
 
 
 class Signal(Enum):

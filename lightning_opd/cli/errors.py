@@ -46,11 +46,15 @@ def wants_traceback() -> bool:
     return os.environ.get("LIGHTNING_OPD_TRACEBACK", "0") not in {"", "0"}
 
 
-def is_settings_error(error: BaseException) -> bool:
+def is_settings_error(error: BaseException, *folders: Path) -> bool:
     """Return whether the package itself raised `error` on purpose, with a message made for the user.
 
     True for a built-in type whose innermost frame is a `raise` statement of this package. A crash inside
     torch, a user's class or an expression of ours is a bug and keeps its traceback.
+
+    Args:
+        error: What was raised.
+        folders: Other packages whose `raise` statements speak to the user.
     """
     if isinstance(error, UsageError):
         return True
@@ -63,7 +67,7 @@ def is_settings_error(error: BaseException) -> bool:
         return False
     path = Path(frame.tb_frame.f_code.co_filename)
     line = linecache.getline(str(path), frame.tb_lineno).strip()
-    return path.is_relative_to(_PACKAGE) and line.startswith("raise ")
+    return line.startswith("raise ") and any(path.is_relative_to(folder) for folder in (_PACKAGE, *folders))
 
 
 def message_of(error: BaseException) -> str:

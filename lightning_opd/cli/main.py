@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lightning_opd import __version__
-from lightning_opd.cli.errors import USAGE_EXIT_CODE, is_settings_error, message_of, wants_traceback
+from lightning_opd.cli.errors import USAGE_EXIT_CODE, UsageError, wants_traceback
 from lightning_opd.cli.verbs import command_line, overview, run_verb
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with command_line(words):
             run_verb(words)
-    except Exception as error:
-        if wants_traceback() or not is_settings_error(error):
+    except UsageError as error:
+        if wants_traceback():
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"error: {message_of(error)}\n")
+            sys.stderr.write(f"error: {error}\n")
         return USAGE_EXIT_CODE
     return 0

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
+from argparse import SUPPRESS
 from typing import TYPE_CHECKING, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser
 from typing_extensions import override
 
-from lightning_opd.cli.errors import UsageError
-from lightning_opd.cli.messages import explain
+from lightning_opd.cli.errors import UsageError, is_settings_error, message_of
+from lightning_opd.cli.messages import Written, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     from lightning_opd.cli.verbs import ShortVerb
 
 
+_OWN_OPTIONS = ("--help", "--print_config", "--print_shtab")
+
+
 class ShortParser(ArgumentParser):
     """A parser whose errors are one or two lines."""
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(explain(message, [action.dest for action in self._actions])) from ex
+        raise UsageError(explain(message, Written(keys=self._options()))) from ex
+
+    def _options(self) -> list[str]:
+        options = [key for action in self._actions if action.help != SUPPRESS for key in action.option_strings]
+        return [key for key in options if key.startswith("--") and not key.endswith("+") and key not in _OWN_OPTIONS]
 
 
 def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
@@ -45,7 +53,7 @@ def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     hints = get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
-        help_text, hint = (about.get(name) or "").replace("%", "%%"), hints[name]
+        help_text, hint = about.get(name) or "", hints[name]
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             many = typing.get_origin(hint) is list
             parser.add_argument(name, nargs="*" if many else "?", type=str if many else hint, help=help_text)
@@ -77,4 +85,9 @@ def run_short_verb(name: str, verb: ShortVerb, words: Sequence[str]) -> None:
             positional.append(value)
         else:
             options[parameter.name] = values[parameter.name.rstrip("_")]
-    function(*positional, **options)
+    try:
+        function(*positional, **options)
+    except Exception as error:
+        if not is_settings_error(error):
+            raise
+        raise UsageError(message_of(error)) from error

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.functional.logprobs import log_softmax, over_positions, promote, promote
+from lightning_opd.functional.logprobs import log_softmax, over_positions, promote
 
 IMPOSSIBLE_LOGPROB = -100.0
 """Floor in nats of a teacher's log-prob, so that a token it gives no mass repels with finite force."""
@@ -79,6 +79,8 @@ def linear_divergence(
     """
 
     def compare(student: Tensor, teacher: Tensor) -> Tensor:
-        return divergence(promote(student_head(student)) / temperature, promote(teacher_head(teacher)) / temperature)
+        return divergence(
+            promote(student_head(student)) / student_temperature, promote(teacher_head(teacher)) / teacher_temperature
+        )
 
     return over_positions(compare, mask, student_states, teacher_states, chunk_size=chunk_size)

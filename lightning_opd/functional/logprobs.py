@@ -19,7 +19,7 @@ def promote(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def log_softmax(logits: Float[Tensor, "*shape vocab"], temperature: float = 1.0) -> Float[Tensor, "*shape vocab"]:
-    """Return log_softmax(logits / temperature) over the last axis, in at least float32."""
+    """Return the log-softmax of logits / temperature over the last axis, in at least float32."""
     return torch.log_softmax(promote(logits) / temperature, dim=-1)
 
 

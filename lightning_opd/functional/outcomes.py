@@ -48,5 +48,5 @@ class LeaveOneOut(OutcomeAdvantage):
             )
             raise ValueError(msg)
         totals = torch.zeros_like(sizes, dtype=rewards.dtype).index_add(0, group, rewards)
-        others = (totals[group] - rewards) / (sizes[group] - 1)
+        others: Tensor = (totals[group] - rewards) / (sizes[group] - 1)
         return rewards - others

@@ -134,9 +134,9 @@ def test_linear_divergence_equals_the_dense_formula_for_every_chunk_size(
 ) -> None:
     student_states, student_head, teacher_states, teacher_head, mask = case
     chunked = linear_divergence(
-        divergence, student_states, student_head, teacher_states, teacher_head, mask, 0.7, chunk_size
+        divergence, student_states, student_head, teacher_states, teacher_head, mask, 0.7, 1.3, chunk_size
     )
-    dense = divergence(student_head(student_states) / 0.7, teacher_head(teacher_states) / 0.7)
+    dense = divergence(student_head(student_states) / 0.7, teacher_head(teacher_states) / 1.3)
     dense = torch.where(mask, dense, 0.0)
     torch.testing.assert_close(chunked, dense, rtol=0, atol=1e-12)
     inputs = [student_states, *student_head.parameters()]
@@ -161,8 +161,8 @@ def test_linear_divergence_divides_by_the_temperature_in_float32() -> None:
 
     student, teacher = torch.randn(2, 4, 9).bfloat16(), torch.randn(2, 4, 9).bfloat16()
     mask = torch.ones(2, 4, dtype=torch.bool)
-    actual = linear_divergence(ReverseKL(), student, head, teacher, head, mask, temperature=0.7)
-    torch.testing.assert_close(actual, ReverseKL()(student.float() / 0.7, teacher.float() / 0.7), rtol=0, atol=1e-6)
+    actual = linear_divergence(ReverseKL(), student, head, teacher, head, mask, 0.7, 1.3)
+    torch.testing.assert_close(actual, ReverseKL()(student.float() / 0.7, teacher.float() / 1.3), rtol=0, atol=1e-6)
 
 
 def test_linear_divergence_leaves_padding_out_even_where_states_are_not_numbers(case: Case) -> None:

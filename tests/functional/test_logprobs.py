@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import (
@@ -190,3 +191,10 @@ def test_logprobs_are_at_most_zero_and_do_not_move_with_a_constant(shift: float,
     logprobs = token_logprobs(logits, token_ids)
     assert (logprobs <= 0).all()
     torch.testing.assert_close(token_logprobs(logits + shift, token_ids), logprobs, rtol=1e-9, atol=1e-9)
+
+
+def test_shapes_and_dtypes_are_checked_while_tests_run() -> None:
+    with pytest.raises(TypeCheckError, match="token_ids"):
+        token_logprobs(torch.zeros(1, 3, 4), torch.zeros(1, 2, dtype=torch.long))
+    with pytest.raises(TypeCheckError, match="logits"):
+        token_logprobs(torch.zeros(1, 3, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))

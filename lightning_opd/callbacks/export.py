@@ -1,0 +1,59 @@
+"""A Hugging Face folder at the end of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import lightning as L  # noqa: N812  # Lightning's own convention
+import torch
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from lightning_opd.models import export_student
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class StudentOwner(Protocol):
+    """What can be exported: a module with a student and its tokenizer."""
+
+    student: torch.nn.Module
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+
+
+class ExportHuggingFace(Callback):
+    """Write the trained student, its configuration and tokenizer when training ends.
+
+    Args:
+        folder: Where; by default `model` in the trainer's `default_root_dir`.
+        merge: Fold a LoRA adapter into the weights; False writes the adapter alone.
+    """
+
+    def __init__(self, folder: str | None = None, merge: bool = True) -> None:  # noqa: FBT001, FBT002  # a key in YAML
+        """Remember where to write."""
+        self.folder, self.merge = folder, merge
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        owner = cast("StudentOwner", pl_module)
+        weights = gather_weights(owner.student)  # every rank takes part
+        if trainer.is_global_zero:
+            folder = Path(self.folder or Path(trainer.default_root_dir) / "model")
+            export_student(owner.student, owner.tokenizer, folder, merge=self.merge, weights=weights)
+        trainer.strategy.barrier("export")
+
+
+def gather_weights(student: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """Return the whole state dict on the CPU if the weights are sharded, else None."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    if not any(isinstance(parameter, DTensor) for parameter in student.parameters()):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(student, options=options))

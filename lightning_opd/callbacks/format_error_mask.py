@@ -1,0 +1,58 @@
+"""No distillation on trajectories with a format error."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import lightning as L  # noqa: N812  # Lightning's own convention
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from typing_extensions import override
+
+from lightning_opd.interfaces import OPDCallback
+from lightning_opd.types import RolloutBatch
+
+
+class FormatErrorMask(OPDCallback):
+    """Give trajectories that break a format rule no distillation signal.
+
+    A teacher's undesirable pattern pays off under the distillation signal exactly where the format
+    breaks; masking those trajectories takes the pay away. Their outcome gradient stays, and the
+    denominator stays, so that good trajectories do not weigh more as failures rise.
+
+    Logs `train/masked` (share of trajectories) and `train/format_error/<rule>`.
+
+    Args:
+        warn_above: Share of masked trajectories above which to warn.
+
+    Reference:
+        On-policy distillation for model merging, section 2 (2026).
+    """
+
+    def __init__(self, warn_above: float = 0.5) -> None:
+        """Check the share."""
+        if not 0 <= warn_above <= 1:
+            msg = f"`warn_above` is a share between 0 and 1, got {warn_above}."
+            raise ValueError(msg)
+        self.warn_above = warn_above
+        self._has_warned = False
+
+    @override
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        bad = rollouts.has_format_error
+        rollouts.distill_weights = torch.where(bad, 0.0, rollouts.distill_weights)
+        count = rollouts.num_trajectories.new_tensor(len(rollouts))
+        metrics = {"train/masked": (bad.sum().double(), count)}
+        names = sorted(rule.name for rule in trainer.datamodule.task.format_rules())  # type: ignore[attr-defined]  # set by Lightning
+        broken = Counter(name for trajectory in rollouts.trajectories for name in trajectory.format_errors)
+        for name in names:
+            metrics[f"train/format_error/{name}"] = (count.new_tensor(broken[name]), count)
+        rollouts.metrics = {**rollouts.metrics, **metrics}
+        share = float(bad.double().mean())
+        if share > self.warn_above and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"{share:.0%} of a window's trajectories have format errors and get no distillation signal "
+                f"(most broken: {broken.most_common(1)[0][0] if broken else 'unknown'}). Start from a student that "
+                "knows the format (a supervised warm start), or check the task's format rules."
+            )

@@ -1,0 +1,6 @@
+"""Data modules: what is trained on."""
+
+from lightning_opd.data.on_policy import Evaluation, OPDDataModule
+from lightning_opd.data.supervised import SFTDataModule
+
+__all__ = ["Evaluation", "OPDDataModule", "SFTDataModule"]

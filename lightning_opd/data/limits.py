@@ -1,0 +1,59 @@
+"""Trainer settings against windows: what would cut one is refused before anything runs."""
+
+from __future__ import annotations
+
+import lightning as L  # noqa: N812  # Lightning's own convention
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+
+def check_window_limits(trainer: L.Trainer, updates_per_window: int, rows_per_rank: int) -> None:
+    """Refuse settings that would end an epoch, or an optimiser step, inside a window.
+
+    Raises:
+        ValueError: With the setting, its value and what would fit.
+    """
+    micro_batches = trainer.accumulate_grad_batches * updates_per_window
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]  # set by Lightning
+        msg = (
+            "GradientAccumulationScheduler would change the number of micro-batches per window while training. "
+            "Remove it and set a constant `trainer.accumulate_grad_batches`."
+        )
+        raise ValueError(msg)
+    if micro_batches > rows_per_rank:
+        msg = (
+            f"A window has {rows_per_rank} trajectories per process, which cannot be cut into {micro_batches} "
+            f"micro-batches (`accumulate_grad_batches` {trainer.accumulate_grad_batches} × `updates_per_window` "
+            f"{updates_per_window}). Raise `data.prompts_per_window`, or lower one of the two."
+        )
+        raise ValueError(msg)
+    if trainer.fast_dev_run:  # a smoke test may end anywhere
+        return
+    for name in ("limit_train_batches", "overfit_batches"):
+        limit = getattr(trainer, name)
+        if isinstance(limit, int) and limit % micro_batches:
+            below = limit // micro_batches * micro_batches
+            msg = (
+                f"`{name}` is {limit}, which would cut a window: a window is {micro_batches} micro-batches "
+                f"(`accumulate_grad_batches` × `updates_per_window`). Use a multiple, for example "
+                f"{below or micro_batches}."
+            )
+            raise ValueError(msg)
+
+
+def windows_per_epoch(trainer: L.Trainer, num_windows: int, micro_batches: int) -> int:
+    """Return how many windows the trainer will take per epoch.
+
+    Raises:
+        ValueError: A share of the batches that would cut a window.
+    """
+    limit = trainer.overfit_batches or trainer.limit_train_batches
+    if isinstance(limit, int):
+        return max(1, min(limit // micro_batches, num_windows))
+    num_batches = int(num_windows * micro_batches * limit)
+    if num_batches % micro_batches and not trainer.fast_dev_run:
+        msg = (
+            f"Limiting the epoch to a share of {limit} leaves {num_batches} of {num_windows * micro_batches} batches, "
+            f"which would cut a window of {micro_batches} micro-batches. Use a whole number that is its multiple."
+        )
+        raise ValueError(msg)
+    return max(1, num_batches // micro_batches)

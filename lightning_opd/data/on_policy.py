@@ -1,0 +1,374 @@
+"""On-policy rollouts as Lightning data: prompts in, graded windows out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import lightning as L  # noqa: N812  # Lightning's own convention
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.data.collate import collate, cut
+from lightning_opd.data.limits import check_window_limits, windows_per_epoch
+from lightning_opd.data.progress import show_progress
+from lightning_opd.data.statistics import window_statistics
+from lightning_opd.data.windows import PromptBatch, PromptBatches, PromptWindows
+from lightning_opd.interfaces import OPDCallback, RolloutEngine, Split, Task
+from lightning_opd.models import LanguageModel
+from lightning_opd.rollouts import InProcessEngine
+from lightning_opd.rollouts.episodes import run_episodes
+from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.teachers import TeacherPool
+from lightning_opd.tokenization.chat import stop_token_ids
+from lightning_opd.types import Prompt, RolloutBatch, Sampling, TeacherScores, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Mode = Literal["sampled", "greedy"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `validate`, `test` and `predict` run over.
+
+    Args:
+        splits: Splits that `test` and `predict` go through.
+        modes: "sampled" draws at the training temperature, "greedy" takes the likeliest token.
+        num_prompts: Prompts per domain, split and mode; None takes all.
+        num_validation_prompts: Prompts per domain in validation, which is sampled with fixed noise.
+        batch_size: Prompts per batch and process.
+    """
+
+    splits: list[Split] = dataclasses.field(default_factory=lambda: ["test"])
+    modes: list[Mode] = dataclasses.field(default_factory=lambda: ["sampled", "greedy"])
+    num_prompts: int | None = None
+    num_validation_prompts: int | None = 128
+    batch_size: int = 256
+
+
+class Distiller(Protocol):
+    """What the road needs of the module: the student, its tokenizer and the teachers."""
+
+    student: torch.nn.Module
+    teachers: TeacherPool
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The student's states and head."""
+
+    def score(self, batch: RolloutBatch) -> TeacherScores:
+        """Let every teacher grade its own rows."""
+
+
+class OPDDataModule(L.LightningDataModule):
+    """Writes, judges and grades a window of rollouts whenever the trainer asks for its first micro-batch.
+
+    Args:
+        task: Prompts, outcome and format rules.
+        prompts_per_window: Prompts of one window over all processes.
+        samples_per_prompt: Sibling rollouts per prompt.
+        updates_per_window: Optimiser steps per window; above 1 the later ones are off-policy.
+        sampling: How the student draws. Its temperature is also that of all log-probs.
+        engine: Writes the rollouts; by default in this process.
+        evaluation: What validation, test and predict run over.
+        seed: Of prompt order and noise; by default that of `seed_everything`, or 0.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        prompts_per_window: int = 64,
+        samples_per_prompt: int = 1,
+        updates_per_window: int = 1,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen, hence safe to share
+        engine: RolloutEngine | None = None,
+        evaluation: Evaluation = Evaluation(),  # noqa: B008  # frozen, hence safe to share
+        seed: int | None = None,
+    ) -> None:
+        """Check the numbers; prompts are read in `setup`."""
+        super().__init__()
+        for name, value in (
+            ("prompts_per_window", prompts_per_window),
+            ("samples_per_prompt", samples_per_prompt),
+            ("updates_per_window", updates_per_window),
+        ):
+            if value < 1:
+                msg = f"`data.{name}` must be at least 1, got {value}."
+                raise ValueError(msg)
+        self.task, self.sampling, self.evaluation = task, sampling, evaluation
+        self.prompts_per_window, self.samples_per_prompt = prompts_per_window, samples_per_prompt
+        self.updates_per_window = updates_per_window
+        self.engine = engine if engine is not None else InProcessEngine()
+        self.seed = seed
+        self._micro_batches: list[RolloutBatch] = []
+
+    # --- what Lightning calls --------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        module = self._module()
+        self._sampling = dataclasses.replace(
+            self.sampling,
+            stop_token_ids=self.sampling.stop_token_ids or stop_token_ids(module.tokenizer),
+            vocab_size=self.sampling.vocab_size or len(module.tokenizer),
+        )
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
+        if stage == "fit":
+            self._check_training(module)
+
+    def _check_training(self, module: Distiller) -> None:
+        trainer = self._trainer()
+        _, num_ranks = self._place()
+        if self.prompts_per_window % num_ranks:
+            msg = (
+                f"`data.prompts_per_window` is {self.prompts_per_window}, which {num_ranks} processes cannot share "
+                f"equally. Use a multiple of {num_ranks}."
+            )
+            raise ValueError(msg)
+        rows = self.prompts_per_window // num_ranks * self.samples_per_prompt
+        check_window_limits(trainer, self.updates_per_window, rows)
+        if self._sampling.temperature == 0 or self._sampling.top_p < 1:
+            msg = (
+                f"Training samples must come from the student's whole distribution, got temperature "
+                f"{self._sampling.temperature} and top_p {self._sampling.top_p}. Use a positive temperature and "
+                "top_p 1; greedy and nucleus sampling are for `test` and `predict`."
+            )
+            raise ValueError(msg)
+        module.teachers.check_routes(self._prompts("train"))
+        module.teachers.check_routes(self._prompts("validation", may_be_empty=True))
+
+    @override
+    def train_dataloader(self) -> PromptWindows:
+        trainer, (rank, num_ranks) = self._trainer(), self._place()
+        prompts = self._prompts("train")
+        micro_batches = trainer.accumulate_grad_batches * self.updates_per_window
+        return PromptWindows(
+            prompts,
+            self.prompts_per_window,
+            micro_batches,
+            self._seed,
+            rank,
+            num_ranks,
+            windows_per_epoch(trainer, len(prompts) // self.prompts_per_window, micro_batches),
+            is_repeating=bool(trainer.overfit_batches),
+        )
+
+    @override
+    def val_dataloader(self) -> PromptBatches | list[PromptBatches]:
+        prompts = self._prompts("validation", may_be_empty=True)
+        if not prompts:
+            return []
+        return self._evaluation_batches([("validation", "sampled", prompts)], self.evaluation.num_validation_prompts)
+
+    @override
+    def test_dataloader(self) -> PromptBatches:
+        parts = [(split, mode, self._prompts(split)) for split in self.evaluation.splits for mode in self.evaluation.modes]
+        return self._evaluation_batches(parts, self.evaluation.num_prompts)
+
+    @override
+    def predict_dataloader(self) -> PromptBatches:
+        return self.test_dataloader()
+
+    def _evaluation_batches(
+        self, parts: Sequence[tuple[Split, str, Sequence[Prompt]]], num_prompts: int | None
+    ) -> PromptBatches:
+        chosen = [(split, mode, first_of_each_domain(prompts, num_prompts)) for split, mode, prompts in parts]
+        return PromptBatches(chosen, self.evaluation.batch_size, *self._place())
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # prompts are not tensors; rollouts are made on the device
+
+    @override
+    def on_after_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> RolloutBatch:
+        if not self._trainer().training:
+            return self._evaluate(batch)
+        if batch.micro_batch == 0:
+            self._micro_batches = self._write_window(batch)
+        return self._micro_batches[batch.micro_batch]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the rest of a window that several updates share; its tensors, never its texts."""
+        if self.updates_per_window == 1 or not self._micro_batches:
+            return {}
+        own = [dataclasses.replace(m, trajectories=(), metrics={}) for m in self._micro_batches]
+        windows = [[_as_mapping(m) for m in own]]
+        _, num_ranks = self._place()
+        if num_ranks > 1:
+            gathered: list[Any] = [None] * num_ranks
+            torch.distributed.all_gather_object(gathered, windows[0])
+            windows = gathered
+        return {"windows": windows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "windows" in state_dict:
+            rank, _ = self._place()
+            self._micro_batches = [_from_mapping(m) for m in state_dict["windows"][rank]]
+
+    @override
+    def teardown(self, stage: str) -> None:
+        self._micro_batches = []
+        self.engine.close()
+
+    # --- one window ------------------------------------------------------------------------------
+
+    def _write_window(self, batch: PromptBatch) -> list[RolloutBatch]:
+        """Roll out, grade, let the callbacks see the whole window, and cut it."""
+        trainer, module = self._trainer(), self._module()
+        num_samples = self.samples_per_prompt
+        seeds = [row_seed(self._seed, "train", batch.window, row * num_samples + j) for row in batch.rows for j in range(num_samples)]
+        window, seconds = self._roll_out(batch, seeds, self._sampling)
+        statistics = window_statistics(window, *seconds)
+        window.num_active_tokens = self._sum_over_ranks(window.num_active_tokens)
+        window.num_trajectories = self._sum_over_ranks(window.num_trajectories)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+            if isinstance(callback, OPDCallback):
+                callback.on_rollout_end(trainer, cast("L.LightningModule", module), window)
+                _check_shapes(window, callback)
+        window.metrics = {**statistics, **window.metrics}
+        micro_batches = cut(window, self.updates_per_window, trainer.accumulate_grad_batches)
+        for part in micro_batches:
+            if self.updates_per_window > 1:
+                part.num_active_tokens = self._sum_over_ranks(part.num_active_tokens)
+                part.num_trajectories = self._sum_over_ranks(part.num_trajectories)
+            else:
+                part.num_active_tokens, part.num_trajectories = window.num_active_tokens, window.num_trajectories
+        return micro_batches
+
+    def _evaluate(self, batch: PromptBatch) -> RolloutBatch:
+        num_samples = 1
+        seeds = [row_seed(self._seed, batch.split, prompt.key, j) for prompt in batch.prompts for j in range(num_samples)]
+        sampling = self._sampling
+        if batch.mode == "greedy":
+            sampling = dataclasses.replace(sampling, temperature=0.0)
+        return self._roll_out(batch, seeds, sampling)[0]
+
+    def _roll_out(
+        self, batch: PromptBatch, seeds: Sequence[int], sampling: Sampling
+    ) -> tuple[RolloutBatch, tuple[float, float]]:
+        """Write, judge and grade episodes; return them and the seconds of rollout and scoring."""
+        trainer, module = self._trainer(), self._module()
+        num_samples = len(seeds) // len(batch.prompts)
+        with self._stage("rollout") as rollout_time:
+            self.engine.sync(module.student, trainer.global_step)
+            trajectories = run_episodes(
+                self.task,
+                batch.prompts,
+                self.engine,
+                module.tokenizer,
+                seeds,
+                sampling,
+                module.language_model.max_length,
+                lambda num_done: show_progress(trainer, "rollout", num_done, len(seeds)),
+            )
+        trajectories = [
+            dataclasses.replace(t, split=batch.split, mode=batch.mode, is_repeat=i // num_samples >= batch.num_real)
+            for i, t in enumerate(trajectories)
+        ]
+        window = self._collate(trajectories, batch, sampling)
+        with self._stage("score") as score_time:
+            if len(module.teachers):
+                scores = module.score(window)
+                window.teacher_logprobs, window.comparable_mask = scores.logprobs, scores.comparable_mask
+                window.teacher_scores = scores
+        return window, (rollout_time[0], score_time[0])
+
+    def _collate(self, trajectories: list[Trajectory], batch: PromptBatch, sampling: Sampling) -> RolloutBatch:
+        module, num_samples = self._module(), len(trajectories) // len(batch.prompts)
+        weight = next(module.student.parameters())
+        return collate(
+            trajectories,
+            [row for row in batch.rows for _ in range(num_samples)],
+            module.teachers.ids([t.prompt for t in trajectories]),
+            module.teachers.names,
+            sampling.temperature or 1.0,
+            int(cast("int", module.tokenizer.pad_token_id)),
+            torch.promote_types(weight.dtype, torch.float32),
+            weight.device,
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[list[float]]:
+        """Profile and time a stage inside the precision the training step will use."""
+        trainer, seconds = self._trainer(), [0.0]
+        started = time.perf_counter()
+        with trainer.profiler.profile(name), trainer.precision_plugin.forward_context(), torch.no_grad():
+            yield seconds
+        seconds[0] = time.perf_counter() - started
+
+    # --- what is around it -----------------------------------------------------------------------
+
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            msg = "OPDDataModule works inside a Trainer; call `trainer.fit(module, datamodule)`."
+            raise RuntimeError(msg)
+        return self.trainer
+
+    def _module(self) -> Distiller:
+        return cast("Distiller", self._trainer().lightning_module)
+
+    def _place(self) -> tuple[int, int]:
+        """Return this process's rank among those that share the data, and their number."""
+        kwargs = self._trainer().distributed_sampler_kwargs or {}
+        return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
+
+    def _prompts(self, split: Split, *, may_be_empty: bool = False) -> Sequence[Prompt]:
+        prompts = self.task.prompts(split)
+        if not prompts and not may_be_empty:
+            msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another split."
+            raise ValueError(msg)
+        return prompts
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        if self._trainer().world_size == 1:
+            return value
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def first_of_each_domain(prompts: Sequence[Prompt], num_prompts: int | None) -> list[Prompt]:
+    """Return the first `num_prompts` prompts of every domain, in their order."""
+    taken: dict[str, int] = {}
+    chosen = []
+    for prompt in prompts:
+        taken[prompt.domain] = taken.get(prompt.domain, 0) + 1
+        if num_prompts is None or taken[prompt.domain] <= num_prompts:
+            chosen.append(prompt)
+    return chosen
+
+
+def _check_shapes(window: RolloutBatch, callback: OPDCallback) -> None:
+    """Raise if a callback left something of another shape where the road expects its own."""
+    per_token, per_row = window.token_ids.shape, window.rewards.shape
+    for name, expected in (("distill_mask", per_token), ("distill_weights", per_row), ("outcome_advantages", per_row)):
+        got = getattr(window, name).shape
+        if got != expected:
+            msg = f"{type(callback).__name__} left `{name}` with shape {tuple(got)}, expected {tuple(expected)}."
+            raise ValueError(msg)
+
+
+def _as_mapping(batch: RolloutBatch) -> dict[str, Any]:
+    state = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    scores = batch.teacher_scores
+    state["teacher_scores"] = None if scores is None else {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
+    return state
+
+
+def _from_mapping(state: dict[str, Any]) -> RolloutBatch:
+    scores = state["teacher_scores"]
+    return RolloutBatch(**{**state, "teacher_scores": None if scores is None else TeacherScores(**scores)})

@@ -1,0 +1,172 @@
+"""Demonstrations as supervised batches: only the responses count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import lightning as L  # noqa: N812  # Lightning's own convention
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.interfaces import Split, Task
+from lightning_opd.tokenization.chat import render_demonstration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Example = tuple[list[int], list[bool]]
+
+
+class TokenizerOwner(Protocol):
+    """What the data needs of the module."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+
+
+class SFTDataModule(L.LightningDataModule):
+    """Batches of a task's demonstrations, tokenised by the student's chat template.
+
+    Args:
+        task: Gives the demonstrations.
+        batch_size: Examples per batch over all processes.
+        num_examples: Demonstrations per epoch.
+        num_validation_examples: Demonstrations of the validation split; 0 for none.
+        max_length: Longest example in tokens.
+        shuffle: Whether to mix the examples anew each epoch; not for a curriculum.
+        seed: Of demonstrations and order; by default that of `seed_everything`, or 0.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        batch_size: int = 64,
+        num_examples: int = 4096,
+        num_validation_examples: int = 0,
+        max_length: int = 512,
+        shuffle: bool = True,  # noqa: FBT001, FBT002  # a key in YAML
+        seed: int | None = None,
+    ) -> None:
+        """Check the sizes; demonstrations are made in `setup`."""
+        super().__init__()
+        if not 1 <= batch_size <= num_examples:
+            msg = f"`data.batch_size` must lie between 1 and `data.num_examples` ({num_examples}), got {batch_size}."
+            raise ValueError(msg)
+        self.task, self.batch_size, self.max_length, self.shuffle, self.seed = task, batch_size, max_length, shuffle, seed
+        self.num_examples, self.num_validation_examples = num_examples, num_validation_examples
+
+    @override
+    def setup(self, stage: str) -> None:
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
+        if stage == "fit":
+            self._train = self._examples("train", self.num_examples)
+        self._validation = self._examples("validation", self.num_validation_examples)
+
+    def _examples(self, split: Split, num_examples: int) -> list[Example]:
+        if num_examples == 0:
+            return []
+        tokenizer = self._tokenizer()
+        examples = [
+            render_demonstration(tokenizer, messages)
+            for messages in self.task.demonstrations(split, num_examples, self._seed)
+        ]
+        longest = max(len(token_ids) for token_ids, _ in examples)
+        if longest > self.max_length:
+            msg = f"A demonstration has {longest} tokens, more than `data.max_length` {self.max_length}. Raise it, or shorten the data."
+            raise ValueError(msg)
+        return examples
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.trainer is None:
+            msg = "SFTDataModule works inside a Trainer; call `trainer.fit(module, datamodule)`."
+            raise RuntimeError(msg)
+        return cast("TokenizerOwner", self.trainer.lightning_module).tokenizer
+
+    def _batches(self, examples: Sequence[Example], *, shuffle: bool) -> ExampleBatches:
+        assert self.trainer is not None  # noqa: S101  # `setup` saw one
+        place = self.trainer.distributed_sampler_kwargs or {}
+        pad = int(cast("int", self._tokenizer().pad_token_id))
+        rank, num_ranks = place.get("rank", 0), place.get("num_replicas", 1)
+        if self.batch_size % num_ranks:
+            msg = f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally."
+            raise ValueError(msg)
+        size = min(self.batch_size, len(examples))
+        return ExampleBatches(examples, size, pad, self._seed, rank, num_ranks, shuffle=shuffle)
+
+    @override
+    def train_dataloader(self) -> ExampleBatches:
+        return self._batches(self._train, shuffle=self.shuffle)
+
+    @override
+    def val_dataloader(self) -> ExampleBatches | list[ExampleBatches]:
+        return self._batches(self._validation, shuffle=False) if self._validation else []
+
+
+class ExampleBatches:
+    """A sized loader that resumes in the middle of an epoch.
+
+    Args:
+        examples: (token ids, response mask) of each example.
+        batch_size: Over all ranks; a last incomplete batch is dropped.
+        pad_token_id: Fills rows up on the right.
+        seed: Of the order.
+        rank: This process among those that share the data.
+        num_ranks: How many there are.
+        shuffle: Whether each epoch has an order of its own.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        pad_token_id: int,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        *,
+        shuffle: bool = True,
+    ) -> None:
+        """Start at the first batch of the first epoch."""
+        self._examples, self._size, self._pad, self._seed = examples, batch_size, pad_token_id, seed
+        self._rank, self._num_ranks, self._shuffle = rank, num_ranks, shuffle
+        self._epoch = self._position = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches per epoch."""
+        return len(self._examples) // self._size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Go on where the state says."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        count = len(self._examples)
+        order = torch.randperm(count, generator=generator).tolist() if self._shuffle else list(range(count))
+        for position in range(self._position, len(self)):
+            self._position = position + 1  # before the yield: code after the last one never runs
+            if self._position == len(self):
+                self._position, self._epoch = 0, self._epoch + 1
+            rows = order[position * self._size : (position + 1) * self._size][self._rank :: self._num_ranks]
+            yield pad_examples([self._examples[row] for row in rows], self._pad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place of the next batch."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self._epoch, self._position = state["epoch"], state["position"]
+
+
+def pad_examples(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
+    """Return `token_ids`, `attention_mask` and `response_mask`, each `[batch, time]`, padded on the right."""
+    longest = max(len(token_ids) for token_ids, _ in examples)
+    rows = [token_ids + [pad_token_id] * (longest - len(token_ids)) for token_ids, _ in examples]
+    lengths = torch.tensor([len(token_ids) for token_ids, _ in examples])
+    return {
+        "token_ids": torch.tensor(rows),
+        "attention_mask": torch.arange(longest)[None] < lengths[:, None],
+        "response_mask": torch.tensor([mask + [False] * (longest - len(mask)) for _, mask in examples]),
+    }

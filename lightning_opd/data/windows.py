@@ -1,0 +1,160 @@
+"""The loaders: prompts only, sized and stateful, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lightning_opd.interfaces import Split
+from lightning_opd.types import Prompt
+
+
+class PromptBatch:
+    """The prompts behind one micro-batch; opaque to Lightning, which would copy a dataclass.
+
+    Args:
+        prompts: This rank's prompts of the window.
+        rows: Place of each prompt in the whole window over all ranks.
+        window: Windows delivered before this one.
+        micro_batch: Which micro-batch of the window this is.
+        split: Split the prompts came from.
+        mode: "sampled" or "greedy".
+        num_real: Prompts before this count; the others repeat the first to fill up a rank.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[int],
+        window: int = 0,
+        micro_batch: int = 0,
+        split: Split = "train",
+        mode: str = "sampled",
+        num_real: int | None = None,
+    ) -> None:
+        """Bundle the prompts."""
+        self.prompts, self.rows, self.window, self.micro_batch = tuple(prompts), tuple(rows), window, micro_batch
+        self.split, self.mode = split, mode
+        self.num_real = len(prompts) if num_real is None else num_real
+
+
+class PromptWindows:
+    """Windows of training prompts in an order shuffled anew each epoch.
+
+    A window is delivered as `micro_batches` items. It has a length, so Lightning prefetches
+    nothing and training stays on-policy; and a state, so that a run resumes where it stopped.
+
+    Args:
+        prompts: The training prompts.
+        prompts_per_window: Over all ranks; a last incomplete window is dropped.
+        micro_batches: Items per window.
+        seed: Of the order.
+        rank: This process among those that share the data.
+        num_ranks: How many there are.
+        windows_per_epoch: Fewer windows than there are, if the trainer is limited.
+        is_repeating: Whether every epoch brings the same windows (overfitting on purpose).
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        prompts_per_window: int,
+        micro_batches: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        windows_per_epoch: int | None = None,
+        *,
+        is_repeating: bool = False,
+    ) -> None:
+        """Check that there is at least one window."""
+        self._num_windows = len(prompts) // prompts_per_window
+        if self._num_windows == 0:
+            msg = (
+                f"`prompts_per_window` is {prompts_per_window}, but there are only {len(prompts)} training prompts. "
+                "Lower it, or give more prompts."
+            )
+            raise ValueError(msg)
+        self._prompts, self._size, self._micro_batches = prompts, prompts_per_window, micro_batches
+        self._seed, self._rank, self._num_ranks = seed, rank, num_ranks
+        self._last = min(self._num_windows, windows_per_epoch or self._num_windows)
+        self._is_repeating = is_repeating
+        self._epoch = self._position = self._micro = self._delivered = 0
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches per epoch."""
+        return self._num_windows * self._micro_batches
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """Go on where the state says; a finished or limited epoch starts the next one."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(len(self._prompts), generator=generator).tolist()
+        for position in range(self._position, self._num_windows):
+            rows = range(self._rank, self._size, self._num_ranks)
+            prompts = [self._prompts[order[position * self._size + row]] for row in rows]
+            window = self._delivered
+            for micro in range(self._micro, self._micro_batches):
+                self._advance(position, micro)  # before the yield: code after the last one never runs
+                yield PromptBatch(prompts, rows, window, micro)
+
+    def _advance(self, position: int, micro: int) -> None:
+        is_last_micro = micro + 1 == self._micro_batches
+        self._micro = 0 if is_last_micro else micro + 1
+        self._position = position + is_last_micro
+        self._delivered += is_last_micro
+        if self._position >= self._last:
+            self._position = 0
+            self._epoch += not self._is_repeating
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place of the next micro-batch."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "micro_batch": self._micro,
+            "delivered": self._delivered,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._micro, self._delivered = state["micro_batch"], state["delivered"]
+
+
+class PromptBatches:
+    """Evaluation prompts in a fixed order, one split and mode after the other.
+
+    Every rank gets the same number of batches; a rank that runs out repeats a prompt that then
+    counts nowhere.
+
+    Args:
+        parts: (split, mode, prompts) to go through.
+        batch_size: Prompts per batch and rank.
+        rank: This process among those that share the data.
+        num_ranks: How many there are.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[Split, str, Sequence[Prompt]]], batch_size: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        """Cut the parts into batches."""
+        self._batches: list[PromptBatch] = []
+        for split, mode, prompts in parts:
+            step = batch_size * num_ranks
+            for start in range(0, len(prompts), step):
+                rows = list(range(start + rank, min(start + step, len(prompts)), num_ranks))
+                num_real = len(rows)
+                wanted = -(-min(step, len(prompts) - start) // num_ranks)
+                rows += [start] * (wanted - num_real)
+                batch = PromptBatch([prompts[row] for row in rows], rows, split=split, mode=mode, num_real=num_real)
+                self._batches.append(batch)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """Yield every batch once."""
+        return iter(self._batches)

@@ -1,0 +1,6 @@
+"""Lightning modules: what is trained."""
+
+from lightning_opd.modules.opd import OPDModule
+from lightning_opd.modules.supervised import SFTModule
+
+__all__ = ["OPDModule", "SFTModule"]

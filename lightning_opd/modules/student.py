@@ -1,0 +1,143 @@
+"""A LightningModule around one student: loading, sharding, optimiser and checkpoints."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import lightning as L  # noqa: N812  # Lightning's own convention
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from lightning_opd.interfaces import StudentForward
+from lightning_opd.models import LanguageModel, Student, build_student, causal_lm, load_tokenizer, shard
+from lightning_opd.tokenization.compatibility import check_student_tokenizer
+from lightning_opd.types import RolloutBatch
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
+
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+class StudentModule(L.LightningModule, ABC):
+    """What supervised training and distillation share: the student and how it is kept.
+
+    Checkpoints hold the trainable weights only, and load strictly for what they hold.
+    """
+
+    strict_loading = False  # frozen weights are not in the checkpoint; `on_load_checkpoint` is strict for the rest
+
+    def __init__(
+        self, student: Student, optimizer: OptimizerFactory, lr_scheduler: SchedulerFactory | None = None
+    ) -> None:
+        """Remember the settings; models load in `configure_model`."""
+        super().__init__()
+        self.student_config = student
+        self.student: nn.Module | None = None
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._language_model: LanguageModel | None = None
+
+    def configure_student(self) -> nn.Module:
+        """Return the student in train mode; a hook for students that are built in another way."""
+        return build_student(self.student_config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer, checked for what training needs."""
+        config = self.student_config
+        path = config.tokenizer or config.path
+        tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
+        check_student_tokenizer(tokenizer)
+        return tokenizer
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The student's states and head."""
+        if self._language_model is None:
+            msg = "The student is not loaded yet; it is from `configure_model` on."
+            raise RuntimeError(msg)
+        return self._language_model
+
+    @override
+    def configure_model(self) -> None:
+        if self.student is not None:
+            return
+        self.student = self.configure_student()
+        model = causal_lm(self.student)
+        self._language_model = LanguageModel(model, len(self.tokenizer))
+        mesh = self.data_mesh()
+        if mesh is not None:
+            shard(model, mesh)
+
+    def data_mesh(self) -> DeviceMesh | None:
+        """Return the ranks that share the weights, or None where every rank holds them all.
+
+        Raises:
+            ValueError: The strategy would split matrices (tensor parallelism), which is not supported.
+        """
+        if self.device_mesh is None:
+            return None
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            msg = (
+                f"Expected `tensor_parallel_size: 1`, got {self.device_mesh['tensor_parallel'].size()}. Set "
+                "`data_parallel_size` of the ModelParallelStrategy to the number of processes "
+                "(see configs/trainer/fsdp.yaml)."
+            )
+            raise ValueError(msg)
+        return self.device_mesh["data_parallel"]
+
+    def forward_student(self, batch: RolloutBatch) -> StudentForward:
+        """Run the student over a micro-batch, with its graph."""
+        model = self.language_model
+        return StudentForward(model.states(batch.token_ids, batch.attention_mask), model.head(), batch)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def _trainable_names(self) -> set[str]:
+        """Names of everything a checkpoint keeps; tied weights under all their names."""
+        return {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self._trainable_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        expected, got = self._trainable_names(), set(checkpoint["state_dict"])
+        if expected != got:
+            missing, unexpected = sorted(expected - got), sorted(got - expected)
+            msg = (
+                f"The checkpoint does not fit the student: {len(missing)} trainable weights are missing "
+                f"({', '.join(missing[:3])}…), {len(unexpected)} are unexpected ({', '.join(unexpected[:3])}…). "
+                "Use the student settings (full or LoRA, targets, rank) it was trained with."
+            )
+            raise ValueError(msg)
+
+    def data_parallel_sum(self, values: Tensor) -> Tensor:
+        """Return the element-wise sum over all ranks."""
+        if self.trainer.world_size == 1:
+            return values
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def loss_scale(self) -> float:
+        """Undo Lightning's averages: gradients of ranks and micro-batches must add up, not average."""
+        return float(self.trainer.world_size * self.trainer.accumulate_grad_batches)

@@ -1,0 +1,129 @@
+"""Your own prompts: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import override
+
+from lightning_opd.interfaces import Split, Task
+from lightning_opd.tasks.splits import in_split, question_key
+from lightning_opd.types import Messages, Prompt
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Jsonl(Task):
+    """Prompts from a JSONL file: `messages` or `prompt`, the teacher's name, and perhaps an `answer`.
+
+    Without split files the rows are split by a hash of the question: .6 train, .1 validation,
+    .3 test. A row without `answer` has outcome 0: distillation needs none. A row may also carry a
+    `response`, which serves as its demonstration. All other columns travel with the prompt.
+
+    Args:
+        path: The file; all splits, or the training split if one of the others is given.
+        validation_path: Validation prompts.
+        test_path: Test prompts.
+        teacher_field: Column with the teacher's name.
+        domain_field: Column under which results are reported; by default the teacher's name.
+        match: How a reply equals the answer: "exact" compares the stripped texts, "numeric" the
+            reply's last number.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        validation_path: str | None = None,
+        test_path: str | None = None,
+        teacher_field: str = "teacher",
+        domain_field: str | None = None,
+        match: Literal["exact", "numeric"] = "exact",
+    ) -> None:
+        """Remember the files; they are read, and checked whole, at first use."""
+        self.teacher_field, self.domain_field, self.match = teacher_field, domain_field, match
+        self._paths: dict[Split, str | None] = {"train": path, "validation": validation_path, "test": test_path}
+        self._has_split_files = bool(validation_path or test_path)
+        self._read = cache(self._read_file)
+
+    @override
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        if not self._has_split_files:
+            return in_split(self._read(str(self._paths["train"])), split)
+        path = self._paths[split]
+        return [] if path is None else self._read(path)
+
+    @override
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        answer = prompt.columns.get("answer")
+        if answer is None:
+            return 0.0
+        if self.match == "exact":
+            return float(text.strip() == str(answer).strip())
+        found, wanted = _last_number(text), _last_number(str(answer))
+        return float(found is not None and found == wanted)
+
+    @override
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
+        rows = [p for p in self.prompts(split) if "response" in p.columns]
+        if not rows:
+            msg = f"No row of `{self._paths['train']}` ({split}) has a `response` to learn from; add that column."
+            raise ValueError(msg)
+        chosen = [rows[i % len(rows)] for i in range(num_examples)]
+        return [(*p.messages, {"role": "assistant", "content": str(p.columns["response"])}) for p in chosen]
+
+    def _read_file(self, path: str) -> list[Prompt]:
+        if not Path(path).is_file():
+            msg = f"Expected a JSONL file at `{path}`, found none. Check `data.task.init_args.path`."
+            raise FileNotFoundError(msg)
+        with Path(path).open(encoding="utf-8") as file:
+            prompts = [self._prompt(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
+        if not prompts:
+            msg = f"`{path}` holds no prompts. Write one JSON object per line, with `prompt` and `{self.teacher_field}`."
+            raise ValueError(msg)
+        return prompts
+
+    def _prompt(self, line: str, place: str) -> Prompt:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            msg = f"{place}: expected one JSON object per line, got {line.strip()[:60]!r} ({error})."
+            raise ValueError(msg) from None
+        if not isinstance(row, dict):
+            msg = f"{place}: expected a JSON object, got {type(row).__name__}."
+            raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
+        messages = _messages(row, place)
+        if not isinstance(row.get(self.teacher_field), str):
+            msg = f"{place}: expected the teacher's name in `{self.teacher_field}`, got {row.get(self.teacher_field)!r}. Its columns are {sorted(row)}."
+            raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
+        teacher = row[self.teacher_field]
+        domain = teacher if self.domain_field is None else str(row.get(self.domain_field, teacher))
+        columns = {key: value for key, value in row.items() if key not in ("messages", "prompt")}
+        return Prompt(messages, question_key(json.dumps(messages, sort_keys=True)), teacher, domain, columns)
+
+
+def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, object], ...]:
+    if isinstance(row.get("prompt"), str):
+        return ({"role": "user", "content": row["prompt"]},)
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        msg = f"{place}: expected `prompt` (a text) or `messages` (a list of role and content), got the columns {sorted(row)}."
+        raise ValueError(msg)
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            msg = f"{place}: every message needs `role` and `content`, got {message!r}."
+            raise ValueError(msg)
+    return tuple(messages)
+
+
+def _last_number(text: str) -> Decimal | None:
+    numbers = _NUMBER.findall(text)
+    try:
+        return Decimal(numbers[-1].replace(",", "")) if numbers else None
+    except InvalidOperation:
+        return None

@@ -1,0 +1,144 @@
+"""Several tasks as one: side by side, or one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
+
+from typing_extensions import override
+
+from lightning_opd.interfaces import Environment, FormatRule, Split, Task
+from lightning_opd.types import Messages, Prompt, Trajectory
+
+Item = TypeVar("Item")
+
+
+class Mixture(Task):
+    """Several tasks side by side; each prompt goes to the teacher that has its task's name.
+
+    Args:
+        tasks: Name → task. The name becomes the domain of its prompts, and their teacher.
+    """
+
+    def __init__(self, tasks: dict[str, Task]) -> None:
+        """Refuse an empty mixture."""
+        self.tasks = {name: task for name, task in tasks.items() if task is not None}
+        if not self.tasks:
+            msg = "`tasks` of a Mixture is empty; name at least one task."
+            raise ValueError(msg)
+
+    @override
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        named = [
+            [dataclasses.replace(prompt, teacher=name, domain=name) for prompt in task.prompts(split)]
+            for name, task in self.tasks.items()
+        ]
+        return interleave(named)
+
+    @override
+    def environment(self, prompt: Prompt) -> Environment:
+        return self.tasks[prompt.domain].environment(prompt)
+
+    @override
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        return self.tasks[prompt.domain].outcome(prompt, text)
+
+    @override
+    def format_rules(self) -> Sequence[FormatRule]:
+        """Return each task's rules, which judge only its own prompts."""
+        names: dict[str, list[tuple[str, FormatRule]]] = {}
+        for domain, task in self.tasks.items():
+            for rule in task.format_rules():
+                names.setdefault(rule.name, []).append((domain, rule))
+        return [_OwnDomain(name, dict(rules)) for name, rules in names.items()]
+
+    @override
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
+        shares = [len(range(i, num_examples, len(self.tasks))) for i in range(len(self.tasks))]
+        parts = [
+            task.demonstrations(split, share, seed) for task, share in zip(self.tasks.values(), shares, strict=True)
+        ]
+        return interleave(parts)
+
+
+@dataclass(frozen=True)
+class _OwnDomain(FormatRule):
+    """One rule name, judged by the rule of the prompt's own task."""
+
+    rule_name: str
+    rules: dict[str, FormatRule]
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.rule_name
+
+    @override
+    def is_broken(self, trajectory: Trajectory) -> bool:
+        rule = self.rules.get(trajectory.prompt.domain)
+        return rule is not None and rule.is_broken(trajectory)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a curriculum.
+
+    Args:
+        task: Demonstrates in this stretch.
+        share: Of all examples.
+    """
+
+    task: Task
+    share: float
+
+
+class Curriculum(Task):
+    """Demonstrations of several tasks one after the other; everything else is the first one's.
+
+    Args:
+        phases: In the order of training; the shares add up to 1.
+    """
+
+    def __init__(self, phases: list[Phase]) -> None:
+        """Check the shares."""
+        total = sum(phase.share for phase in phases)
+        if abs(total - 1) > 1e-6:
+            msg = f"The shares of a curriculum must add up to 1, got {total:g}."
+            raise ValueError(msg)
+        self.phases = phases
+
+    @override
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return self.phases[0].task.prompts(split)
+
+    @override
+    def environment(self, prompt: Prompt) -> Environment:
+        return self.phases[0].task.environment(prompt)
+
+    @override
+    def format_rules(self) -> Sequence[FormatRule]:
+        return self.phases[0].task.format_rules()
+
+    @override
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
+        borders = [round(num_examples * sum(p.share for p in self.phases[:i])) for i in range(len(self.phases) + 1)]
+        parts = [
+            phase.task.demonstrations(split, end - start, seed + i)
+            for i, (phase, start, end) in enumerate(zip(self.phases, borders[:-1], borders[1:], strict=True))
+        ]
+        return list(chain.from_iterable(parts))
+
+
+def interleave(parts: Iterable[Sequence[Item]]) -> list[Item]:
+    """Merge sequences so that every stretch holds them in proportion to their lengths.
+
+    Example:
+        >>> interleave(["aaaa", "bb"])
+        ['a', 'b', 'a', 'a', 'b', 'a']
+    """
+    placed = [[((i + 0.5) / len(part), j, item) for i, item in enumerate(part)] for j, part in enumerate(parts)]
+    return [item for _, _, item in heapq.merge(*placed, key=lambda entry: entry[:2])]

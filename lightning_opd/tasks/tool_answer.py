@@ -1,0 +1,96 @@
+"""What the tiny tasks share: think, then report the result in one tool call."""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from typing import ClassVar, Literal
+
+from typing_extensions import override
+
+from lightning_opd.formats import TextAfterFinalTag, ThinkOnce, Truncated, UnbalancedTags, UnknownTool, UnparsableToolCall
+from lightning_opd.interfaces import FormatRule, Split, Task
+from lightning_opd.tasks.splits import in_split
+from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, only_call
+from lightning_opd.types import Messages, Prompt
+
+Agent = Literal["expert", "sloppy"]
+
+
+class ToolAnswer(Task):
+    """A question whose answer is reported as `<think>…</think><tool_call>{"name": …}</tool_call>`.
+
+    The outcome is 1 if the reply makes exactly one call, of the task's tool, with the right result.
+    """
+
+    tool: ClassVar[str]
+
+    def __init__(self, agent: Agent, sloppy_right_share: float) -> None:
+        """Check who demonstrates."""
+        if agent not in ("expert", "sloppy"):
+            msg = f"`agent` must be 'expert' or 'sloppy', got {agent!r}."
+            raise ValueError(msg)
+        if not 0 <= sloppy_right_share <= 1:
+            msg = f"`sloppy_right_share` is a share between 0 and 1, got {sloppy_right_share}."
+            raise ValueError(msg)
+        self.agent, self.sloppy_right_share = agent, sloppy_right_share
+        self._split = cache(lambda split: in_split(self.questions(), split))
+
+    @abstractmethod
+    def questions(self) -> Sequence[Prompt]:
+        """Return every question of every split."""
+
+    @abstractmethod
+    def thoughts(self, prompt: Prompt) -> tuple[str, str]:
+        """Return the right thoughts and the result they lead to."""
+
+    @abstractmethod
+    def mistake(self, prompt: Prompt, noise: random.Random) -> tuple[str, str]:
+        """Return thoughts and result of a typical mistake."""
+
+    @override
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return self._split(split)
+
+    @override
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        call = only_call(text)
+        if call is None or call.name != self.tool:
+            return 0.0
+        return float(call.arguments == {"result": prompt.columns["answer"]})
+
+    @override
+    def format_rules(self) -> Sequence[FormatRule]:
+        return (
+            Truncated(),
+            UnbalancedTags(),
+            UnparsableToolCall(),
+            UnknownTool((self.tool,)),
+            TextAfterFinalTag(),
+            ThinkOnce(),
+        )
+
+    @override
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
+        noise, prompts = random.Random(f"{type(self).__name__} {split} {seed}"), self.prompts(split)  # noqa: S311  # not secret
+        chosen = [prompts[noise.randrange(len(prompts))] for _ in range(num_examples)]
+        write = self._expert_reply if self.agent == "expert" else self._sloppy_reply
+        return [(*prompt.messages, {"role": "assistant", "content": write(prompt, noise)}) for prompt in chosen]
+
+    def _expert_reply(self, prompt: Prompt, noise: random.Random) -> str:
+        return self._reply(*self.thoughts(prompt))
+
+    def _sloppy_reply(self, prompt: Prompt, noise: random.Random) -> str:
+        if noise.random() < self.sloppy_right_share:
+            return self._expert_reply(prompt, noise)
+        if noise.random() < 0.7:  # a wrong result in a well-formed call
+            return self._reply(*self.mistake(prompt, noise))
+        reply = self._reply(*self.thoughts(prompt))
+        return noise.choice([reply.removesuffix(CLOSE), reply.replace('"}}', '"}'), reply.replace(OPEN, "")])
+
+    def _reply(self, thoughts: str, result: str) -> str:
+        call = json.dumps({"name": self.tool, "arguments": {"result": result}})
+        return f"<think>{thoughts}</think>{OPEN}{call}{CLOSE}"

@@ -1,0 +1,50 @@
+"""Checks of tokenizers: what training needs of one, and what two must share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_student_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless the tokenizer can pad and stop.
+
+    Raises:
+        ValueError: With what is missing and how to add it.
+    """
+    for name, use in (("eos_token", "responses would never end"), ("pad_token", "rollouts cannot be batched")):
+        if getattr(tokenizer, f"{name}_id") is None:
+            msg = (
+                f"The tokenizer `{tokenizer.name_or_path}` has no `{name}`: {use}. Set it in tokenizer_config.json, "
+                f'for example {{"{name}": "<|endoftext|>"}}, with a token the vocabulary has.'
+            )
+            raise ValueError(msg)
+
+
+def check_same_vocabulary(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, teacher_name: str
+) -> None:
+    """Raise unless both map the same tokens to the same ids and stop with the same token.
+
+    Padded rows of an output layer do not matter: maps are compared, not sizes.
+
+    Raises:
+        ValueError: With the first tokens that differ, or the two stop tokens.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+        shown = ", ".join(f"{t!r}: {ours.get(t)} here, {theirs.get(t)} there" for t in different[:3])
+        msg = (
+            f"Teacher `{teacher_name}` has another vocabulary than the student: {len(different)} tokens differ ({shown}). "
+            "A local teacher grades the student's own tokens, so both must share one tokenizer."
+        )
+        raise ValueError(msg)
+    if student.eos_token_id != teacher.eos_token_id:
+        msg = (
+            f"Teacher `{teacher_name}` stops with {teacher.eos_token!r}, the student with {student.eos_token!r}: "
+            "the teacher would punish every ending. Give both the same `eos_token` in tokenizer_config.json."
+        )
+        raise ValueError(msg)

@@ -1,0 +1,60 @@
+"""A small tokenizer trained on the spot, for worlds that bring no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 384, special_tokens: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE with the ChatML template; it can spell any text.
+
+    Digits are single tokens, so that numbers of one length have one tokenisation.
+
+    Args:
+        texts: What to train on.
+        vocab_size: All tokens, the 256 bytes and the special ones included.
+        special_tokens: Further control tokens, such as `<think>`, besides those of ChatML.
+
+    Raises:
+        ValueError: The vocabulary has no room for bytes and special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    control = [*SPECIAL_TOKENS, *special_tokens]
+    if vocab_size < 256 + len(control):
+        msg = f"`vocab_size` must be at least {256 + len(control)} (256 bytes and {len(control)} special tokens), got {vocab_size}."
+        raise ValueError(msg)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=control,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",  # noqa: S106  # a vocabulary entry
+        eos_token="<|im_end|>",  # noqa: S106  # a vocabulary entry
+        chat_template=CHATML,
+        clean_up_tokenization_spaces=False,
+    )
