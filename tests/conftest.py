@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.tiny import save_model, save_tokenizer  # noqa: E402
+from tests.world import save_world  # noqa: E402
 
 hypothesis.settings.register_profile("lightning_opd", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("lightning_opd")
@@ -42,3 +43,15 @@ def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a two-layer Qwen3 (safetensors) and its tokenizer."""
     return save_model(tmp_path_factory.mktemp("tiny_model"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `student`, `math` and `code`: models of one tokenizer, in float32."""
+    return save_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def double_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as `world` in float64."""
+    return save_world(tmp_path_factory.mktemp("double_world"), torch.float64)

@@ -19,7 +19,7 @@ def save_tokenizer(folder: Path) -> Path:
     """Train a small tokenizer that can write every printable character, save it and return the folder."""
     from lightning_opd.tokenization.training import train_tokenizer
 
-    train_tokenizer(TEXTS, vocab_size=160, special_tokens=SPECIAL_TOKENS).save_pretrained(folder)
+    train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS).save_pretrained(folder)
     return folder
 
 
@@ -62,7 +62,7 @@ def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, 
     return folder
 
 
-def sharpen(model: torch.nn.Module, factor: float = 4.0) -> None:
+def sharpen(model: torch.nn.Module, factor: float = 12.0) -> None:
     """Scale the matrices up: a fresh initialisation predicts all tokens alike, which hides mistakes."""
     with torch.no_grad():
         for parameter in model.parameters():

@@ -22,8 +22,9 @@ _INDEX = "model.safetensors.index.json"
 def average(base: str, models: list[str], output: str, coefficient: float | None = None) -> None:
     """Merge models by arithmetic on their weights.
 
-    Writes the plain average of the models, or with a coefficient task arithmetic: base + coefficient × Σ (model − base).
-    All are Hugging Face folders with safetensors of the same architecture. Computed in float32, saved in the base's dtype.
+    Writes the plain average of the models, or with a coefficient task arithmetic: base + coefficient × Σ (model −
+    base). All are Hugging Face folders with safetensors of the same architecture. Computed in float32, saved in the
+    base's dtype.
 
     Args:
         base: Folder of the model that the others started from; its tokenizer and configuration are copied.
@@ -86,7 +87,9 @@ def _layout(folder: Path) -> Mapping[str, str]:
     if single.is_file():
         with safe_open(single, framework="pt") as file:
             return dict.fromkeys(file.keys(), _WEIGHTS)
-    adapter = " It holds a LoRA adapter: merge it first with `export`." if (folder / "adapter_config.json").is_file() else ""
+    adapter = (
+        " It holds a LoRA adapter: merge it first with `export`." if (folder / "adapter_config.json").is_file() else ""
+    )
     msg = f"no `{_WEIGHTS}` in `{folder}`; expected a Hugging Face folder with safetensors.{adapter}"
     raise UsageError(msg)
 
@@ -96,7 +99,10 @@ def _check_same_keys(base: Path, expected: Mapping[str, str], folder: Path, got:
     if missing or extra:
         parts = [f"lacks {len(missing)} tensors such as `{missing[0]}`"] if missing else []
         parts += [f"has {len(extra)} more such as `{extra[0]}`"] if extra else []
-        msg = f"`{folder}` {' and '.join(parts)} compared with the base `{base}`; only models of one architecture can be averaged."
+        msg = (
+            f"`{folder}` {' and '.join(parts)} compared with the base `{base}`; "
+            "only models of one architecture can be averaged."
+        )
         raise UsageError(msg)
 
 
@@ -122,8 +128,8 @@ def _write_merged(
             for folder, model in zip(folders[1:], models, strict=True):
                 if model.shape != base.shape:
                     msg = (
-                        f"`{name}` is {list(model.shape)} in `{folder}` and {list(base.shape)} in the base `{folders[0]}`; "
-                        "only models of one architecture can be averaged."
+                        f"`{name}` is {list(model.shape)} in `{folder}` and {list(base.shape)} in the base "
+                        f"`{folders[0]}`; only models of one architecture can be averaged."
                     )
                     raise UsageError(msg)
             merged[name] = merge(base, models, coefficient).contiguous()

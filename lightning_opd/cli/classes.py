@@ -75,8 +75,19 @@ def expected_classes(tree: Tree, path: KeyPath) -> list[type]:
 
 def subclasses(base: type) -> list[type]:
     """Return all concrete subclasses that are loaded."""
-    found = [sub for child in base.__subclasses__() for sub in (child, *subclasses(child))]
-    return [sub for sub in dict.fromkeys(found) if not inspect.isabstract(sub) and not sub.__name__.startswith("_")]
+    found: dict[type, None] = {}
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        found |= dict.fromkeys([child, *subclasses(child)])
+    return [sub for sub in found if not inspect.isabstract(sub) and not sub.__name__.startswith("_")]
+
+
+def public_path(kind: type) -> str:
+    """Return the shortest import path of a class: its package's, where that exports it."""
+    module = kind.__module__
+    package = module.rpartition(".")[0]
+    exported = bool(package) and getattr(importlib.import_module(package), kind.__name__, None) is kind
+    return f"{package if exported else module}.{kind.__name__}"
 
 
 def neighbours(class_path: str) -> tuple[str, list[str]]:
@@ -106,20 +117,22 @@ def _node(tree: object, path: KeyPath) -> object:
 
 
 def _imported_class(tree: Tree, path: KeyPath, name: str) -> type | None:
-    return next((sub for base in expected_classes(tree, path) for sub in subclasses(base) if sub.__name__ == name), None)
+    return next(
+        (sub for base in expected_classes(tree, path) for sub in subclasses(base) if sub.__name__ == name), None
+    )
 
 
 def _parameters(owner: type) -> set[str]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(owner, fail_untyped=False, instantiate=False)
-    return {key.split(".")[0] for key in parser.get_defaults(skip_validation=True)}
+    return {key.split(".")[0] for key in parser.get_defaults(skip_validation=True).keys()}  # noqa: SIM118  # no mapping: it cannot be iterated
 
 
 def _hints(owner: type) -> dict[str, object]:
     merged: dict[str, object] = {}
     for base in reversed(owner.__mro__):
         try:
-            merged |= typing.get_type_hints(base if dataclasses.is_dataclass(base) else base.__init__)
+            merged |= typing.get_type_hints(base if dataclasses.is_dataclass(base) else vars(base).get("__init__"))
         except (NameError, TypeError):
             continue
     return merged
@@ -129,6 +142,8 @@ def _leaves(hint: object) -> list[object]:
     origin = typing.get_origin(hint)
     if origin is None:
         return [hint]
-    if origin in {typing.Union, types.UnionType} or not (isinstance(origin, type) and origin.__module__ == "collections.abc" and origin.__name__ == "Callable"):
+    if origin in {typing.Union, types.UnionType} or not (
+        isinstance(origin, type) and origin.__module__ == "collections.abc" and origin.__name__ == "Callable"
+    ):
         return [leaf for argument in typing.get_args(hint) for leaf in _leaves(argument)]
     return _leaves(typing.get_args(hint)[-1])

@@ -13,10 +13,19 @@ if TYPE_CHECKING:
 
 USAGE_EXIT_CODE = 2
 _PACKAGE = Path(__file__).resolve().parent.parent
-_KINDS = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, FileExistsError, KeyError, ImportError, NotImplementedError)
+_KINDS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    NotADirectoryError,
+    FileExistsError,
+    KeyError,
+    ImportError,
+    NotImplementedError,
+)
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """A command or configuration that cannot be run; its text is all that the user needs."""
 
 

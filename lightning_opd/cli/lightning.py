@@ -30,6 +30,8 @@ class TrainerParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside the parser, whose caller may have an alternative
+            super().error(message, ex)
         raise UsageError(explain(message, type(self).written)) from ex
 
 
@@ -79,7 +81,7 @@ class OPDCommandLine(LightningCLI):
         )
 
     @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:  # type: ignore[override]  # `run_trainer_verb` passes words
         self.config = parser.parse_args(args)
 
     @override
@@ -101,7 +103,7 @@ class OPDCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         self.progress = Progress()
-        trainer.callbacks.append(self.progress)
+        trainer.callbacks.append(self.progress)  # type: ignore[attr-defined]  # set by its callback connector
         return trainer
 
 
@@ -133,6 +135,8 @@ def run_trainer_verb(verb: str, words: Sequence[str]) -> None:
             auto_configure_optimizers=False,
         )
     except Exception as error:
-        if Progress.has_begun or not (isinstance(error, MisconfigurationException) or is_settings_error(error, _LIGHTNING)):
+        if Progress.has_begun or not (
+            isinstance(error, MisconfigurationException) or is_settings_error(error, _LIGHTNING)
+        ):
             raise
         raise UsageError(message_of(error)) from error

@@ -44,7 +44,7 @@ def compose_mappings(words: Sequence[str], sources: Sequence[Source]) -> list[st
     for key in COMPOSED:
         mentions = [mention for source in files.values() if (mention := _find(source, key)) is not None]
         has_null = [mention for mention in mentions if None in mention.entries.values()]
-        if len(mentions) < 2 and not has_null:  # noqa: PLR2004  # one mention alone needs no merge
+        if len(mentions) < 2 and not has_null:  # one mention alone needs no merge
             continue
         merged: Tree = {}
         for mention in mentions:

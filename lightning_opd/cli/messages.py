@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.classes import expected_classes, find_class, known_keys, neighbours, subclasses
+from lightning_opd.cli.classes import expected_classes, find_class, known_keys, neighbours, public_path, subclasses
 from lightning_opd.cli.errors import did_you_mean
 from lightning_opd.cli.sources import KeyPath, Source, Tree, readable, walk
 
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _MAX_LENGTH = 400
+_MAX_KNOWN = 12
+_NESTED = re.compile(r"Problem with given class_path '[^']+':\n(?P<indent> *)Parser key")
 _NO_KEY = re.compile(
-    r"(?:unrecognized arguments: --|Option '|Group '(?P<group>[^']+)' does not accept option '|does not accept option ')(?P<key>[\w.+-]+)"
+    r"(?:unrecognized arguments: --|Option '|(?:Group '(?P<group>[^']+)' )?does not accept option ')(?P<key>[\w.+-]+)"
 )
 _NO_CLASS = re.compile(r"Problem with given class_path '(?P<value>[^']+)':\s*(?P<why>[^\n]*)")
 _NO_DOT = re.compile(r"Expected a dot import path string: (?P<value>\S+)")
 _WRONG_CLASS = re.compile(r"Import path (?:(?P<value>\S+) )?does not correspond to a subclass of (?P<base>\w+)")
-_KEY = re.compile(r'[Kk]ey "(?P<key>[^"]+)"')
+_KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _VALUE = re.compile(r"Expected an? (?P<kind>.+?)\. Got value: (?P<value>.*)")
 _UNION = re.compile(r"Subtypes: \[(?P<kinds>.*)\](?:.|\n)*Given value: (?P<value>.*)")
 _REQUIRED = re.compile(r'(?:arguments? (?:are|is) required: |Key ")(?P<key>[\w., -]+?)(?:" is required.*|$)')
@@ -62,6 +65,7 @@ def explain(message: str, written: Written) -> str:
         message: Text of the parser's error.
         written: What it was about.
     """
+    message = _innermost(message)
     for pattern, word in (
         (_NO_KEY, _unknown_key),
         (_NO_CLASS, _unknown_class),
@@ -78,6 +82,22 @@ def explain(message: str, written: Written) -> str:
     return short if len(short) <= _MAX_LENGTH else f"{short[:_MAX_LENGTH]} ..."
 
 
+def _innermost(message: str) -> str:
+    """Return the complaint about the deepest class, with the keys that lead to it in front."""
+    keys: list[str] = []
+    while nested := _NESTED.search(message):
+        outer = _KEY.search(message)
+        keys += [outer["key"]] if outer and outer.start() < nested.start() else []
+        indent = nested["indent"]
+        lines = message[nested.start("indent") :].split("\n")
+        inside = itertools.takewhile(lambda line: not line or line.startswith(indent), lines)  # noqa: B023  # used at once
+        block = [line.removeprefix(indent) for line in inside]
+        message = "\n".join(block)
+    return (
+        _KEY.sub(lambda match: f'Parser key "{".".join([*keys, match["key"]])}"', message, count=1) if keys else message
+    )
+
+
 def _unknown_key(match: re.Match[str], message: str, written: Written) -> str:
     del message
     tail = match["key"].removesuffix("+")
@@ -85,10 +105,11 @@ def _unknown_key(match: re.Match[str], message: str, written: Written) -> str:
         tail = f"{match['group']}.{tail}"
     place = written.find(lambda path, _: _ends_with(path, tail) and not _is_known(path, tail, written))
     if place is None:
-        return f"`--{tail}` is not an option.{did_you_mean(f"--{tail}", written.keys)}{_list(written.keys)}"
+        option = f"--{tail}"
+        return f"`{option}` is not an option.{_known(option, written.keys)}"
     path, source = _cut(place[0], tail, written), place[1]
     known = known_keys(written.tree, path[:-1])
-    return f"`{readable(path)}` in {source} is not a known key.{did_you_mean(path[-1], known)}{_list(known)}"
+    return f"`{readable(path)}` {source} is not a known key.{_known(path[-1], known)}"
 
 
 def _unknown_class(match: re.Match[str], message: str, written: Written) -> str:
@@ -97,14 +118,17 @@ def _unknown_class(match: re.Match[str], message: str, written: Written) -> str:
     if "." not in value:
         bases = expected_classes(written.tree, path)
         names = sorted({sub.__name__ for base in bases for sub in subclasses(base)})
-        return f"`{readable(path)}` in {source}: there is no class `{value}`.{did_you_mean(value, names)} Give its import path, such as my_package.{value}."
+        cure = f"{did_you_mean(value, names)} Give its import path, such as my_package.{value}."
+        return f"`{readable(path)}` {source}: there is no class `{value}`.{cure}"
     module, names = neighbours(value)
     if not module:
-        return f"`{readable(path)}` in {source}: module `{value.split('.')[0]}` of `{value}` cannot be imported; install it or add its folder to PYTHONPATH."
+        problem = f"module `{value.split('.')[0]}` of `{value}` cannot be imported"
+        return f"`{readable(path)}` {source}: {problem}; install it or add its folder to PYTHONPATH."
     missing = value.removeprefix(f"{module}.").split(".")[0]
     if missing in names:
-        return f"`{readable(path)}` in {source}: `{value}` cannot be imported: {match.groupdict().get('why') or 'not a class'}"
-    return f"`{readable(path)}` in {source}: `{module}` has no `{missing}`.{did_you_mean(missing, names)}"
+        why = match.groupdict().get("why") or "not a class"
+        return f"`{readable(path)}` {source}: `{value}` cannot be imported: {why}"
+    return f"`{readable(path)}` {source}: `{module}` has no `{missing}`.{did_you_mean(missing, names)}"
 
 
 def _wrong_class(match: re.Match[str], message: str, written: Written) -> str:
@@ -112,11 +136,11 @@ def _wrong_class(match: re.Match[str], message: str, written: Written) -> str:
     value = match["value"] or (given["value"] if given else "another class")
     path, source = _place_of_value(value, message, written)
     base = next((kind for kind in expected_classes(written.tree, path) if kind.__name__ == match["base"]), None)
-    examples = [f"{sub.__module__}.{sub.__name__}" for sub in (subclasses(base) if base else [])][:3]
+    examples = [public_path(sub) for sub in (subclasses(base) if base else [])][:3]
     cure = f" For example {', '.join(examples)}." if examples else ""
     kind = find_class(value)
-    parents = f", which is a {kind.__mro__[1].__name__}" if kind and kind.__mro__[1] is not object else ""
-    return f"`{readable(path)}` in {source}: expected a {match['base']}, got `{value}`{parents}.{cure}"
+    parents = f", a `{kind.__mro__[1].__name__}`" if kind and kind.__mro__[1] is not object else ""
+    return f"`{readable(path)}` {source}: expected a subclass of `{match['base']}`, got `{value}`{parents}.{cure}"
 
 
 def _missing(match: re.Match[str], message: str, written: Written) -> str:
@@ -129,7 +153,7 @@ def _wrong_value(match: re.Match[str], message: str, written: Written) -> str:
     key = _KEY.search(message)
     tail = key["key"] if key else ""
     place = written.find(lambda path, _: bool(tail) and _ends_with(path, tail))
-    name, source = (readable(place[0]), f" in {place[1]}") if place else (tail, "")
+    name, source = (readable(place[0]), f" {place[1]}") if place else (tail, "")
     kinds = match.groupdict().get("kinds") or match["kind"]
     expected = " or ".join(dict.fromkeys(_kind_name(kind) for kind in re.split(r", (?![^\[]*\])", kinds)))
     value = match["value"].strip()
@@ -148,7 +172,7 @@ def _place_of_value(value: str, message: str, written: Written) -> tuple[KeyPath
         path, source = place
         return (path[:-1] if path[-1] == "class_path" else path), source
     key = _KEY.search(message)
-    return (key["key"] if key else "",), "the configuration"
+    return (key["key"] if key else "",), "in the configuration"
 
 
 def _ends_with(path: KeyPath, tail: str) -> bool:
@@ -172,8 +196,9 @@ def _cut(path: KeyPath, tail: str, written: Written) -> KeyPath:
     return flat
 
 
-def _list(known: Sequence[str]) -> str:
-    return f" Known: {', '.join(known)}." if known else ""
+def _known(word: str, known: Sequence[str]) -> str:
+    shown = [*known[:_MAX_KNOWN], *(["..."] if len(known) > _MAX_KNOWN else [])]
+    return did_you_mean(word, known) or (f" Known: {', '.join(shown)}." if known else "")
 
 
 def _merge(target: Tree, source: Tree) -> None:

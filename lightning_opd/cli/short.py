@@ -27,9 +27,14 @@ _OWN_OPTIONS = ("--help", "--print_config", "--print_shtab")
 class ShortParser(ArgumentParser):
     """A parser whose errors are one or two lines."""
 
+    written: Written | None = None
+    """What the user wrote about classes; None for a verb's own options."""
+
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(explain(message, Written(keys=self._options()))) from ex
+        if not self.exit_on_error:  # a parser inside the parser, whose caller may have an alternative
+            super().error(message, ex)
+        raise UsageError(explain(message, self.written or Written(keys=self._options()))) from ex
 
     def _options(self) -> list[str]:
         options = [key for action in self._actions if action.help != SUPPRESS for key in action.option_strings]
@@ -50,7 +55,8 @@ def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
     about = {param.arg_name: param.description for param in docstring.params}
     description = "\n\n".join(filter(None, (docstring.short_description, docstring.long_description)))
     parser = ShortParser(prog=f"python -m lightning_opd {verb}", description=description)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    if "config" not in inspect.signature(function).parameters:
+        parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     hints = get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         help_text, hint = about.get(name) or "", hints[name]
@@ -80,7 +86,8 @@ def run_short_verb(name: str, verb: ShortVerb, words: Sequence[str]) -> None:
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             value = values[parameter.name]
             if not value:
-                msg = f"`{name}` expects `{parameter.name}` after the verb: `{parser.format_usage().strip().removeprefix('usage: ')}`."
+                usage = f"python -m lightning_opd {name} {parameter.name.upper()} [--key value ...]"
+                msg = f"`{name}` expects `{parameter.name}` after the verb: `{usage}`."
                 raise UsageError(msg)
             positional.append(value)
         else:

@@ -26,7 +26,7 @@ class Source:
     """One config file, or one option of the command line.
 
     Args:
-        name: How messages call it.
+        name: Where messages say it stands.
         tree: What it says.
         word: Index of its value among the command line's words; -1 where it is not a config file.
     """
@@ -53,9 +53,9 @@ def read_sources(words: Sequence[str]) -> list[Source]:
             index += 1
             value = words[index]
         if option in _CONFIG_WORDS and value:
-            sources.append(Source(*_read_config(value), word=index))
+            sources.append(_read_config(value, index))
         elif option.startswith("--"):
-            sources.append(Source("the command line", _nested(option.removeprefix("--").split("."), _scalar(value))))
+            sources.append(Source("on the command line", _nested(option.removeprefix("--").split("."), _scalar(value))))
         index += 1
     return sources
 
@@ -82,7 +82,7 @@ def readable(path: KeyPath) -> str:
     return ".".join(key for key in path if key != "init_args")
 
 
-def _read_config(value: str) -> tuple[str, Tree]:
+def _read_config(value: str, word: int) -> Source:
     is_inline = value.lstrip().startswith("{")
     name = "an inline --config" if is_inline else f"`{value}`"
     if not is_inline and not Path(value).is_file():
@@ -98,7 +98,7 @@ def _read_config(value: str) -> tuple[str, Tree]:
     if not isinstance(tree, dict):
         msg = f"{name} must be a mapping with keys such as `model`, `data` and `trainer`, got {type(tree).__name__}."
         raise UsageError(msg)
-    return name, tree
+    return Source(f"in {name}", tree, word)
 
 
 def _scalar(text: str) -> object:

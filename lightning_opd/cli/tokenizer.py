@@ -44,10 +44,13 @@ def tokenizer(
 
 
 def _build_task(spec: dict[str, object] | str) -> Task:
+    from lightning_opd.cli.messages import Written
     from lightning_opd.cli.short import ShortParser
+    from lightning_opd.cli.sources import Source
     from lightning_opd.interfaces import Task
 
     parser = ShortParser(prog="python -m lightning_opd tokenizer")
+    parser.written = Written([Source("of the tokenizer", {"task": spec})])
     parser.add_subclass_arguments(Task, "task", required=True)
     built: Task = parser.instantiate_classes(parser.parse_object({"task": spec})).task
     return built

@@ -35,11 +35,19 @@ class ShortVerb:
 
 
 SHORT_VERBS = {
-    "run": ShortVerb("lightning_opd.cli.recipe.run", "Run a recipe's steps in order; skip finished ones, resume interrupted ones."),
-    "parity": ShortVerb("lightning_opd.cli.parity.verb", "Compare student, teachers and baselines from their `scores.json`."),
-    "average": ShortVerb("lightning_opd.cli.average", "Merge models by averaging weights or by task arithmetic (the baselines)."),
+    "run": ShortVerb(
+        "lightning_opd.cli.recipe.run", "Run a recipe's steps in order; skip finished ones, resume interrupted ones."
+    ),
+    "parity": ShortVerb(
+        "lightning_opd.cli.parity.verb", "Compare student, teachers and baselines from their `scores.json`."
+    ),
+    "average": ShortVerb(
+        "lightning_opd.cli.average", "Merge models by averaging weights or by task arithmetic (the baselines)."
+    ),
     "export": ShortVerb("lightning_opd.cli.export", "Turn a training checkpoint into a Hugging Face folder."),
-    "tokenizer": ShortVerb("lightning_opd.cli.tokenizer", "Train a small byte-level BPE tokenizer on a task's demonstrations."),
+    "tokenizer": ShortVerb(
+        "lightning_opd.cli.tokenizer", "Train a small byte-level BPE tokenizer on a task's demonstrations."
+    ),
 }
 
 
@@ -96,5 +104,6 @@ def _unknown_verb(argv: Sequence[str]) -> str:
     word = argv[0]
     if word.startswith("-"):
         verb = next((other for other in argv[1:] if other in verb_names()), "VERB")
-        return f"expected a verb first, got `{word}`; options follow the verb: `python -m lightning_opd {verb} {word} ...`."
+        cure = f"options follow the verb: `python -m lightning_opd {verb} {word} ...`"
+        return f"expected a verb first, got `{word}`; {cure}."
     return f"`{word}` is not a verb.{did_you_mean(word, verb_names())} Verbs: {', '.join(verb_names())}."

@@ -147,7 +147,10 @@ class OPDDataModule(L.LightningDataModule):
             )
             raise ValueError(msg)
         module.teachers.check_routes(self._prompts("train"))
-        module.teachers.check_routes(self._prompts("validation", may_be_empty=True))
+        validation = self._prompts("validation", may_be_empty=True)
+        module.teachers.check_routes(validation)
+        if not validation:
+            trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
 
     @override
     def train_dataloader(self) -> PromptWindows:

@@ -65,6 +65,8 @@ class SFTDataModule(L.LightningDataModule):
         if stage == "fit":
             self._train = self._examples("train", self.num_examples)
         self._validation = self._examples("validation", self.num_validation_examples)
+        if not self._validation and self.trainer is not None:
+            self.trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
 
     def _examples(self, split: Split, num_examples: int) -> list[Example]:
         if num_examples == 0:

@@ -56,7 +56,7 @@ class OPDModule(StudentModule):
         self.objective = objective
         self._sums: dict[str, Tensor] = {}
         self._records = EvaluationRecords()
-        self._update_started = 0.0
+        self._update_started = self._update_seconds = 0.0
 
     # --- hooks -----------------------------------------------------------------------------------
 
@@ -106,6 +106,8 @@ class OPDModule(StudentModule):
         self._add({"train/loss": (loss, loss.new_tensor(1 / self._micro_batches()))})
         self._add(batch.metrics)
         self.log_terms(terms)
+        if not self.trainer.fit_loop._should_accumulate():  # noqa: SLF001  # Lightning's own word on the step
+            self._log_step(len(batch))
         return terms.loss * self.loss_scale()
 
     def _micro_batches(self) -> int:
@@ -114,11 +116,10 @@ class OPDModule(StudentModule):
     @override
     def on_train_batch_end(self, outputs: object, batch: RolloutBatch, batch_idx: int) -> None:
         self.trainer.profiler.stop("update")
-        seconds = torch.tensor(time.perf_counter() - self._update_started, dtype=torch.float64, device=self.device)
-        self._add({"time/update": (seconds, seconds.new_tensor(1 / self.trainer.accumulate_grad_batches))})
-        if self.trainer.fit_loop._should_accumulate():  # noqa: SLF001  # Lightning's own word on the step
-            return
-        self._log_step(len(batch))
+        self._update_seconds += time.perf_counter() - self._update_started
+        if not self.trainer.fit_loop._should_accumulate():  # noqa: SLF001  # Lightning's own word on the step
+            self.log("time/update", self._update_seconds, batch_size=len(batch))
+            self._update_seconds = 0.0
 
     def _add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for name, pair in metrics.items():

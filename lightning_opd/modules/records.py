@@ -31,8 +31,12 @@ class EvaluationRecords:
             batch.response_mask & batch.comparable_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0
         )
         kls = (-log_ratios.sum(dim=1)).tolist()
-        records = [_record(t, kl) for t, kl in zip(batch.trajectories, kls, strict=True)]
-        self._records += [r for r, t in zip(records, batch.trajectories, strict=True) if not t.prompt.columns.get(PADDING)]
+        is_graded = (batch.teacher_ids >= 0).tolist()
+        records = [
+            _record(trajectory, kl, graded)
+            for trajectory, kl, graded in zip(batch.trajectories, kls, is_graded, strict=True)
+        ]
+        self._records += [r for r, t in zip(records, batch.trajectories, strict=True) if not t.is_repeat]
         return records
 
     def gather(self) -> EvaluationRecords:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,9 @@ from lightning_opd.interfaces import Split, Task
 from lightning_opd.tasks.splits import in_split, question_key
 from lightning_opd.types import Messages, Prompt
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_SIGN = r"(?:(?<![\w.)])-)?"  # a minus behind a digit or a bracket subtracts
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_NUMBER = re.compile(rf"{_SIGN}{_WHOLE}(?:\.\d+)?|{_SIGN}(?<!\d)\.\d+", re.ASCII)
 
 
 class Jsonl(Task):
@@ -65,8 +67,7 @@ class Jsonl(Task):
             return 0.0
         if self.match == "exact":
             return float(text.strip() == str(answer).strip())
-        found, wanted = _last_number(text), _last_number(str(answer))
-        return float(found is not None and found == wanted)
+        return float(last_number(text) == last_number(str(answer)))
 
     @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
@@ -81,30 +82,44 @@ class Jsonl(Task):
         if not Path(path).is_file():
             msg = f"Expected a JSONL file at `{path}`, found none. Check `data.task.init_args.path`."
             raise FileNotFoundError(msg)
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open("rb") as file:
             prompts = [self._prompt(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
         if not prompts:
             msg = f"`{path}` holds no prompts. Write one JSON object per line, with `prompt` and `{self.teacher_field}`."
             raise ValueError(msg)
         return prompts
 
-    def _prompt(self, line: str, place: str) -> Prompt:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            msg = f"{place}: expected one JSON object per line, got {line.strip()[:60]!r} ({error})."
-            raise ValueError(msg) from None
-        if not isinstance(row, dict):
-            msg = f"{place}: expected a JSON object, got {type(row).__name__}."
-            raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
+    def _prompt(self, line: bytes, place: str) -> Prompt:
+        row = _row(line, place)
         messages = _messages(row, place)
-        if not isinstance(row.get(self.teacher_field), str):
-            msg = f"{place}: expected the teacher's name in `{self.teacher_field}`, got {row.get(self.teacher_field)!r}. Its columns are {sorted(row)}."
+        answer = row.get("answer")
+        if self.match == "numeric" and answer is not None and last_number(str(answer)) is None:
+            msg = f"{place}: expected a number in `answer`, got {answer!r}. Correct the line, or use `match: exact`."
+            raise ValueError(msg)
+        teacher = row.get(self.teacher_field)
+        if not isinstance(teacher, str):
+            msg = (
+                f"{place}: expected the teacher's name in `{self.teacher_field}`, got {teacher!r}. "
+                f"The line's columns are {sorted(row)}; name another one in `teacher_field`, or add it."
+            )
             raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
-        teacher = row[self.teacher_field]
         domain = teacher if self.domain_field is None else str(row.get(self.domain_field, teacher))
         columns = {key: value for key, value in row.items() if key not in ("messages", "prompt")}
         return Prompt(messages, question_key(json.dumps(messages, sort_keys=True)), teacher, domain, columns)
+
+
+def _row(line: bytes, place: str) -> dict[str, object]:
+    """Return a line's JSON object; a byte-order mark, as some editors write it, is skipped."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        shown = line.strip()[:60].decode("utf-8", errors="replace")
+        msg = f"{place}: expected one JSON object per line (UTF-8), got {shown!r} ({error}). Correct the line."
+        raise ValueError(msg) from None
+    if not isinstance(row, dict):
+        msg = f"{place}: expected a JSON object, got {type(row).__name__}. Write {{...}} with named columns."
+        raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
+    return row
 
 
 def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, object], ...]:
@@ -121,9 +136,12 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
     return tuple(messages)
 
 
-def _last_number(text: str) -> Decimal | None:
-    numbers = _NUMBER.findall(text)
-    try:
-        return Decimal(numbers[-1].replace(",", "")) if numbers else None
-    except InvalidOperation:
-        return None
+def last_number(text: str) -> Decimal | None:
+    """Return the last number in a text, or None.
+
+    Example:
+        >>> last_number("so 1,200 - 34.50 = 1,165.50.")
+        Decimal('1165.50')
+    """
+    numbers = _NUMBER.findall(text.replace("−", "-"))
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None

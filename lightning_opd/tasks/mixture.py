@@ -41,11 +41,20 @@ class Mixture(Task):
 
     @override
     def environment(self, prompt: Prompt) -> Environment:
-        return self.tasks[prompt.domain].environment(prompt)
+        return self._task_of(prompt).environment(prompt)
 
     @override
     def outcome(self, prompt: Prompt, text: str) -> float:
-        return self.tasks[prompt.domain].outcome(prompt, text)
+        return self._task_of(prompt).outcome(prompt, text)
+
+    def _task_of(self, prompt: Prompt) -> Task:
+        if prompt.domain not in self.tasks:
+            msg = (
+                f"A prompt of domain `{prompt.domain}` reached a Mixture of {sorted(self.tasks)}. "
+                "A Mixture inside a Mixture cannot tell its prompts apart: name all tasks in one."
+            )
+            raise ValueError(msg)
+        return self.tasks[prompt.domain]
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:
@@ -54,7 +63,7 @@ class Mixture(Task):
         for domain, task in self.tasks.items():
             for rule in task.format_rules():
                 names.setdefault(rule.name, []).append((domain, rule))
-        return [_OwnDomain(name, dict(rules)) for name, rules in names.items()]
+        return [_OwnDomain(name, tuple(rules)) for name, rules in names.items()]
 
     @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
@@ -70,7 +79,7 @@ class _OwnDomain(FormatRule):
     """One rule name, judged by the rule of the prompt's own task."""
 
     rule_name: str
-    rules: dict[str, FormatRule]
+    rules: tuple[tuple[str, FormatRule], ...]
 
     @property
     @override
@@ -79,8 +88,8 @@ class _OwnDomain(FormatRule):
 
     @override
     def is_broken(self, trajectory: Trajectory) -> bool:
-        rule = self.rules.get(trajectory.prompt.domain)
-        return rule is not None and rule.is_broken(trajectory)
+        domain = trajectory.prompt.domain
+        return any(rule.is_broken(trajectory) for owner, rule in self.rules if owner == domain)
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,9 @@ class Curriculum(Task):
     def __init__(self, phases: list[Phase]) -> None:
         """Check the shares."""
         total = sum(phase.share for phase in phases)
-        if abs(total - 1) > 1e-6:
-            msg = f"The shares of a curriculum must add up to 1, got {total:g}."
+        if abs(total - 1) > 1e-6 or any(phase.share < 0 for phase in phases):
+            shares = [phase.share for phase in phases]
+            msg = f"The shares of a curriculum's phases must be positive and add up to 1, got {shares}."
             raise ValueError(msg)
         self.phases = phases
 
@@ -118,6 +128,10 @@ class Curriculum(Task):
     @override
     def environment(self, prompt: Prompt) -> Environment:
         return self.phases[0].task.environment(prompt)
+
+    @override
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        return self.phases[0].task.outcome(prompt, text)
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:

@@ -13,6 +13,9 @@ from lightning_opd.tasks.splits import question_key
 from lightning_opd.tasks.tool_answer import Agent, ToolAnswer
 from lightning_opd.types import Prompt
 
+MAX_QUESTIONS = 30_000
+"""Well below the number of different questions, so that drawing them ends soon."""
+
 
 class Strings(ToolAnswer):
     """Sort or reverse three or four letters; think, then call `text` with the result.
@@ -25,7 +28,7 @@ class Strings(ToolAnswer):
 
     Example:
         >>> Strings().questions()[0].messages[0]["content"]
-        'Reverse the letters z a b.'
+        'Sort the letters q j n.'
     """
 
     tool: ClassVar[str] = "text"
@@ -33,6 +36,9 @@ class Strings(ToolAnswer):
     def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.4, num_questions: int = 8100) -> None:
         """Choose the demonstrator and the number of questions."""
         super().__init__(agent, sloppy_right_share)
+        if not 1 <= num_questions <= MAX_QUESTIONS:
+            msg = f"`num_questions` must lie between 1 and {MAX_QUESTIONS}, got {num_questions}."
+            raise ValueError(msg)
         self.num_questions = num_questions
 
     @override

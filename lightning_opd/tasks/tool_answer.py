@@ -60,7 +60,7 @@ class ToolAnswer(Task):
         call = only_call(text)
         if call is None or call.name != self.tool:
             return 0.0
-        return float(call.arguments == {"result": prompt.columns["answer"]})
+        return float(set(call.arguments) == {"result"} and str(call.arguments["result"]) == prompt.columns["answer"])
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:

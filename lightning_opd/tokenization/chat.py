@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from lightning_opd.tokenization.compatibility import missing_template
 from lightning_opd.types import Messages
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     """Return a whole chat's tokens and a mask that is True on its last message, stop token included.
 
     The prompt's tokens are exactly those of `render_prompt`; the reply is tokenised apart from
-    them, as it is when the student writes it.
+    them, as it is when the student writes it. A template that does not end a turn with the stop
+    token gets it appended, so that what is learned can stop.
 
     Raises:
         ValueError: The last message is not the assistant's, or the template does not show it
@@ -39,9 +41,10 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
         )
         raise ValueError(msg)
     reply = whole[len(prompt) :]
-    stop = str(tokenizer.eos_token)
-    if stop in reply:  # what follows the stop token (a line break, usually) is never sampled
-        reply = reply[: reply.rindex(stop) + len(stop)]
+    stop = tokenizer.eos_token
+    if isinstance(stop, str):  # what follows the stop token (a line break, usually) is never sampled
+        before, _, _ = reply.rpartition(stop)
+        reply = (before if stop in reply else reply) + stop
     prompt_ids, reply_ids = _encode(tokenizer, prompt), _encode(tokenizer, reply)
     return prompt_ids + reply_ids, [False] * len(prompt_ids) + [True] * len(reply_ids)
 
@@ -75,11 +78,7 @@ def stop_token_ids(
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        msg = (
-            f"The tokenizer `{tokenizer.name_or_path}` has no chat template. Put a chat_template.jinja beside it, "
-            "or use the tokenizer of the chat model."
-        )
-        raise ValueError(msg)
+        raise ValueError(missing_template(tokenizer))
     chat = [dict(message) for message in messages]
     return cast(
         "str", tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def check_student_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise unless the tokenizer can pad and stop.
+    """Raise unless the tokenizer can pad, stop and render a chat.
 
     Raises:
         ValueError: With what is missing and how to add it.
@@ -21,6 +21,16 @@ def check_student_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
                 f'for example {{"{name}": "<|endoftext|>"}}, with a token the vocabulary has.'
             )
             raise ValueError(msg)
+    if not tokenizer.chat_template:
+        raise ValueError(missing_template(tokenizer))
+
+
+def missing_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the message about a tokenizer that cannot turn messages into text."""
+    return (
+        f"The tokenizer `{tokenizer.name_or_path}` has no chat template, so messages cannot become tokens. "
+        "Put a chat_template.jinja beside it, or use the tokenizer of the chat model."
+    )
 
 
 def check_same_vocabulary(

@@ -25,15 +25,32 @@ def call_bodies(text: str) -> list[str]:
 
 
 def parse_tool_call(body: str) -> ToolCall | None:
-    """Return the call that a body describes, or None if it is not `{"name": str, "arguments": {...}}`."""
+    """Return the call that a body describes, or None if it is not `{"name": str, "arguments": {...}}`.
+
+    A call without arguments may leave them out. A key given twice, and NaN, are no JSON here.
+    """
     try:
-        value = json.loads(body)
+        value = json.loads(body, object_pairs_hook=_without_repeats, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", {})
     return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse a key given twice: which value counts would depend on the parser."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        msg = f"keys repeat in {[key for key, _ in pairs]}"
+        raise ValueError(msg)
+    return value
+
+
+def _refuse(constant: str) -> object:
+    msg = f"{constant} is not JSON"
+    raise ValueError(msg)
 
 
 def only_call(text: str) -> ToolCall | None:

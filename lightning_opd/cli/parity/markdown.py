@@ -21,7 +21,11 @@ def markdown(report: Report) -> str:
     groups: dict[tuple[str, str], list[CellReport]] = {}
     for row in report.cells:
         groups.setdefault((row.cell.split, row.cell.mode), []).append(row)
-    parts = ["# Parity", verdict(report), *(_table(split, mode, rows) for (split, mode), rows in sorted(groups.items()))]
+    parts = [
+        "# Parity",
+        verdict(report),
+        *(_table(split, mode, rows) for (split, mode), rows in sorted(groups.items())),
+    ]
     return "\n\n".join([*parts, *_experts(report)]) + "\n"
 
 

@@ -99,14 +99,20 @@ def _paired(cell: Cell, answers: dict[str, Answer], teachers: dict[str, Scores])
     for key, answer in sorted(answers.items()):
         if answer.teacher not in teachers:
             known = ", ".join(f"`teacher.{name}`" for name in sorted(teachers)) or "none"
-            msg = f"{cell}: the student's prompts belong to teacher `{answer.teacher}`; add `teacher.{answer.teacher}=FILE` (given: {known})."
+            msg = (
+                f"{cell}: the student's prompts belong to teacher `{answer.teacher}`; "
+                f"add `teacher.{answer.teacher}=FILE` (given: {known})."
+            )
             raise UsageError(msg)
         theirs = teachers[answer.teacher].get(cell, {}).get(key)
         if theirs is not None:
             pairs.append((answer.outcome, theirs.outcome))
     if not pairs:
         names = ", ".join(sorted({answer.teacher for answer in answers.values()}))
-        msg = f"{cell}: student and teacher ({names}) share no prompt; run `test` for both with the same task, splits and modes."
+        msg = (
+            f"{cell}: student and teacher ({names}) share no prompt; "
+            "run `test` for both with the same task, splits and modes."
+        )
         raise UsageError(msg)
     student, teacher = np.asarray(pairs, dtype=np.float64).T
     return student, teacher

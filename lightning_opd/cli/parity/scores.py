@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from typing_extensions import override
+
 from lightning_opd.cli.errors import UsageError, did_you_mean
 
 _FIELDS = {"key": str, "domain": str, "teacher": str, "split": str, "mode": str}
@@ -27,6 +29,7 @@ class Cell:
     split: str
     mode: str
 
+    @override
     def __str__(self) -> str:
         """Return the three names."""
         return f"{self.domain} · {self.split} · {self.mode}"
@@ -79,10 +82,11 @@ def read_models(words: list[str]) -> ScoredModels:
     for word in words:
         role, separator, file = word.partition("=")
         if not separator or not file:
-            msg = f"expected ROLE=FILE, got `{word}`; for example `student=runs/merge_tiny/seed0/test_student/scores.json`."
+            msg = f"expected ROLE=FILE, got `{word}`; for example `student=runs/mine/seed0/test/scores.json`."
             raise UsageError(msg)
-        if role not in ROLES and not role.removeprefix("teacher.") != role:
-            msg = f"`{role}` is not a role in `{word}`.{did_you_mean(role, ROLES)} Roles: {', '.join(ROLES)}, teacher.NAME."
+        if role not in ROLES and role.removeprefix("teacher.") in {role, ""}:
+            roles = ", ".join([*ROLES, "teacher.NAME"])
+            msg = f"`{role}` is not a role in `{word}`.{did_you_mean(role, ROLES)} Roles: {roles}."
             raise UsageError(msg)
         if role in files:
             msg = f"`{role}` is given twice: `{files[role]}` and `{file}`."
@@ -118,7 +122,7 @@ def read_scores(path: Path) -> Scores:
         raise UsageError(msg) from error
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
-        msg = f"`{path}` holds no rows; expected `{{\"model\": ..., \"rows\": [...]}}` as the `test` verb writes it."
+        msg = f'`{path}` holds no rows; expected `{{"model": ..., "rows": [...]}}` as the `test` verb writes it.'
         raise UsageError(msg)
     outcomes: dict[tuple[Cell, str], list[float]] = defaultdict(list)
     teachers: dict[tuple[Cell, str], str] = {}

@@ -31,8 +31,8 @@ def run(
 ) -> None:
     """Run a recipe's steps in order.
 
-    Finished steps are skipped, an interrupted `fit` goes on from its last checkpoint, and a step is redone if its YAML, an
-    earlier step, or the package's version has changed. Outputs lie in OUTPUT/RECIPE/seedN/STEP.
+    Finished steps are skipped, an interrupted `fit` goes on from its last checkpoint, and a step is redone if its YAML,
+    an earlier step, or the package's version has changed. Outputs lie in OUTPUT/RECIPE/seedN/STEP.
 
     Args:
         recipe: Folder with a recipe.yaml, or the name of a recipe that comes with the package.

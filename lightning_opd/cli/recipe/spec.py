@@ -131,7 +131,8 @@ def _read_step(path: Path, index: int, step: object) -> StepSpec:
         raise UsageError(msg)
     for key in step:
         if key not in _FIELDS:
-            msg = f"{where}: `{key}` is not a field of a step.{did_you_mean(str(key), _FIELDS)} Fields: {', '.join(_FIELDS)}."
+            cure = f"{did_you_mean(str(key), _FIELDS)} Fields: {', '.join(_FIELDS)}."
+            msg = f"{where}: `{key}` is not a field of a step.{cure}"
             raise UsageError(msg)
     name, verb = step.get("name"), step.get("verb")
     if not isinstance(name, str) or not name or Path(name).name != name:

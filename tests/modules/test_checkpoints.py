@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_opd.models import Lora
+from lightning_opd.modules import OPDModule
+from lightning_opd.objectives import DistributionMatching
+from tests.world import Witness, make_data, make_module, make_trainer
+
+
+def weights(module: OPDModule) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def train(
+    world: Path,
+    folder: Path,
+    max_steps: int,
+    accumulate: int = 1,
+    updates: int = 1,
+    ckpt_path: Path | None = None,
+    **student: object,
+) -> tuple[OPDModule, Witness]:
+    """Train with momentum and a schedule, so that optimiser and schedule state matter too."""
+    module, witness = make_module(world, DistributionMatching(), **student), Witness()
+    module._optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
+    module._lr_scheduler = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = make_trainer(
+        folder,
+        witness,
+        saver,
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate,
+        enable_checkpointing=True,
+        limit_val_batches=1,
+        val_check_interval=2 * accumulate * updates,
+    )
+    trainer.fit(module, make_data(updates_per_window=updates), ckpt_path=ckpt_path)
+    return module, witness
+
+
+@pytest.mark.parametrize(("accumulate", "updates"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_a_run_resumed_after_any_step_equals_the_undisturbed_one_bit_for_bit(
+    accumulate: int, updates: int, world: Path, tmp_path: Path
+) -> None:
+    """Twelve prompts in windows of four: the seven steps cross two epoch borders."""
+    whole, seen = train(world, tmp_path / "whole", 7, accumulate, updates)
+    for step in (1, 2, 3, 4, 6):
+        torch.manual_seed(1000 + step)  # the resumed process has another random state
+        resumed, seen_again = train(
+            world, tmp_path / "whole", 7, accumulate, updates, tmp_path / "whole" / f"step={step}.ckpt"
+        )
+        for name, value in weights(whole).items():
+            assert torch.equal(value, weights(resumed)[name]), f"{name} differs after resuming at step {step}"
+        assert torch.equal(seen.windows[-1].token_ids, seen_again.windows[-1].token_ids)
+
+
+def test_checkpoints_hold_trainable_weights_only(world: Path, tmp_path: Path) -> None:
+    train(world, tmp_path / "full", 1)
+    train(world, tmp_path / "lora", 1, lora=Lora(rank=2))
+    full = torch.load(tmp_path / "full" / "step=1.ckpt", weights_only=True)["state_dict"]
+    lora = torch.load(tmp_path / "lora" / "step=1.ckpt", weights_only=True)["state_dict"]
+    assert all(name.startswith("student.") for name in full)
+    assert lora
+    assert all("lora_" in name for name in lora)
+
+
+def test_a_checkpoint_of_another_student_is_refused(world: Path, tmp_path: Path) -> None:
+    train(world, tmp_path / "lora", 1, lora=Lora(rank=2))
+    with pytest.raises(ValueError, match="does not fit the student"):
+        train(world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt")
+    with pytest.raises(ValueError, match="missing"):
+        train(world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt", lora=Lora(2, targets=["q_proj"]))
+
+
+def test_a_lora_run_resumes_and_leaves_the_base_alone(world: Path, tmp_path: Path) -> None:
+    whole, _ = train(world, tmp_path / "whole", 4, lora=Lora(rank=2))
+    resumed, _ = train(world, tmp_path / "whole", 4, ckpt_path=tmp_path / "whole" / "step=2.ckpt", lora=Lora(rank=2))
+    fresh = make_module(world).configure_student().state_dict()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name])
+        if "base_layer" in name:
+            original = name.removeprefix("student.base_model.model.").replace(".base_layer", "")
+            assert torch.equal(value, fresh[original])

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import SimpleProfiler
+
+from lightning_opd.interfaces import StudentForward
+from lightning_opd.modules import OPDModule
+from lightning_opd.objectives import DistributionMatching, PolicyGradient
+from lightning_opd.types import LossTerms, RolloutBatch
+from tests.world import Witness, make_data, make_module, make_trainer
+
+
+def test_every_step_learns_from_the_current_student(world: Path, tmp_path: Path) -> None:
+    """The log-probs of the sampler equal those of the training forward, at every step, to 1e-4."""
+    gaps = []
+
+    class Compare(OPDModule):
+        def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> torch.Tensor:
+            gap = torch.where(batch.response_mask, student.logprobs.detach() - batch.rollout_logprobs, 0.0)
+            gaps.append(float(gap.abs().max()))
+            return super().compute_advantages(batch, student)
+
+    plain = make_module(world)
+    module = Compare(plain.student_config, dict(plain.teachers.distinct), PolicyGradient(), plain._optimizer)
+    make_trainer(tmp_path, max_steps=4, accumulate_grad_batches=2).fit(module, make_data())
+    assert len(gaps) == 8
+    assert max(gaps) < 1e-4
+
+
+def test_training_reduces_the_kl_to_the_teachers(world: Path, tmp_path: Path) -> None:
+    module, witness = make_module(world, DistributionMatching()), Witness()
+    module._optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
+    make_trainer(tmp_path, witness, max_steps=40).fit(module, make_data())
+    kls = [logged["train/teacher_kl"] for logged in witness.logged]
+    assert sum(kls[-5:]) < 0.65 * sum(kls[:5])
+
+
+@pytest.mark.parametrize("settings", [
+    {"max_steps": 3, "accumulate_grad_batches": 2},
+    {"max_epochs": 1, "max_steps": -1},
+    {"fast_dev_run": 2, "max_steps": -1},
+    {"overfit_batches": 2, "max_steps": 4},
+    {"limit_train_batches": 2, "max_steps": 4},
+    {"max_steps": 2, "num_sanity_val_steps": 2, "limit_val_batches": 1, "val_check_interval": 1},
+    {"max_steps": 2, "gradient_clip_val": 0.1},
+    {"max_steps": 2, "precision": "bf16-mixed"},
+], ids=str)
+def test_trainer_settings_mean_what_a_lightning_user_expects(settings: dict[str, object], world: Path, tmp_path: Path) -> None:
+    witness, module = Witness(), make_module(world)
+    trainer = make_trainer(tmp_path, witness, **settings)
+    trainer.fit(module, make_data())
+    steps = {"max_epochs": 3, "fast_dev_run": 2}.get(next(iter(settings)), settings["max_steps"])
+    assert trainer.global_step == steps
+    assert len(witness.windows) == steps
+    questions = [[t.prompt.key for t in window.trajectories] for window in witness.windows]
+    if "overfit_batches" in settings:
+        assert questions[:2] == questions[2:]
+        assert not torch.equal(witness.windows[0].rollout_logprobs, witness.windows[2].rollout_logprobs)
+    if "limit_train_batches" in settings:
+        assert questions[:2] != questions[2:]
+    if "gradient_clip_val" in settings:
+        before = make_module(world).configure_student().state_dict()
+        after = module.student.state_dict()
+        moved = torch.sqrt(sum((after[name] - before[name]).square().sum() for name in before if name != "lm_head.weight"))
+        assert 0 < float(moved) <= 2 * 0.1 * 0.01 * 1.001  # steps × clip × learning rate
+
+
+def test_rollout_score_and_update_are_profiled_and_timed(world: Path, tmp_path: Path) -> None:
+    profiler, witness = SimpleProfiler(), Witness()
+    trainer = make_trainer(tmp_path, witness, max_steps=2, accumulate_grad_batches=2, profiler=profiler)
+    trainer.fit(make_module(world), make_data())
+    for action, times in (("rollout", 2), ("score", 2), ("update", 4)):
+        assert len(profiler.recorded_durations[action]) == times
+        assert witness.logged[-1][f"time/{action}"] > 0
+
+
+def test_metrics_are_exact_means_over_the_window(world: Path, tmp_path: Path) -> None:
+    logs = []
+    for accumulate in (1, 4):
+        witness = Witness()
+        make_trainer(tmp_path, witness, max_steps=1, accumulate_grad_batches=accumulate).fit(make_module(world), make_data())
+        logs.append(witness.logged[-1])
+        window = witness.windows[0]
+    assert logs[0].keys() == logs[1].keys()
+    for name in logs[0]:
+        if not name.startswith("time/"):
+            assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5), name
+    mask = window.response_mask
+    kl = (window.rollout_logprobs - window.teacher_logprobs)[mask].mean()
+    assert logs[0]["train/teacher_kl"] == pytest.approx(float(kl), rel=1e-4)
+    own = mask & (window.teacher_ids == 1)[:, None]
+    assert logs[0]["train/teacher_kl/math"] == pytest.approx(
+        float((window.rollout_logprobs - window.teacher_logprobs)[own].mean()), rel=1e-4
+    )
+    assert logs[0]["train/reward"] == pytest.approx(float(window.rewards.mean()))
+    clipped = (window.teacher_logprobs - window.rollout_logprobs).abs()[mask] > 5
+    assert logs[0]["train/clipped"] == pytest.approx(float(clipped.float().mean()), abs=1e-6)
+
+
+def test_metrics_reach_the_logger_once_per_step(world: Path, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, "", "logs")
+    make_trainer(tmp_path, max_steps=3, accumulate_grad_batches=2, logger=logger).fit(make_module(world), make_data())
+    lines = (tmp_path / "logs" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert "train/teacher_kl/code" in lines[0]
+
+
+def test_a_subclass_changes_one_hook(world: Path, tmp_path: Path) -> None:
+    class Doubled(OPDModule):
+        def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: torch.Tensor) -> LossTerms:
+            terms = super().compute_loss(batch, student, advantages)
+            return LossTerms(2 * terms.loss, {**terms.metrics, "twice": (terms.loss * 2, torch.tensor(1.0))})
+
+    plain, witnesses = make_module(world), [Witness(), Witness()]
+    doubled = Doubled(plain.student_config, dict(plain.teachers.distinct), plain.objective, plain._optimizer)
+    for module, witness in zip((plain, doubled), witnesses, strict=True):
+        make_trainer(tmp_path, witness, max_steps=1).fit(module, make_data())
+    for name, gradient in witnesses[0].gradients[0].items():
+        assert torch.allclose(2 * gradient, witnesses[1].gradients[0][name], atol=1e-6)
+    assert "train/twice" in witnesses[1].logged[0]
+
+
+def test_validation_noise_is_fixed_per_prompt(world: Path, tmp_path: Path) -> None:
+    module, data = make_module(world), make_data()
+    trainer = make_trainer(tmp_path, limit_val_batches=1.0)
+    first = trainer.validate(module, data, verbose=False)[0]
+    again = trainer.validate(module, data, verbose=False)[0]
+    assert first == again
+    assert {"val/outcome", "val/outcome/math", "val/format/code", "val/teacher_kl/math"} <= first.keys()
+
+
+def test_test_writes_scores_and_predict_writes_texts(world: Path, tmp_path: Path) -> None:
+    module, trainer = OPDModule(make_module(world).student_config), make_trainer(tmp_path)
+    trainer.test(module, make_data(), verbose=False)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["model"] == str(world / "student")
+    assert len(scores["rows"]) == 2 * 2 * 4  # domains × modes × prompts
+    assert set(scores["rows"][0]) == {"key", "domain", "teacher", "split", "mode", "outcome", "format", "num_tokens"}
+    trainer.predict(module, make_data())
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 16
+    assert {"prompt", "text", "outcome", "format_errors"} <= json.loads(lines[0]).keys()
+
+
+def test_a_teacher_is_no_part_of_the_module(world: Path, tmp_path: Path) -> None:
+    module = make_module(world)
+    make_trainer(tmp_path, max_steps=1).fit(module, make_data())
+    assert all(name.startswith("student.") for name in module.state_dict())
+    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}  # type: ignore[union-attr]
+    assert optimised == {id(p) for p in module.student.parameters()}
+    assert isinstance(module, L.LightningModule)
+
+
+def test_an_all_masked_window_gives_zero_loss_and_no_nan(world: Path, tmp_path: Path) -> None:
+    from lightning_opd.interfaces import OPDCallback
+
+    class Nothing(OPDCallback):
+        def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+            rollouts.distill_mask = torch.zeros_like(rollouts.distill_mask)
+
+    for objective in (PolicyGradient(), DistributionMatching()):
+        witness = Witness()
+        make_trainer(tmp_path, Nothing(), witness, max_steps=1).fit(make_module(world, objective), make_data())
+        assert witness.logged[0]["train/loss"] == 0
+        assert all(float(g.abs().max()) == 0 for g in witness.gradients[0].values())

@@ -1,0 +1,126 @@
+"""A world small enough for every test: two teachers, a student, prompts, and a quiet trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from lightning_opd.data import Evaluation, OPDDataModule
+from lightning_opd.interfaces import Objective, OPDCallback, Split, Task
+from lightning_opd.models import Student
+from lightning_opd.modules import OPDModule
+from lightning_opd.objectives import DistributionMatching, PolicyGradient
+from lightning_opd.types import Prompt, RolloutBatch, Sampling
+from tests.tiny import save_model
+
+OBJECTIVES: tuple[Objective, ...] = (PolicyGradient(), DistributionMatching())
+
+
+class Letters(Task):
+    """Prompts of uneven length for two teachers; a reply is right if it holds an `a`."""
+
+    def __init__(self, num_prompts: int = 12, teachers: Sequence[str] = ("code", "math")) -> None:
+        self.num_prompts, self.teachers = num_prompts, tuple(teachers)
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return [
+            Prompt(
+                messages=({"role": "user", "content": f"{split[0]}{i} " + "xyz " * (i % 5)},),
+                key=f"{split}{i}",
+                teacher=self.teachers[i % len(self.teachers)],
+                domain=self.teachers[i % len(self.teachers)],
+            )
+            for i in range(self.num_prompts)
+        ]
+
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        return float("a" in text)
+
+
+def save_world(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a student and two teachers with one tokenizer."""
+    for seed, name in enumerate(("student", "math", "code")):
+        save_model(folder / name, seed=seed, dtype=dtype)
+    return folder
+
+
+def make_module(world: Path, objective: Objective | None = None, dtype: str = "float32", **student: object) -> OPDModule:
+    """Return a module whose teachers are `math` and `code`."""
+    from lightning_opd.teachers import LocalTeacher
+
+    return OPDModule(
+        Student(str(world / "student"), dtype=dtype, **student),  # type: ignore[arg-type]
+        {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")},
+        objective or PolicyGradient(),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+    )
+
+
+def make_data(task: Task | None = None, **settings: object) -> OPDDataModule:
+    """Return data with windows of four prompts and two siblings."""
+    defaults: dict[str, object] = {
+        "prompts_per_window": 4,
+        "samples_per_prompt": 2,
+        "sampling": Sampling(max_new_tokens=12),
+        "evaluation": Evaluation(num_prompts=4, num_validation_prompts=2),
+        "seed": 0,
+    }
+    return OPDDataModule(task or Letters(), **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def make_trainer(
+    folder: Path, *callbacks: Callback, logger: Logger | bool = False, **settings: object
+) -> L.Trainer:
+    """Return a trainer on one CPU process that prints nothing and saves nothing."""
+    defaults: dict[str, object] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 2,
+        "default_root_dir": folder,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+    }
+    return L.Trainer(**{**defaults, **settings}, callbacks=list(callbacks), logger=logger)  # type: ignore[arg-type]
+
+
+class Witness(OPDCallback):
+    """Keeps the windows, the gradients of each optimiser step, and what was logged."""
+
+    def __init__(self) -> None:
+        self.windows: list[RolloutBatch] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        self.windows.append(rollouts)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        named = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append({name: whole(gradient) for name, gradient in named.items()})
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy on one rank of a tensor that may be sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Return the largest absolute difference of two named sets of tensors."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
