@@ -18,6 +18,9 @@ from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.types import Prompt, RolloutBatch, Sampling
 from tests.tiny import save_model
 
+STOPS = tuple(range(2, 288, 8))
+"""Many stop tokens, so that an untrained student's replies have uneven lengths."""
+
 OBJECTIVES: tuple[Objective, ...] = (PolicyGradient(), DistributionMatching())
 
 
@@ -57,7 +60,7 @@ def make_module(world: Path, objective: Objective | None = None, dtype: str = "f
         Student(str(world / "student"), dtype=dtype, **student),  # type: ignore[arg-type]
         {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")},
         objective or PolicyGradient(),
-        lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
     )
 
 
@@ -66,7 +69,7 @@ def make_data(task: Task | None = None, **settings: object) -> OPDDataModule:
     defaults: dict[str, object] = {
         "prompts_per_window": 4,
         "samples_per_prompt": 2,
-        "sampling": Sampling(max_new_tokens=12),
+        "sampling": Sampling(max_new_tokens=12, stop_token_ids=STOPS),
         "evaluation": Evaluation(num_prompts=4, num_validation_prompts=2),
         "seed": 0,
     }

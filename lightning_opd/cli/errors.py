@@ -55,28 +55,22 @@ def wants_traceback() -> bool:
     return os.environ.get("LIGHTNING_OPD_TRACEBACK", "0") not in {"", "0"}
 
 
-def is_settings_error(error: BaseException, *folders: Path) -> bool:
-    """Return whether the package itself raised `error` on purpose, with a message made for the user.
+def find_settings_error(error: BaseException, *folders: Path) -> BaseException | None:
+    """Return what the package raised on purpose, with a message made for the user, or None where `error` is a crash.
 
-    True for a built-in type whose innermost frame is a `raise` statement of this package. A crash inside
+    On purpose means: a built-in type whose innermost frame is a `raise` statement of this package. A crash inside
     torch, a user's class or an expression of ours is a bug and keeps its traceback.
 
     Args:
-        error: What was raised.
+        error: What was raised; its causes are looked at too, because the parser wraps what a constructor raises.
         folders: Other packages whose `raise` statements speak to the user.
     """
-    if isinstance(error, UsageError):
-        return True
-    if not isinstance(error, _KINDS):
-        return False
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None:
-        return False
-    path = Path(frame.tb_frame.f_code.co_filename)
-    line = linecache.getline(str(path), frame.tb_lineno).strip()
-    return line.startswith("raise ") and any(path.is_relative_to(folder) for folder in (_PACKAGE, *folders))
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, UsageError) or (isinstance(link, _KINDS) and _is_raised_in(link, (_PACKAGE, *folders))):
+            return link
+        link = link.__cause__
+    return None
 
 
 def message_of(error: BaseException) -> str:
@@ -84,3 +78,14 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     return str(error) or type(error).__name__
+
+
+def _is_raised_in(error: BaseException, folders: Iterable[Path]) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return False
+    path = Path(frame.tb_frame.f_code.co_filename)
+    line = linecache.getline(str(path), frame.tb_lineno).strip()
+    return line.startswith("raise ") and any(path.is_relative_to(folder) for folder in folders)

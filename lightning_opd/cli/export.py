@@ -63,5 +63,5 @@ def _build_module(config: str) -> StudentModule:
     parser.written = Written(sources)
     parser.add_subclass_arguments(StudentModule, "model", required=True)
     parser.set_defaults({"model": {"class_path": "lightning_opd.OPDModule"}})
-    module: StudentModule = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    module: StudentModule = parser.instantiate(parser.parse_object({"model": model})).model
     return module

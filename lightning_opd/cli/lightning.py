@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from lightning_opd.cli.errors import UsageError, is_settings_error, message_of
+from lightning_opd.cli.errors import UsageError, find_settings_error, message_of
 from lightning_opd.cli.mappings import compose_mappings
 from lightning_opd.cli.messages import Written, explain
 from lightning_opd.cli.sources import read_sources
@@ -127,7 +127,7 @@ def run_trainer_verb(verb: str, words: Sequence[str]) -> None:
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             seed_everything_default=0,
-            parser_kwargs={"prog": "python -m lightning_opd"},
+            parser_kwargs={"prog": "python -m lightning_opd", "allow_abbrev": False},
             parser_class=TrainerParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -135,8 +135,9 @@ def run_trainer_verb(verb: str, words: Sequence[str]) -> None:
             auto_configure_optimizers=False,
         )
     except Exception as error:
-        if Progress.has_begun or not (
-            isinstance(error, MisconfigurationException) or is_settings_error(error, _LIGHTNING)
-        ):
+        settings_error = find_settings_error(error, _LIGHTNING)
+        if isinstance(error, MisconfigurationException):
+            settings_error = error
+        if settings_error is None or Progress.has_begun:
             raise
-        raise UsageError(message_of(error)) from error
+        raise UsageError(message_of(settings_error)) from error

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 where the command or the configuration is wrong. A crash raises.
     """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of old names
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help", "help"}:
         sys.stdout.write(overview())

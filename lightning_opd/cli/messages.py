@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _MAX_LENGTH = 400
 _MAX_KNOWN = 12
-_NESTED = re.compile(r"Problem with given class_path '[^']+':\n(?P<indent> *)Parser key")
+_NESTED = re.compile(r"Problem with given class_path '[^']+':\n(?P<indent> *)(?:Parser key|the following arg)")
 _NO_KEY = re.compile(
     r"(?:unrecognized arguments: --|Option '|(?:Group '(?P<group>[^']+)' )?does not accept option ')(?P<key>[\w.+-]+)"
 )
@@ -26,7 +26,7 @@ _WRONG_CLASS = re.compile(r"Import path (?:(?P<value>\S+) )?does not correspond 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
 _VALUE = re.compile(r"Expected an? (?P<kind>.+?)\. Got value: (?P<value>.*)")
 _UNION = re.compile(r"Subtypes: \[(?P<kinds>.*)\](?:.|\n)*Given value: (?P<value>.*)")
-_REQUIRED = re.compile(r'(?:arguments? (?:are|is) required: |Key ")(?P<key>[\w., -]+?)(?:" is required.*|$)')
+_REQUIRED = re.compile(r'(?:arguments? (?:are|is) required: |Key ")(?P<key>[\w., -]+?)(?:" is required|\n|$)')
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ def _innermost(message: str) -> str:
         inside = itertools.takewhile(lambda line: not line or line.startswith(indent), lines)  # noqa: B023  # used at once
         block = [line.removeprefix(indent) for line in inside]
         message = "\n".join(block)
-    return (
-        _KEY.sub(lambda match: f'Parser key "{".".join([*keys, match["key"]])}"', message, count=1) if keys else message
-    )
+    if not keys:
+        return message
+    inner = _KEY.search(message)
+    path = ".".join([*keys, *([inner["key"]] if inner else [])])
+    return f'Parser key "{path}":\n{message[inner.end() + 1 :] if inner else message}'
 
 
 def _unknown_key(match: re.Match[str], message: str, written: Written) -> str:
@@ -136,16 +138,22 @@ def _wrong_class(match: re.Match[str], message: str, written: Written) -> str:
     value = match["value"] or (given["value"] if given else "another class")
     path, source = _place_of_value(value, message, written)
     base = next((kind for kind in expected_classes(written.tree, path) if kind.__name__ == match["base"]), None)
-    examples = [public_path(sub) for sub in (subclasses(base) if base else [])][:3]
+    examples = sorted((public_path(sub) for sub in (subclasses(base) if base else [])), key=_is_foreign)[:3]
     cure = f" For example {', '.join(examples)}." if examples else ""
     kind = find_class(value)
     parents = f", a `{kind.__mro__[1].__name__}`" if kind and kind.__mro__[1] is not object else ""
     return f"`{readable(path)}` {source}: expected a subclass of `{match['base']}`, got `{value}`{parents}.{cure}"
 
 
+def _is_foreign(class_path: str) -> bool:
+    return not class_path.startswith("lightning_opd.")
+
+
 def _missing(match: re.Match[str], message: str, written: Written) -> str:
-    del message, written
-    keys = [readable(tuple(key.strip().split("."))) for key in match["key"].split(",")]
+    del written
+    outer = _KEY.search(message)
+    prefix = f"{outer['key']}." if outer and outer.start() < match.start() else ""
+    keys = [prefix + readable(tuple(key.strip().split("."))) for key in match["key"].split(",")]
     return f"{', '.join(f'`{key}`' for key in keys)} must be given, as `--{keys[0]} ...` or in a --config file."
 
 

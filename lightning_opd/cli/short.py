@@ -12,13 +12,11 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 from typing_extensions import override
 
-from lightning_opd.cli.errors import UsageError, is_settings_error, message_of
+from lightning_opd.cli.errors import UsageError, find_settings_error, message_of
 from lightning_opd.cli.messages import Written, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from lightning_opd.cli.verbs import ShortVerb
 
 
 _OWN_OPTIONS = ("--help", "--print_config", "--print_shtab")
@@ -54,7 +52,7 @@ def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
     docstring = docstring_parser.parse(function.__doc__ or "")
     about = {param.arg_name: param.description for param in docstring.params}
     description = "\n\n".join(filter(None, (docstring.short_description, docstring.long_description)))
-    parser = ShortParser(prog=f"python -m lightning_opd {verb}", description=description)
+    parser = ShortParser(prog=f"python -m lightning_opd {verb}", description=description, allow_abbrev=False)
     if "config" not in inspect.signature(function).parameters:
         parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     hints = get_type_hints(function)
@@ -62,7 +60,8 @@ def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
         help_text, hint = about.get(name) or "", hints[name]
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             many = typing.get_origin(hint) is list
-            parser.add_argument(name, nargs="*" if many else "?", type=str if many else hint, help=help_text)
+            parser.add_argument(name.upper(), nargs="*" if many else "?", type=str if many else hint, help=help_text)
+            parser.add_argument(f"--{name}", type=hint | None, help=SUPPRESS)  # the same key in a YAML file
         elif parameter.default is inspect.Parameter.empty:
             parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=help_text)
         else:
@@ -70,21 +69,21 @@ def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
     return parser
 
 
-def run_short_verb(name: str, verb: ShortVerb, words: Sequence[str]) -> None:
+def run_short_verb(name: str, home: str, words: Sequence[str]) -> None:
     """Parse a short verb's command line and call its function.
 
     Args:
         name: The verb, also the name of its function.
-        verb: Where the function lives.
+        home: Module of that function.
         words: Command line after the verb.
     """
-    function = getattr(importlib.import_module(verb.home), name)
+    function = getattr(importlib.import_module(home), name)
     parser = short_parser(name, function)
     values = parser.parse_args(list(words)).as_dict()
     positional, options = [], {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            value = values[parameter.name]
+            value = values[parameter.name.upper()] or values[parameter.name]
             if not value:
                 usage = f"python -m lightning_opd {name} {parameter.name.upper()} [--key value ...]"
                 msg = f"`{name}` expects `{parameter.name}` after the verb: `{usage}`."
@@ -95,6 +94,7 @@ def run_short_verb(name: str, verb: ShortVerb, words: Sequence[str]) -> None:
     try:
         function(*positional, **options)
     except Exception as error:
-        if not is_settings_error(error):
+        settings_error = find_settings_error(error)
+        if settings_error is None:
             raise
-        raise UsageError(message_of(error)) from error
+        raise UsageError(message_of(settings_error)) from error

@@ -52,5 +52,5 @@ def _build_task(spec: dict[str, object] | str) -> Task:
     parser = ShortParser(prog="python -m lightning_opd tokenizer")
     parser.written = Written([Source("of the tokenizer", {"task": spec})])
     parser.add_subclass_arguments(Task, "task", required=True)
-    built: Task = parser.instantiate_classes(parser.parse_object({"task": spec})).task
+    built: Task = parser.instantiate(parser.parse_object({"task": spec})).task
     return built

@@ -81,7 +81,7 @@ def run_verb(argv: Sequence[str]) -> None:
     if verb in SHORT_VERBS:
         from lightning_opd.cli.short import run_short_verb
 
-        run_short_verb(verb, SHORT_VERBS[verb], words)
+        run_short_verb(verb, SHORT_VERBS[verb].home, words)
     elif verb in TRAINER_VERBS:
         # Imported by name: it costs seconds, and what it imports must not be loaded for the short verbs.
         importlib.import_module("lightning_opd.cli.lightning").run_trainer_verb(verb, words)

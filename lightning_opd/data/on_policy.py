@@ -42,14 +42,15 @@ class Evaluation:
     Args:
         splits: Splits that `test` and `predict` go through.
         modes: "sampled" draws at the training temperature, "greedy" takes the likeliest token.
-        num_prompts: Prompts per domain, split and mode; None takes all.
+        num_prompts: Prompts per domain, split and mode: one number, or one for each domain (a domain
+            without a number is left out); null takes all.
         num_validation_prompts: Prompts per domain in validation, which is sampled with fixed noise.
         batch_size: Prompts per batch and process.
     """
 
     splits: list[Split] = dataclasses.field(default_factory=lambda: ["test"])
     modes: list[Mode] = dataclasses.field(default_factory=lambda: ["sampled", "greedy"])
-    num_prompts: int | None = None
+    num_prompts: int | dict[str, int] | None = None
     num_validation_prompts: int | None = 128
     batch_size: int = 256
 
@@ -185,7 +186,7 @@ class OPDDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def _evaluation_batches(
-        self, parts: Sequence[tuple[Split, str, Sequence[Prompt]]], num_prompts: int | None
+        self, parts: Sequence[tuple[Split, str, Sequence[Prompt]]], num_prompts: int | dict[str, int] | None
     ) -> PromptBatches:
         chosen = [(split, mode, first_of_each_domain(prompts, num_prompts)) for split, mode, prompts in parts]
         return PromptBatches(chosen, self.evaluation.batch_size, *self._place())
@@ -344,13 +345,14 @@ class OPDDataModule(L.LightningDataModule):
         return total
 
 
-def first_of_each_domain(prompts: Sequence[Prompt], num_prompts: int | None) -> list[Prompt]:
+def first_of_each_domain(prompts: Sequence[Prompt], num_prompts: int | dict[str, int] | None) -> list[Prompt]:
     """Return the first `num_prompts` prompts of every domain, in their order."""
     taken: dict[str, int] = {}
     chosen = []
     for prompt in prompts:
+        limit = num_prompts.get(prompt.domain, 0) if isinstance(num_prompts, dict) else num_prompts
         taken[prompt.domain] = taken.get(prompt.domain, 0) + 1
-        if num_prompts is None or taken[prompt.domain] <= num_prompts:
+        if limit is None or taken[prompt.domain] <= limit:
             chosen.append(prompt)
     return chosen
 

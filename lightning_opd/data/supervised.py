@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -48,7 +48,7 @@ class SFTDataModule(L.LightningDataModule):
         num_examples: int = 4096,
         num_validation_examples: int = 0,
         max_length: int = 512,
-        shuffle: bool = True,  # noqa: FBT001, FBT002  # a key in YAML
+        shuffle: bool = True,  # a key in YAML
         seed: int | None = None,
     ) -> None:
         """Check the sizes; demonstrations are made in `setup`."""
@@ -56,7 +56,8 @@ class SFTDataModule(L.LightningDataModule):
         if not 1 <= batch_size <= num_examples:
             msg = f"`data.batch_size` must lie between 1 and `data.num_examples` ({num_examples}), got {batch_size}."
             raise ValueError(msg)
-        self.task, self.batch_size, self.max_length, self.shuffle, self.seed = task, batch_size, max_length, shuffle, seed
+        self.task, self.batch_size, self.max_length = task, batch_size, max_length
+        self.shuffle, self.seed = shuffle, seed
         self.num_examples, self.num_validation_examples = num_examples, num_validation_examples
 
     @override
@@ -65,38 +66,48 @@ class SFTDataModule(L.LightningDataModule):
         if stage == "fit":
             self._train = self._examples("train", self.num_examples)
         self._validation = self._examples("validation", self.num_validation_examples)
-        if not self._validation and self.trainer is not None:
-            self.trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
+        if not self._validation:
+            self._trainer().limit_val_batches = 0  # an empty loader is one that Lightning warns about
 
     def _examples(self, split: Split, num_examples: int) -> list[Example]:
         if num_examples == 0:
             return []
-        tokenizer = self._tokenizer()
-        examples = [
-            render_demonstration(tokenizer, messages)
-            for messages in self.task.demonstrations(split, num_examples, self._seed)
-        ]
+        tokenizer, rendered = self._tokenizer(), dict[str, Example]()
+        examples = []
+        for messages in self.task.demonstrations(split, num_examples, self._seed):
+            key = repr(messages)
+            if key not in rendered:  # a small task repeats itself, and rendering takes most of the time
+                rendered[key] = render_demonstration(tokenizer, messages)
+            examples.append(rendered[key])
         longest = max(len(token_ids) for token_ids, _ in examples)
         if longest > self.max_length:
-            msg = f"A demonstration has {longest} tokens, more than `data.max_length` {self.max_length}. Raise it, or shorten the data."
+            msg = (
+                f"A demonstration has {longest} tokens, more than `data.max_length` {self.max_length}. "
+                "Raise it, or shorten the data."
+            )
             raise ValueError(msg)
         return examples
 
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
+    def _trainer(self) -> L.Trainer:
         if self.trainer is None:
             msg = "SFTDataModule works inside a Trainer; call `trainer.fit(module, datamodule)`."
             raise RuntimeError(msg)
-        return cast("TokenizerOwner", self.trainer.lightning_module).tokenizer
+        return self.trainer
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return cast("TokenizerOwner", self._trainer().lightning_module).tokenizer
 
     def _batches(self, examples: Sequence[Example], *, shuffle: bool) -> ExampleBatches:
-        assert self.trainer is not None  # noqa: S101  # `setup` saw one
-        place = self.trainer.distributed_sampler_kwargs or {}
         pad = int(cast("int", self._tokenizer().pad_token_id))
+        place = self._trainer().distributed_sampler_kwargs or {}
         rank, num_ranks = place.get("rank", 0), place.get("num_replicas", 1)
         if self.batch_size % num_ranks:
-            msg = f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally."
+            msg = (
+                f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally. "
+                f"Use a multiple of {num_ranks}."
+            )
             raise ValueError(msg)
-        size = min(self.batch_size, len(examples))
+        size = min(self.batch_size, len(examples) // num_ranks * num_ranks)
         return ExampleBatches(examples, size, pad, self._seed, rank, num_ranks, shuffle=shuffle)
 
     @override

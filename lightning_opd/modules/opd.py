@@ -151,7 +151,7 @@ class OPDModule(StudentModule):
     def on_validation_epoch_end(self) -> None:
         records = self._records.gather()
         for name, value in records.means().items():
-            self.log(f"val/{name}", value, prog_bar=name == "outcome", batch_size=len(records), rank_zero_only=False)
+            self.log(f"val/{name}", value, prog_bar=name == "outcome", batch_size=len(records), sync_dist=True)
 
     @override
     def on_test_epoch_start(self) -> None:
@@ -165,7 +165,7 @@ class OPDModule(StudentModule):
     def on_test_epoch_end(self) -> None:
         records = self._records.gather()
         for name, value in records.means(by_mode=True).items():
-            self.log(f"test/{name}", value, batch_size=len(records))
+            self.log(f"test/{name}", value, batch_size=len(records), sync_dist=True)
         if self.trainer.is_global_zero:
             records.write_scores(Path(self.trainer.default_root_dir) / "scores.json", self.student_config.name)
 

@@ -120,6 +120,8 @@ class StudentModule(L.LightningModule, ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" not in checkpoint:  # a sharding strategy has already loaded it into the shards
+            return
         expected, got = self._trainable_names(), set(checkpoint["state_dict"])
         if expected != got:
             missing, unexpected = sorted(expected - got), sorted(got - expected)

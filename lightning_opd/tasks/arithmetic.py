@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -21,18 +20,19 @@ class Arithmetic(ToolAnswer):
     Args:
         agent: Who demonstrates: "expert" is always right; "sloppy" forgets carries, echoes an
             operand, or malforms the call.
-        sloppy_right_share: Share of the sloppy agent's replies that are right on purpose.
+        sloppy_right_share: Share of the sloppy agent's replies that are right on purpose. Where
+            there is nothing to carry, a forgotten carry is right too: .53 of all at the default.
 
     Example:
         >>> task = Arithmetic()
-        >>> prompt = next(p for p in task.questions() if p.columns["question"] == "47 + 38")
+        >>> prompt = next(p for p in task.questions() if p.columns["question"] == "47+38")
         >>> task.thoughts(prompt)
-        ('7+8=15 carry 1, 4+3+1=8', '85')
+        ('7+8=15 carry,4+3+1=8', '85')
     """
 
     tool: ClassVar[str] = "calc"
 
-    def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.4) -> None:
+    def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.3) -> None:
         """Choose the demonstrator."""
         super().__init__(agent, sloppy_right_share)
 
@@ -45,15 +45,17 @@ class Arithmetic(ToolAnswer):
         return _add(prompt, forgets_carry=False)
 
     @override
-    def mistake(self, prompt: Prompt, noise: random.Random) -> tuple[str, str]:
-        if noise.random() < 0.6:
-            return _add(prompt, forgets_carry=True)
-        operand = noise.choice(str(prompt.columns["question"]).split(" + "))
-        return operand, operand
+    def slip(self, prompt: Prompt) -> tuple[str, str]:
+        return _add(prompt, forgets_carry=True)
+
+    @override
+    def echo(self, prompt: Prompt) -> tuple[str, str]:
+        question = str(prompt.columns["question"])
+        return question, question.split("+", maxsplit=1)[0]
 
 
 def _prompt(a: int, b: int) -> Prompt:
-    question = f"{a} + {b}"
+    question = f"{a}+{b}"
     return Prompt(
         messages=({"role": "user", "content": f"What is {question}?"},),
         key=question_key("arithmetic", question),
@@ -64,9 +66,9 @@ def _prompt(a: int, b: int) -> Prompt:
 
 
 def _add(prompt: Prompt, *, forgets_carry: bool) -> tuple[str, str]:
-    a, b = str(prompt.columns["question"]).split(" + ")
+    a, b = str(prompt.columns["question"]).split("+")
     units = int(a[1]) + int(b[1])
     has_carry = units > 9 and not forgets_carry
     tens = int(a[0]) + int(b[0]) + has_carry
-    carry = (" carry 1", "+1") if has_carry else ("", "")
-    return f"{a[1]}+{b[1]}={units}{carry[0]}, {a[0]}+{b[0]}{carry[1]}={tens}", f"{tens}{units % 10}"
+    carry = (" carry", "+1") if has_carry else ("", "")
+    return f"{a[1]}+{b[1]}={units}{carry[0]},{a[0]}+{b[0]}{carry[1]}={tens}", f"{tens}{units % 10}"

@@ -25,8 +25,9 @@ class Jsonl(Task):
     """Prompts from a JSONL file: `messages` or `prompt`, the teacher's name, and perhaps an `answer`.
 
     Without split files the rows are split by a hash of the question: .6 train, .1 validation,
-    .3 test. A row without `answer` has outcome 0: distillation needs none. A row may also carry a
-    `response`, which serves as its demonstration. All other columns travel with the prompt.
+    .3 test. A row without `answer` has outcome 0: distillation needs none. A row's `response`, or
+    the assistant's message at the end of its `messages`, is its demonstration and no part of the
+    prompt. All other columns travel with the prompt.
 
     Args:
         path: The file; all splits, or the training split if one of the others is given.
@@ -85,7 +86,8 @@ class Jsonl(Task):
         with Path(path).open("rb") as file:
             prompts = [self._prompt(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
         if not prompts:
-            msg = f"`{path}` holds no prompts. Write one JSON object per line, with `prompt` and `{self.teacher_field}`."
+            columns = f"`prompt` and `{self.teacher_field}`"
+            msg = f"`{path}` holds no prompts. Write one JSON object per line, with {columns}."
             raise ValueError(msg)
         return prompts
 
@@ -102,8 +104,16 @@ class Jsonl(Task):
                 f"{place}: expected the teacher's name in `{self.teacher_field}`, got {teacher!r}. "
                 f"The line's columns are {sorted(row)}; name another one in `teacher_field`, or add it."
             )
-            raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
-        domain = teacher if self.domain_field is None else str(row.get(self.domain_field, teacher))
+            raise ValueError(msg)  # the file is wrong, not an argument's type
+        domain = teacher
+        if self.domain_field is not None:
+            if self.domain_field not in row:
+                msg = f"{place}: expected `{self.domain_field}`, got the columns {sorted(row)}. Correct `domain_field`."
+                raise ValueError(msg)
+            domain = str(row[self.domain_field])
+        if messages[-1]["role"] == "assistant":
+            row.setdefault("response", messages[-1]["content"])
+            messages = messages[:-1]
         columns = {key: value for key, value in row.items() if key not in ("messages", "prompt")}
         return Prompt(messages, question_key(json.dumps(messages, sort_keys=True)), teacher, domain, columns)
 
@@ -118,7 +128,7 @@ def _row(line: bytes, place: str) -> dict[str, object]:
         raise ValueError(msg) from None
     if not isinstance(row, dict):
         msg = f"{place}: expected a JSON object, got {type(row).__name__}. Write {{...}} with named columns."
-        raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument's type
+        raise ValueError(msg)  # the file is wrong, not an argument's type
     return row
 
 
@@ -127,12 +137,16 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
         return ({"role": "user", "content": row["prompt"]},)
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        msg = f"{place}: expected `prompt` (a text) or `messages` (a list of role and content), got the columns {sorted(row)}."
+        wanted = "`prompt` (a text) or `messages` (a list of role and content)"
+        msg = f"{place}: expected {wanted}, got the columns {sorted(row)}. Add one of them."
         raise ValueError(msg)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             msg = f"{place}: every message needs `role` and `content`, got {message!r}."
             raise ValueError(msg)
+    if messages[0]["role"] == "assistant":
+        msg = f"{place}: `messages` must open with the user or the system, got the assistant first."
+        raise ValueError(msg)
     return tuple(messages)
 
 

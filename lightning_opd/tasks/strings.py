@@ -13,27 +13,29 @@ from lightning_opd.tasks.splits import question_key
 from lightning_opd.tasks.tool_answer import Agent, ToolAnswer
 from lightning_opd.types import Prompt
 
-MAX_QUESTIONS = 30_000
-"""Well below the number of different questions, so that drawing them ends soon."""
+ALPHABET = string.ascii_lowercase[:16]
+MAX_QUESTIONS = 13_000
+"""Half of them have three letters, of which there are 16 × 15 × 14 × 2 = 6,720."""
 
 
 class Strings(ToolAnswer):
-    """Sort or reverse three or four letters; think, then call `text` with the result.
+    """Sort or reverse three or four different letters; think, then call `text` with the result.
 
     Args:
-        agent: Who demonstrates: "expert" is always right; "sloppy" swaps or echoes letters, or
-            malforms the call.
-        sloppy_right_share: Share of the sloppy agent's replies that are right on purpose.
-        num_questions: Questions drawn for all splits together.
+        agent: Who demonstrates: "expert" is always right; "sloppy" swaps the last two of four
+            letters, echoes the question, or malforms the call.
+        sloppy_right_share: Share of the sloppy agent's replies that are right on purpose. Three
+            letters survive the swap: .54 of all are right at the default.
+        num_questions: Questions for all splits together, half of them with three letters.
 
     Example:
         >>> Strings().questions()[0].messages[0]["content"]
-        'Sort the letters q j n.'
+        'Reverse the letters f j h.'
     """
 
     tool: ClassVar[str] = "text"
 
-    def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.4, num_questions: int = 8100) -> None:
+    def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.3, num_questions: int = 12_000) -> None:
         """Choose the demonstrator and the number of questions."""
         super().__init__(agent, sloppy_right_share)
         if not 1 <= num_questions <= MAX_QUESTIONS:
@@ -43,27 +45,29 @@ class Strings(ToolAnswer):
 
     @override
     def questions(self) -> Sequence[Prompt]:
-        noise = random.Random("strings")  # noqa: S311  # the same questions in every run, not secret
+        noise = random.Random("strings")  # the same questions in every run, not secret
         contents: dict[tuple[str, str], None] = {}
         while len(contents) < self.num_questions:
-            letters = " ".join(noise.choices(string.ascii_lowercase, k=noise.choice((3, 4))))
+            letters = " ".join(noise.sample(ALPHABET, k=3 + len(contents) % 2))
             contents[noise.choice(("Sort", "Reverse")), letters] = None
         return [_prompt(action, letters) for action, letters in contents]
 
     @override
     def thoughts(self, prompt: Prompt) -> tuple[str, str]:
-        answer = str(prompt.columns["answer"])
-        return f"{prompt.columns['action']}: {answer}", answer
+        return _think(prompt, str(prompt.columns["answer"]))
 
     @override
-    def mistake(self, prompt: Prompt, noise: random.Random) -> tuple[str, str]:
-        letters = str(prompt.columns["letters"]).split()
-        if noise.random() < 0.6:
-            letters = str(prompt.columns["answer"]).split()
-            place = noise.randrange(len(letters) - 1)
-            letters[place], letters[place + 1] = letters[place + 1], letters[place]
-        result = " ".join(letters)
-        return f"{prompt.columns['action']}: {result}", result
+    def slip(self, prompt: Prompt) -> tuple[str, str]:
+        letters = str(prompt.columns["answer"]).split()
+        return _think(prompt, " ".join((*letters[:2], *reversed(letters[2:]))))
+
+    @override
+    def echo(self, prompt: Prompt) -> tuple[str, str]:
+        return _think(prompt, str(prompt.columns["letters"]))
+
+
+def _think(prompt: Prompt, result: str) -> tuple[str, str]:
+    return f"{prompt.columns['action']}: {result}", result
 
 
 def _prompt(action: str, letters: str) -> Prompt:

@@ -11,13 +11,22 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from lightning_opd.formats import TextAfterFinalTag, ThinkOnce, Truncated, UnbalancedTags, UnknownTool, UnparsableToolCall
+from lightning_opd.formats import (
+    TextAfterFinalTag,
+    ThinkOnce,
+    Truncated,
+    UnbalancedTags,
+    UnknownTool,
+    UnparsableToolCall,
+)
 from lightning_opd.interfaces import FormatRule, Split, Task
 from lightning_opd.tasks.splits import in_split
 from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, only_call
 from lightning_opd.types import Messages, Prompt
 
 Agent = Literal["expert", "sloppy"]
+SLIP_SHARE, ECHO_SHARE = 0.65, 0.15
+"""What a sloppy agent does where it is not right on purpose; the rest are slips in a malformed call."""
 
 
 class ToolAnswer(Task):
@@ -48,8 +57,12 @@ class ToolAnswer(Task):
         """Return the right thoughts and the result they lead to."""
 
     @abstractmethod
-    def mistake(self, prompt: Prompt, noise: random.Random) -> tuple[str, str]:
-        """Return thoughts and result of a typical mistake."""
+    def slip(self, prompt: Prompt) -> tuple[str, str]:
+        """Return thoughts and result of the typical slip; an easy question survives it."""
+
+    @abstractmethod
+    def echo(self, prompt: Prompt) -> tuple[str, str]:
+        """Return thoughts and result that merely repeat the question."""
 
     @override
     def prompts(self, split: Split) -> Sequence[Prompt]:
@@ -75,7 +88,7 @@ class ToolAnswer(Task):
 
     @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
-        noise, prompts = random.Random(f"{type(self).__name__} {split} {seed}"), self.prompts(split)  # noqa: S311  # not secret
+        noise, prompts = random.Random(f"{type(self).__name__} {split} {seed}"), self.prompts(split)  # not secret
         chosen = [prompts[noise.randrange(len(prompts))] for _ in range(num_examples)]
         write = self._expert_reply if self.agent == "expert" else self._sloppy_reply
         return [(*prompt.messages, {"role": "assistant", "content": write(prompt, noise)}) for prompt in chosen]
@@ -86,11 +99,14 @@ class ToolAnswer(Task):
     def _sloppy_reply(self, prompt: Prompt, noise: random.Random) -> str:
         if noise.random() < self.sloppy_right_share:
             return self._expert_reply(prompt, noise)
-        if noise.random() < 0.7:  # a wrong result in a well-formed call
-            return self._reply(*self.mistake(prompt, noise))
-        reply = self._reply(*self.thoughts(prompt))
+        kind = noise.random()
+        if kind < ECHO_SHARE:
+            return self._reply(*self.echo(prompt))
+        reply = self._reply(*self.slip(prompt))
+        if kind < ECHO_SHARE + SLIP_SHARE:
+            return reply
         return noise.choice([reply.removesuffix(CLOSE), reply.replace('"}}', '"}'), reply.replace(OPEN, "")])
 
     def _reply(self, thoughts: str, result: str) -> str:
-        call = json.dumps({"name": self.tool, "arguments": {"result": result}})
+        call = json.dumps({"name": self.tool, "arguments": {"result": result}}, separators=(",", ":"))
         return f"<think>{thoughts}</think>{OPEN}{call}{CLOSE}"

@@ -36,8 +36,8 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     whole = _render(tokenizer, messages, add_generation_prompt=False)
     if not whole.startswith(prompt):
         msg = (
-            "The chat template renders an assistant message differently from its generation prompt, so that what "
-            "is learned would not be what is sampled. Use a template whose generation prompt begins the assistant's turn."
+            "The chat template renders an assistant message differently from its generation prompt, so that what is "
+            "learned would not be what is sampled. Use a template whose generation prompt begins the assistant's turn."
         )
         raise ValueError(msg)
     reply = whole[len(prompt) :]
@@ -49,17 +49,13 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     return prompt_ids + reply_ids, [False] * len(prompt_ids) + [True] * len(reply_ids)
 
 
-def decode_response(
-    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop_token_ids: Sequence[int]
-) -> str:
+def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop_token_ids: Sequence[int]) -> str:
     """Return a response's text without its stop token; other special tokens stay visible."""
     kept = token_ids[:-1] if token_ids and token_ids[-1] in stop_token_ids else token_ids
     return cast("str", tokenizer.decode(list(kept), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def stop_token_ids(
-    tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence[int] | None = None
-) -> tuple[int, ...]:
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
     """Return the tokens that end a response: the tokenizer's and, if given, the model's own.
 
     Raises:
@@ -79,10 +75,8 @@ def stop_token_ids(
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
         raise ValueError(missing_template(tokenizer))
-    chat = [dict(message) for message in messages]
-    return cast(
-        "str", tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    chat = cast("list[dict[str, str]]", [dict(message) for message in messages])
+    return cast("str", tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

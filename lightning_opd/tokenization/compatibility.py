@@ -48,8 +48,8 @@ def check_same_vocabulary(
         different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
         shown = ", ".join(f"{t!r}: {ours.get(t)} here, {theirs.get(t)} there" for t in different[:3])
         msg = (
-            f"Teacher `{teacher_name}` has another vocabulary than the student: {len(different)} tokens differ ({shown}). "
-            "A local teacher grades the student's own tokens, so both must share one tokenizer."
+            f"Teacher `{teacher_name}` has another vocabulary than the student: {len(different)} tokens differ "
+            f"({shown}). A local teacher grades the student's own tokens, so both must share one tokenizer."
         )
         raise ValueError(msg)
     if student.eos_token_id != teacher.eos_token_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+NUM_BYTES = 256
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -36,8 +38,10 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     control = [*SPECIAL_TOKENS, *special_tokens]
-    if vocab_size < 256 + len(control):
-        msg = f"`vocab_size` must be at least {256 + len(control)} (256 bytes and {len(control)} special tokens), got {vocab_size}."
+    smallest = NUM_BYTES + len(control)
+    if vocab_size < smallest:
+        needed = f"{NUM_BYTES} bytes and {len(control)} special tokens"
+        msg = f"`vocab_size` must be at least {smallest} ({needed}), got {vocab_size}."
         raise ValueError(msg)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -50,11 +54,12 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    between = re.compile("|".join(map(re.escape, control)))  # control tokens teach the merges nothing
+    tokenizer.train_from_iterator((piece for text in texts for piece in between.split(text)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",  # noqa: S106  # a vocabulary entry
-        eos_token="<|im_end|>",  # noqa: S106  # a vocabulary entry
+        pad_token="<|endoftext|>",  # a vocabulary entry
+        eos_token="<|im_end|>",  # a vocabulary entry
         chat_template=CHATML,
         clean_up_tokenization_spaces=False,
     )

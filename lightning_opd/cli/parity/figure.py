@@ -18,8 +18,8 @@ PANELS = {
     "val/teacher_kl": ("KL(student ‖ teacher), validation", "nats per token"),
     "val/outcome": ("Solved validation prompts", "share"),
     "train/reward": ("Solved training prompts", "share"),
-    "val/format_valid": ("Well-formed validation answers", "share"),
-    "train/loss": ("Training loss", "nats per token"),
+    "val/format": ("Well-formed validation answers", "share"),
+    "train/loss": ("Training loss", "loss"),
     "val/loss": ("Validation loss", "nats per token"),
 }
 """Quantity (the first two parts of a tag) → title and unit; the rest of the tag names the line."""

@@ -1,0 +1,110 @@
+"""Trains two steps on some processes and saves what each step saw; run as a script, once per strategy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from lightning_opd.models import Lora
+from lightning_opd.types import RolloutBatch
+from tests.world import OBJECTIVES, Letters, Witness, make_data, make_module, make_trainer, whole
+
+
+def strategy_of(name: str) -> Strategy | str:
+    if name == "ddp":
+        return DDPStrategy(process_group_backend="gloo")
+    if name == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend="gloo"
+        )
+    return "auto"
+
+
+def rows_of(window: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object]]:
+    """Return each rollout's tokens, log-probs and grades under its place in the window, from all ranks."""
+    own = {}
+    seen: dict[int, int] = {}
+    for i in range(len(window)):
+        group = int(window.group_ids[i])
+        seen[group] = seen.get(group, 0) + 1
+        mask = window.response_mask[i]
+        own[f"{group}.{seen[group]}"] = [
+            window.token_ids[i][mask].tolist(),
+            window.rollout_logprobs[i][mask].tolist(),
+            window.teacher_logprobs[i][mask].tolist(),
+        ]
+    if trainer.world_size == 1:
+        return own
+    parts: list[dict[str, list[object]]] = [{} for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(parts, own)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+class Record(Witness):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, list[object]]] = []
+
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        super().on_rollout_end(trainer, module, rollouts)
+        self.rows.append(rows_of(rollouts, trainer))
+
+
+def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    torch.set_num_threads(1)
+    results = {}
+    for objective in OBJECTIVES:
+        L.seed_everything(0, verbose=False)
+        module = make_module(world, objective, "float64", lora=Lora(rank=2) if adapter == "lora" else None)
+        if adapter == "lora":  # a fresh adapter's B is zero, and so is A's gradient
+            module.configure_student = lambda build=module.configure_student: warm(build())
+        folder = out.parent / f"{name}_{type(objective).__name__}"
+        record, saver = Record(), ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = make_trainer(
+            folder,
+            record,
+            saver,
+            devices=1 if name == "single" else 2,
+            strategy=strategy_of(name),
+            max_steps=3,
+            accumulate_grad_batches=2,
+            enable_checkpointing=True,
+            limit_val_batches=1,
+            val_check_interval=2,
+            gradient_clip_val=0.5,
+        )
+        # a lone teacher's rows may all fall to one rank: the other one still has to join its collectives
+        task = Letters(teachers=("code", "math", "math", "math"))
+        resumed = str(folder / "step=1.ckpt") if ckpt == "resume" else None
+        trainer.fit(module, make_data(task, prompts_per_window=4), ckpt_path=resumed)
+        weights = {n: whole(p) for n, p in module.named_parameters() if p.requires_grad}
+        results[type(objective).__name__] = {
+            "rows": record.rows,
+            "gradients": record.gradients,
+            "weights": weights,
+            "logged": record.logged,
+        }
+        trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        torch.save(results, out)
+
+
+def warm(student: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    return student.double()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5])

@@ -1,0 +1,89 @@
+"""What every task owes, whichever it is."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import lightning_opd.tasks
+from lightning_opd.interfaces import Split, Task
+from lightning_opd.tasks import Arithmetic, Curriculum, Jsonl, Mixture, Phase, Strings
+from lightning_opd.types import Message, Prompt, Trajectory
+from tests.implementations import implementations
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
+
+
+def own_rows() -> str:
+    """Write a file of prompts with answers and responses and return its path."""
+    rows = [
+        {"prompt": f"What is {i} + 1?", "teacher": "math", "answer": i + 1, "response": f"It is {i + 1}."}
+        for i in range(400)
+    ]
+    path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def examples() -> dict[str, list[Task]]:
+    letters = Strings(num_questions=600)
+    both = Mixture({"plus": Arithmetic(), "letters": letters})
+    return {
+        "Jsonl": [Jsonl(own_rows(), match="numeric")],
+        "Mixture": [both],
+        "Curriculum": [Curriculum([Phase(both, 0.75), Phase(letters, 0.25)])],
+    }
+
+
+TASKS = implementations(Task, lightning_opd.tasks, examples())
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
+def trajectory(prompt: Prompt, reply: Message) -> Trajectory:
+    return Trajectory(prompt, (), (), (), str(reply["content"]), is_truncated=False)
+
+
+@every_task
+def test_no_question_is_in_two_splits(task: Task) -> None:
+    keys = {split: {prompt.key for prompt in task.prompts(split)} for split in SPLITS}
+    total = sum(len(of_split) for of_split in keys.values())
+    assert len(set().union(*keys.values())) == total
+    for split, share in SHARES.items():
+        assert len(keys[split]) / total == pytest.approx(share, abs=0.06)
+
+
+@every_task
+def test_prompts_come_in_the_same_order_every_time(task: Task) -> None:
+    assert list(task.prompts("train")) == list(task.prompts("train"))
+    assert len({prompt.key for prompt in task.prompts("train")}) == len(task.prompts("train"))
+
+
+@every_task
+def test_every_demonstration_of_an_expert_is_right_and_well_formed(task: Task) -> None:
+    prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
+    for *question, reply in task.demonstrations("train", 300, seed=0):
+        prompt = prompts[str(tuple(question))]
+        assert task.outcome(prompt, str(reply["content"])) == 1
+        assert [rule.name for rule in task.format_rules() if rule.is_broken(trajectory(prompt, reply))] == []
+
+
+@every_task
+def test_the_environment_judges_like_the_outcome(task: Task) -> None:
+    prompt = task.prompts("test")[0]
+    for reply in ("", "no idea", "<think></think>"):
+        environment = task.environment(prompt)
+        assert environment.reset() == prompt.messages
+        assert not environment.step({"role": "assistant", "content": reply})
+        assert environment.outcome() == task.outcome(prompt, reply) == 0
+
+
+@every_task
+@pytest.mark.parametrize("num_examples", [0, 1, 7, 100])
+def test_there_are_as_many_demonstrations_as_asked_for(task: Task, num_examples: int) -> None:
+    assert len(task.demonstrations("train", num_examples, seed=3)) == num_examples
+    assert task.demonstrations("train", num_examples, seed=3) == task.demonstrations("train", num_examples, seed=3)

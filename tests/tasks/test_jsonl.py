@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_opd.tasks import Jsonl
+from lightning_opd.tasks.jsonl import last_number
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(*lines: object, name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(f"{x if isinstance(x, str) else json.dumps(x)}\n" for x in lines), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def row(i: int = 0, **columns: object) -> dict[str, object]:
+    return {"prompt": f"Question {i}?", "teacher": "math", **columns}
+
+
+def all_prompts(task: Jsonl) -> list:
+    return [prompt for split in ("train", "validation", "test") for prompt in task.prompts(split)]
+
+
+def test_a_prompt_becomes_a_user_message_and_other_columns_travel(write: Write) -> None:
+    (prompt,) = all_prompts(Jsonl(write(row(answer="4", source="book"))))
+    assert prompt.messages == ({"role": "user", "content": "Question 0?"},)
+    assert (prompt.teacher, prompt.domain) == ("math", "math")
+    assert prompt.columns == {"teacher": "math", "answer": "4", "source": "book"}
+
+
+def test_messages_are_kept_and_a_last_answer_becomes_the_demonstration(write: Write) -> None:
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    reply = {"role": "assistant", "content": "Hello"}
+    task = Jsonl(write({"messages": [*chat, reply], "teacher": "a"}))
+    (prompt,) = all_prompts(task)
+    assert list(prompt.messages) == chat
+    split = next(s for s in ("train", "validation", "test") if task.prompts(s))
+    assert [list(messages) for messages in task.demonstrations(split, 2, seed=0)] == [[*chat, reply]] * 2
+
+
+def test_teacher_and_domain_come_from_named_columns(write: Write) -> None:
+    path = write({"prompt": "x", "expert": "e", "topic": 3})
+    (prompt,) = all_prompts(Jsonl(path, teacher_field="expert", domain_field="topic"))
+    assert (prompt.teacher, prompt.domain) == ("e", "3")
+
+
+def test_without_split_files_questions_are_split_by_hash(write: Write) -> None:
+    task = Jsonl(write(*(row(i % 300) for i in range(600))))
+    keys = [{p.key for p in task.prompts(split)} for split in ("train", "validation", "test")]
+    assert sum(map(len, keys)) == len(set().union(*keys)) == 300
+    assert sum(len(task.prompts(split)) for split in ("train", "validation", "test")) == 600
+
+
+def test_split_files_are_taken_whole_and_in_order(write: Write) -> None:
+    train, test = write(*(row(i) for i in range(9)), name="a"), write(row(20), row(10), name="b")
+    task = Jsonl(train, test_path=test)
+    assert [p.messages[0]["content"] for p in task.prompts("train")] == [f"Question {i}?" for i in range(9)]
+    assert [p.messages[0]["content"] for p in task.prompts("test")] == ["Question 20?", "Question 10?"]
+    assert task.prompts("validation") == []
+
+
+BAD_LINES = {
+    "no JSON": ("{prompt: 1", "one JSON object per line"),
+    "cut off": ('{"prompt": "x", "teacher": ', "one JSON object per line"),
+    "a list": ([1, 2], "a JSON object, got list"),
+    "no prompt": ({"question": "x", "teacher": "math"}, r"`prompt` .* or `messages` .*\['question', 'teacher'\]"),
+    "a prompt that is a number": ({"prompt": 3, "teacher": "math"}, "`prompt`"),
+    "no messages": ({"messages": [], "teacher": "math"}, "`messages`"),
+    "a message without a role": ({"messages": [{"content": "x"}], "teacher": "math"}, "`role` and `content`"),
+    "a message that is a text": ({"messages": ["x"], "teacher": "math"}, "`role` and `content`"),
+    "only an answer": ({"messages": [{"role": "assistant", "content": "x"}], "teacher": "m"}, "assistant first"),
+    "no teacher": ({"prompt": "x", "tutor": "math"}, r"`teacher`, got None.*\['prompt', 'tutor'\].*`teacher_field`"),
+    "a teacher that is a number": ({"prompt": "x", "teacher": 7}, "`teacher`, got 7"),
+    "a deep nest": ("[" * 100_000, "one JSON object per line"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_a_malformed_line_is_named_by_file_and_number(line: object, message: str, write: Write) -> None:
+    path = write(row(1), "", line, row(2))
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:3: .*{message}") as caught:
+        Jsonl(path).prompts("train")
+    assert len(str(caught.value)) < 400
+
+
+def test_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(b'{"prompt": "a", "teacher": "m"}\n{"prompt": "caf\xe9", "teacher": "m"}\n')
+    with pytest.raises(ValueError, match=r"latin\.jsonl:2: .*UTF-8"):
+        Jsonl(str(path)).prompts("test")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "teacher": "m"}\r\n\r\n{"prompt": "b", "teacher": "m"}\r\n')
+    assert {p.messages[0]["content"] for p in all_prompts(Jsonl(str(path)))} == {"a", "b"}
+
+
+@pytest.mark.parametrize("lines", [(), ("", "  ")])
+def test_an_empty_file_is_an_error(lines: tuple[str, ...], write: Write) -> None:
+    with pytest.raises(ValueError, match="holds no prompts"):
+        Jsonl(write(*lines)).prompts("train")
+
+
+def test_a_missing_file_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl`, found none"):
+        Jsonl(str(tmp_path / "gone.jsonl")).prompts("train")
+
+
+def test_a_missing_domain_column_is_an_error(write: Write) -> None:
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: expected `topic`"):
+        Jsonl(write(row()), domain_field="topic").prompts("train")
+
+
+def test_a_row_without_answer_has_no_reward(write: Write) -> None:
+    task = Jsonl(write(row()), match="numeric")
+    (prompt,) = all_prompts(task)
+    assert task.outcome(prompt, "") == task.outcome(prompt, "None") == 0
+
+
+def test_exact_match_compares_stripped_texts(write: Write) -> None:
+    task = Jsonl(write(row(answer=" yes ")))
+    (prompt,) = all_prompts(task)
+    assert [task.outcome(prompt, text) for text in ("yes", "\n yes", "Yes", "yes!", "")] == [1, 1, 0, 0, 0]
+
+
+def test_numeric_match_compares_the_last_number(write: Write) -> None:
+    task = Jsonl(write(row(answer=1200.5)), match="numeric")
+    (prompt,) = all_prompts(task)
+    right = ["1200.5", "It is 1,200.50.", "3 + 4 = 1200.500", "**1200.5**", "$1,200.5!"]
+    wrong = ["", "none", "1200.5 or 7", "1200", "-1200.5", "1200.51", "1.2005e3"]
+    assert [task.outcome(prompt, text) for text in right] == [1] * len(right)
+    assert [task.outcome(prompt, text) for text in wrong] == [0] * len(wrong)
+
+
+def test_an_answer_that_is_no_number_cannot_be_matched_as_one(write: Write) -> None:
+    path = write(row(answer="many"))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: expected a number in `answer`, got 'many'.*exact"):
+        Jsonl(path, match="numeric").prompts("train")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12-4", "4"),
+        ("(3)-4", "4"),
+        ("is -4", "-4"),
+        ("x=-3", "-3"),
+        ("10 - 3", "3"),
+        ("\N{MINUS SIGN}5", "-5"),
+        ("-.5", "-0.5"),
+        ("3,4", "4"),
+        ("1,234,567.8", "1234567.8"),
+        ("85.", "85"),
+        ("no number", None),
+    ],
+)
+def test_signs_separators_and_points(text: str, expected: str | None) -> None:
+    assert last_number(text) == (None if expected is None else Decimal(expected))
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
+def test_any_plain_number_is_found_with_and_without_separators(number: Decimal) -> None:
+    assert last_number(f"1 and {number}") == number
+    assert last_number(f"1 and {number:,}.") == number
+
+
+@given(st.text())
+def test_no_text_breaks_the_number_search(text: str) -> None:
+    last_number(text)
+
+
+def test_a_file_without_responses_cannot_demonstrate(write: Write) -> None:
+    task = Jsonl(write(*(row(i) for i in range(30))))
+    with pytest.raises(ValueError, match="`response`"):
+        task.demonstrations("train", 3, seed=0)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from lightning_opd.models import load_tokenizer
+from lightning_opd.tokenization.compatibility import check_same_vocabulary, check_student_tokenizer
+from lightning_opd.tokenization.training import train_tokenizer
+from tests.tiny import SPECIAL_TOKENS, TEXTS
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer_dir: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(tiny_tokenizer_dir))
+
+
+def test_a_complete_tokenizer_passes(tokenizer: PreTrainedTokenizerBase) -> None:
+    check_student_tokenizer(tokenizer)
+    check_same_vocabulary(tokenizer, tokenizer, "math")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("eos_token", r"no `eos_token`.*never end.*tokenizer_config\.json"),
+        ("pad_token", r"no `pad_token`.*tokenizer_config\.json"),
+        ("chat_template", r"no chat template.*chat_template\.jinja"),
+    ],
+)
+def test_whatever_is_missing_is_named_with_its_cure(
+    missing: str, message: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    setattr(tokenizer, missing, None)
+    with pytest.raises(ValueError, match=message):
+        check_student_tokenizer(tokenizer)
+
+
+def test_vocabularies_of_equal_size_but_other_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    other = train_tokenizer(["zzyzx " * 50, "Quirky vowels jump."], len(tokenizer), SPECIAL_TOKENS[::-1])
+    with pytest.raises(ValueError, match=r"Teacher `math` has another vocabulary.*tokens differ \(.* here, .* there"):
+        check_same_vocabulary(tokenizer, other, "math")
+
+
+def test_an_additional_token_is_refused_even_if_the_rest_agrees(
+    tokenizer: PreTrainedTokenizerBase, tiny_tokenizer_dir: Path
+) -> None:
+    other = load_tokenizer(str(tiny_tokenizer_dir))
+    other.add_tokens(["<extra>"])
+    with pytest.raises(ValueError, match=r"1 tokens differ \('<extra>': None here, 288 there\)"):
+        check_same_vocabulary(tokenizer, other, "code")
+
+
+def test_another_stop_token_is_refused(tokenizer: PreTrainedTokenizerBase, tiny_tokenizer_dir: Path) -> None:
+    other = load_tokenizer(str(tiny_tokenizer_dir))
+    other.eos_token = "<|endoftext|>"
+    with pytest.raises(ValueError, match=r"`code` stops with '<\|endoftext\|>', the student with '<\|im_end\|>'"):
+        check_same_vocabulary(tokenizer, other, "code")
+
+
+def test_tokenizers_trained_alike_are_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
+    check_same_vocabulary(tokenizer, train_tokenizer(TEXTS, 288, SPECIAL_TOKENS), "twin")
