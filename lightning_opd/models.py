@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,15 +120,18 @@ def load_causal_lm(
 
 @contextlib.contextmanager
 def _explain_missing(what: str, path: str) -> Iterator[None]:
+    msg = (
+        f"Expected {what} at `{path}` (a folder, or a model's name on the hub such as org/name), found none. "
+        "Check the path, or run the step that writes it first."
+    )
+    is_hub_name = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
+    if not is_hub_name and not Path(path).is_dir():  # the hub would be asked, and asked again
+        raise FileNotFoundError(msg)
     try:
         yield
     except (OSError, ValueError) as error:
-        if Path(path).is_dir() and (Path(path) / "config.json").exists():
+        if Path(path).is_dir() and any(Path(path).glob("*.json")):
             raise
-        msg = (
-            f"Expected {what} at `{path}` (a folder with config.json, or a model's name on the hub), found none. "
-            "Check the path, or run the step that writes it first."
-        )
         raise FileNotFoundError(msg) from error
 
 
@@ -157,8 +161,10 @@ def build_student(student: Student) -> nn.Module:
     else:
         model = _random_model(student)
     if student.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        with warnings.catch_warnings():  # transformers is renaming the method; both names work
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
     if student.lora is None:
         return model.train()
     return _with_lora(model, student.lora).train()

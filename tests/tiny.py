@@ -52,7 +52,7 @@ def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, 
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder))
-    settings = model_config(len(tokenizer), **changes)
+    settings = {**model_config(len(tokenizer)), **changes}
     settings |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

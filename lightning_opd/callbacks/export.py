@@ -38,8 +38,10 @@ class ExportHuggingFace(Callback):
         """Remember where to write."""
         self.folder, self.merge = folder, merge
 
-    @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @override  # not `on_train_end`: a run resumed after its last step has none
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
         owner = cast("StudentOwner", pl_module)
         weights = gather_weights(owner.student)  # every rank takes part
         if trainer.is_global_zero:

@@ -96,7 +96,9 @@ class LocalTeacher(Teacher):
             msg = f"LocalTeacher answers log-probs and hidden states, not {sorted(s.value for s in unknown)}."
             raise ValueError(msg)
         model = self._loaded()
-        comparable_mask = batch.response_mask & (batch.token_ids < model.vocab_size)
+        is_known = (batch.token_ids < model.vocab_size) | ~batch.attention_mask
+        comparable_mask = batch.response_mask & is_known.long().cumprod(dim=1).bool()  # nor what follows the unknown
+        token_ids = batch.token_ids.clamp(max=model.vocab_size - 1)
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         hidden_states: Tensor | None = None
         num_rounds = self._num_rounds(len(batch))
@@ -105,15 +107,14 @@ class LocalTeacher(Teacher):
             if len(rows) == 0:  # another rank still has rows: join its collectives
                 model.states(batch.token_ids.new_zeros(1, 2), batch.attention_mask.new_ones(1, 2))
                 continue
-            part, columns = batch.select(rows), batch.span(rows)
-            states = model.states(part.token_ids, part.attention_mask)
-            head = model.head()
-            mask = comparable_mask[rows][:, columns]
+            columns = batch.span(rows)
+            part_ids = token_ids[rows][:, columns]
+            states = model.states(part_ids, batch.attention_mask[rows][:, columns])
             scores, _ = linear_token_statistics(
                 states,
-                head.logits,
-                part.token_ids.clamp(max=model.vocab_size - 1),
-                mask,
+                model.head().logits,
+                part_ids,
+                comparable_mask[rows][:, columns],
                 self.temperature or batch.temperature,
                 max(1, MAX_CHUNK_ELEMENTS // model.vocab_size),
             )

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_opd.callbacks import ExportHuggingFace, FormatErrorMask, OutcomeReward, RolloutTable
+from lightning_opd.formats import Truncated
+from lightning_opd.interfaces import FormatRule, OPDCallback
+from lightning_opd.models import Lora, load_causal_lm
+from lightning_opd.types import RolloutBatch, Trajectory
+from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
+
+
+class Even(FormatRule):
+    """Broken by responses of even length."""
+
+    def is_broken(self, trajectory: Trajectory) -> bool:
+        return sum(trajectory.response_mask) % 2 == 0
+
+
+class Ruled(Letters):
+    def format_rules(self) -> list[FormatRule]:
+        return [Even(), Truncated()]
+
+
+class AllBroken(Letters):
+    def format_rules(self) -> list[FormatRule]:
+        class Always(FormatRule):
+            def is_broken(self, trajectory: Trajectory) -> bool:
+                return True
+
+        return [Always()]
+
+
+def test_format_errors_stop_the_distillation_and_nothing_else(world: Path, tmp_path: Path) -> None:
+    witness = Witness()
+    trainer = make_trainer(tmp_path, FormatErrorMask(warn_above=1.0), OutcomeReward(coef=0.5), witness, max_steps=1)
+    trainer.fit(make_module(world), make_data(Ruled(), samples_per_prompt=4))
+    window, logged = witness.windows[0], witness.logged[0]
+    bad = torch.tensor([bool(t.format_errors) for t in window.trajectories])
+    assert 0 < bad.sum() < len(bad)
+    assert torch.equal(window.has_format_error, bad)
+    assert torch.equal(window.distill_weights == 0, bad)
+    assert window.num_active_tokens == window.response_mask.sum()
+    assert window.outcome_advantages[bad].any(), "the outcome gradient stays on broken trajectories"
+    assert logged["train/masked"] == pytest.approx(float(bad.double().mean()))
+    even = [sum(t.response_mask) % 2 == 0 for t in window.trajectories]
+    assert logged["train/format_error/Even"] == pytest.approx(sum(even) / len(even))
+    assert {"train/format_error/truncated"} <= logged.keys()
+
+
+def test_a_window_with_too_many_format_errors_warns_once(world: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="100% of a window's trajectories have format errors") as caught:
+        make_trainer(tmp_path, FormatErrorMask(), max_steps=2).fit(make_module(world), make_data(AllBroken()))
+    assert sum("have format errors" in str(w.message) for w in caught) == 1
+
+
+def test_outcome_advantages_are_leave_one_out_times_the_coefficient(world: Path, tmp_path: Path) -> None:
+    witness = Witness()
+    trainer = make_trainer(tmp_path, OutcomeReward(coef=0.5), witness, max_steps=1)
+    trainer.fit(make_module(world), make_data(samples_per_prompt=3))
+    window = witness.windows[0]
+    for row in range(len(window)):
+        others = (window.group_ids == window.group_ids[row]).nonzero().squeeze(-1)
+        mean = window.rewards[others[others != row]].mean()
+        assert float(window.outcome_advantages[row]) == pytest.approx(0.5 * float(window.rewards[row] - mean), abs=1e-6)
+    assert window.outcome_advantages.any()
+
+
+def test_outcome_reward_needs_siblings(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="samples_per_prompt"):
+        make_trainer(tmp_path, OutcomeReward()).fit(make_module(world), make_data(samples_per_prompt=1))
+
+
+def test_the_outcome_gradient_is_the_policy_gradient_of_the_reward(double_world: Path, tmp_path: Path) -> None:
+    """Without distillation both objectives leave the same gradient."""
+    from lightning_opd.objectives import DistributionMatching, PolicyGradient
+
+    class NoDistillation(OPDCallback):
+        def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+            rollouts.distill_weights = torch.zeros_like(rollouts.distill_weights)
+
+    gradients = []
+    for objective in (PolicyGradient(), DistributionMatching()):
+        witness = Witness()
+        trainer = make_trainer(tmp_path, NoDistillation(), OutcomeReward(), witness, max_steps=1)
+        trainer.fit(make_module(double_world, objective, "float64"), make_data(samples_per_prompt=4))
+        gradients.append(witness.gradients[0])
+    assert largest_difference(*gradients) < 1e-12
+    assert max(float(g.abs().max()) for g in gradients[0].values()) > 1e-6
+
+
+def test_a_callback_that_breaks_a_shape_is_named(world: Path, tmp_path: Path) -> None:
+    class Broken(OPDCallback):
+        def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+            rollouts.distill_weights = torch.ones(3)
+
+    with pytest.raises(ValueError, match="Broken left `distill_weights` with shape"):
+        make_trainer(tmp_path, Broken()).fit(make_module(world), make_data())
+
+
+def test_callbacks_are_not_called_in_validation(world: Path, tmp_path: Path) -> None:
+    witness = Witness()
+    make_trainer(tmp_path, witness, limit_val_batches=1).validate(make_module(world), make_data(), verbose=False)
+    assert witness.windows == []
+
+
+def test_the_rollout_table_reaches_console_and_tensorboard(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, "", "logs")
+    table = RolloutTable(num_samples=3, every_n_windows=2)
+    make_trainer(tmp_path, table, max_steps=3, logger=logger).fit(make_module(world), make_data(Ruled()))
+    printed = capsys.readouterr().out
+    assert printed.count("rollouts at step") == 2
+    assert "KL (nats" in printed
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    texts = events.Tensors("rollouts/text_summary")
+    assert [text.step for text in texts] == [0, 2]
+    assert texts[0].tensor_proto.string_val[0].decode().count("\n") == 4
+
+
+@pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=2)}], ids=str)
+def test_the_trained_student_is_exported(student: dict[str, object], world: Path, tmp_path: Path) -> None:
+    module = make_module(world, **student)
+    make_trainer(tmp_path, ExportHuggingFace(), max_steps=2).fit(module, make_data())
+    ids = torch.randint(0, 200, (2, 6))
+    exported = load_causal_lm(str(tmp_path / "model"))(ids).logits
+    assert torch.allclose(exported, module.language_model.model.eval()(ids).logits, atol=1e-3)
+    assert not torch.allclose(exported, load_causal_lm(str(world / "student"))(ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: FormatErrorMask(warn_above=2.0),
+    lambda: OutcomeReward(coef=-1.0),
+    lambda: RolloutTable(num_samples=0),
+])
+def test_wrong_settings_are_refused(make) -> None:  # noqa: ANN001
+    with pytest.raises(ValueError, match="got"):
+        make()

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_opd.data.collate import collate
+from lightning_opd.functional.logprobs import token_logprobs
+from lightning_opd.interfaces import Teacher
+from lightning_opd.models import load_causal_lm
+from lightning_opd.teachers import LocalTeacher, TeacherPool
+from lightning_opd.tokenization.compatibility import check_same_vocabulary
+from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
+from tests.tiny import save_model
+
+BOTH = frozenset({Signal.LOGPROBS, Signal.HIDDEN_STATES})
+CPU = torch.device("cpu")
+
+
+def window(teacher_ids: list[int], names: tuple[str, ...], temperature: float = 1.0) -> RolloutBatch:
+    """Random tokens of uneven length."""
+    generator = torch.Generator().manual_seed(1)
+    trajectories = []
+    for i in range(len(teacher_ids)):
+        num_prompt, num_reply = 2 + i % 3, 1 + (5 * i) % 7
+        ids = torch.randint(0, 280, (num_prompt + num_reply,), generator=generator).tolist()
+        mask = (False,) * num_prompt + (True,) * num_reply
+        prompt = Prompt((), str(i), "", "")
+        trajectories.append(Trajectory(prompt, tuple(ids), mask, (0.0,) * len(ids), "", is_truncated=False))
+    rows = list(range(len(teacher_ids)))
+    return collate(trajectories, rows, teacher_ids, names, temperature, 0, torch.float32, CPU)
+
+
+class Constant(Teacher):
+    """Grades every token with one number and counts what it is asked."""
+
+    def __init__(self, value: float) -> None:
+        self.value, self.rows, self.num_setups = value, 0, 0
+
+    def setup(self, device: torch.device, mesh: object = None) -> None:
+        self.num_setups += 1
+
+    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        self.rows += len(batch)
+        return TeacherScores(torch.full_like(batch.rollout_logprobs, self.value), batch.response_mask)
+
+
+def test_each_prompt_is_graded_by_its_own_teacher_only() -> None:
+    teachers = {"b": Constant(-2.0), "a": Constant(-1.0), "idle": Constant(-9.0)}
+    pool = TeacherPool(teachers)
+    assert pool.names == ("a", "b", "idle")
+    batch = window([1, 0, 1, 1], pool.names)
+    scores = pool.score(batch, frozenset({Signal.LOGPROBS}))
+    assert (teachers["a"].rows, teachers["b"].rows, teachers["idle"].rows) == (1, 3, 0)
+    expected = torch.tensor([-2.0, -1.0, -2.0, -2.0])[:, None].expand_as(scores.logprobs)
+    assert torch.equal(scores.logprobs[batch.response_mask], expected[batch.response_mask])
+    assert torch.equal(scores.comparable_mask, batch.response_mask)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_grades_equal_a_plain_forward_whatever_the_batch_size(temperature: float, world: Path) -> None:
+    pool = TeacherPool({name: LocalTeacher(str(world / name), batch_size=size) for name, size in (("math", 2), ("code", 99))})
+    pool.setup(CPU)
+    batch = window([0, 1, 1, 0, 1, 1], pool.names, temperature)
+    scores = pool.score(batch, BOTH)
+    for index, name in enumerate(pool.names):
+        model = load_causal_lm(str(world / name))
+        rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
+        ids = batch.token_ids[rows]
+        with torch.no_grad():
+            logits = model(ids, attention_mask=batch.attention_mask[rows].long()).logits
+        mask = batch.response_mask[rows]
+        expected = token_logprobs(logits, ids, temperature)
+        assert torch.allclose(scores.logprobs[rows][mask], expected[mask], atol=1e-5)
+        head = pool.heads()[index]
+        assert head is not None
+        assert scores.hidden_states is not None
+        again = head.logits(scores.hidden_states[rows])[mask]
+        assert torch.allclose(again, logits[:, :-1][mask[:, 1:]], atol=1e-4)
+
+
+def test_a_teachers_own_temperature_is_used_instead(world: Path) -> None:
+    batch, scores = window([0, 0], ("t",)), []
+    for settings in ({"temperature": 2.0}, {}):
+        teacher = LocalTeacher(str(world / "math"), **settings)
+        teacher.setup(CPU)
+        scores.append(teacher.score(batch, BOTH).logprobs)
+    assert not torch.allclose(scores[0], scores[1])
+    teacher = LocalTeacher(str(world / "math"))
+    teacher.setup(CPU)
+    batch.temperature = 2.0
+    assert torch.allclose(teacher.score(batch, BOTH).logprobs, scores[0])
+
+
+def test_one_path_under_two_names_is_loaded_once(world: Path) -> None:
+    path = str(world / "math")
+    pool = TeacherPool({"x": LocalTeacher(path), "y": LocalTeacher(path), "warm": LocalTeacher(path, temperature=2.0)})
+    assert list(pool.distinct) == ["warm", "x"]
+    shared = Constant(0.0)
+    twice = TeacherPool({"x": shared, "y": shared})
+    twice.setup(CPU)
+    assert shared.num_setups == 1
+
+
+def test_teachers_are_frozen_and_in_eval_mode(world: Path) -> None:
+    teacher = LocalTeacher(str(world / "math"))
+    teacher.setup(CPU)
+    model = teacher._loaded().model
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    scores = teacher.score(window([0], ("t",)), BOTH)
+    assert not scores.logprobs.requires_grad
+
+
+def test_grades_of_a_low_precision_teacher_are_float32(world: Path) -> None:
+    teacher = LocalTeacher(str(world / "math"), dtype="bfloat16")
+    teacher.setup(CPU)
+    scores = teacher.score(window([0, 0], ("t",)), BOTH)
+    assert scores.logprobs.dtype == torch.float32
+    assert scores.hidden_states is not None
+    assert scores.hidden_states.dtype == torch.bfloat16
+
+
+def test_an_unknown_teacher_is_refused_with_the_known_ones() -> None:
+    pool = TeacherPool({"math": Constant(0.0), "code": Constant(0.0)})
+    with pytest.raises(ValueError, match=r"`maths`.*\['code', 'math'\].*Did you mean `math`"):
+        pool.check_routes([Prompt((), "k", "maths", "maths")])
+
+
+def test_tokens_beyond_the_teachers_vocabulary_are_not_compared(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, vocab_size=270)
+    teacher = LocalTeacher(str(folder))
+    teacher.setup(CPU)
+    batch = window([0] * 12, ("t",))
+    scores = teacher.score(batch, BOTH)
+    for row in range(len(batch)):
+        unknown = (batch.token_ids[row] >= 270).nonzero().flatten().tolist()
+        first = unknown[0] if unknown else batch.token_ids.shape[1]
+        expected = batch.response_mask[row] & (torch.arange(batch.token_ids.shape[1]) < first)
+        assert torch.equal(scores.comparable_mask[row], expected)
+    assert not torch.equal(scores.comparable_mask, batch.response_mask)
+    assert torch.isfinite(scores.logprobs).all()
+
+
+def test_padded_output_rows_get_no_probability(tmp_path: Path) -> None:
+    """Rows above the tokenizer's vocabulary are cut before the softmax."""
+    folder = save_model(tmp_path, vocab_size=320)
+    teacher = LocalTeacher(str(folder))
+    teacher.setup(CPU)
+    head = teacher.output_head()
+    assert isinstance(head, LinearHead)
+    assert head.vocab_size == len(teacher.tokenizer())
+    batch = window([0], ("t",))
+    logits = load_causal_lm(str(folder))(batch.token_ids).logits[..., : head.vocab_size]
+    mask = batch.response_mask
+    expected = token_logprobs(logits, batch.token_ids)
+    assert torch.allclose(teacher.score(batch, BOTH).logprobs[mask], expected[mask], atol=1e-5)
+
+
+def test_another_vocabulary_or_stop_token_is_refused(tiny_tokenizer_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = (AutoTokenizer.from_pretrained(tiny_tokenizer_dir) for _ in range(2))
+    check_same_vocabulary(ours, theirs, "math")
+    theirs.eos_token = "<|endoftext|>"  # noqa: S105
+    with pytest.raises(ValueError, match="stops with"):
+        check_same_vocabulary(ours, theirs, "math")
+    theirs.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match="'<new>': None here"):
+        check_same_vocabulary(ours, theirs, "math")
+
+
+def test_identity_can_be_hashed(world: Path) -> None:
+    assert isinstance(LocalTeacher(str(world / "math")).identity, Hashable)
+    assert LocalTeacher("a").identity == LocalTeacher("a").identity != LocalTeacher("b").identity
