@@ -213,7 +213,7 @@ def _merge(target: Tree, source: Tree) -> None:
     """Merge as the parser does, with the values of `init_args` lifted to their class."""
     for key, value in source.items():
         old = target.get(key)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
             inner: Tree = old if isinstance(old, dict) else {"class_path": old} if isinstance(old, str) else {}
             target[key] = inner
             _merge(inner, {**{k: v for k, v in value.items() if k != "init_args"}, **_init_args(value)})

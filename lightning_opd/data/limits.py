@@ -28,7 +28,7 @@ def check_window_limits(trainer: L.Trainer, updates_per_window: int, rows_per_ra
         raise ValueError(msg)
     if trainer.fast_dev_run:  # a smoke test may end anywhere
         return
-    for name in ("limit_train_batches", "overfit_batches"):
+    for name in ("overfit_batches", "limit_train_batches"):  # the first sets the second
         limit = getattr(trainer, name)
         if isinstance(limit, int) and limit % micro_batches:
             below = limit // micro_batches * micro_batches

@@ -1,0 +1,121 @@
+"""What a user writes outside the package: a script, a task, an estimator, a module."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.world import save_world
+
+ROOT = Path(__file__).parents[2]
+MINE = '''
+from dataclasses import dataclass
+
+import torch
+
+from lightning_opd import OPDCallback, OPDModule, Prompt, Task
+from lightning_opd.functional.advantages import AdvantageEstimator
+
+
+@dataclass(frozen=True)
+class Signs(AdvantageEstimator):
+    """Only the sign of the log-ratio."""
+
+    scale: float = 1.0
+
+    def __call__(self, log_ratio, response_mask, kl=None, group_ids=None, values=None):
+        return torch.where(response_mask, self.scale * log_ratio.sign(), 0.0).detach()
+
+
+class Echo(Task):
+    """Say a word again."""
+
+    def __init__(self, words: list[str]):
+        self.words = words
+
+    def prompts(self, split):
+        return [
+            Prompt(({"role": "user", "content": f"{split} {word}"},), f"{split}{i}", "mine", "echo")
+            for i, word in enumerate(self.words)
+        ]
+
+    def outcome(self, prompt, text):
+        return float(text in prompt.messages[0]["content"])
+
+
+class MyModule(OPDModule):
+    def compute_advantages(self, batch, student):
+        print("my hook", flush=True)
+        return super().compute_advantages(batch, student)
+
+
+class MyCallback(OPDCallback):
+    def on_rollout_end(self, trainer, module, rollouts):
+        print("my callback", len(rollouts), flush=True)
+'''
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README supposes it: models and prompts."""
+    folder = tmp_path_factory.mktemp("user")
+    save_world(folder / "models")
+    (folder / "models" / "student").rename(folder / "models" / "base")
+    rows = [{"prompt": f"question {i}", "teacher": ("math", "code")[i % 2]} for i in range(64)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder))), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_readmes_python_example_runs_and_is_short(models: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 15
+    (models / "example.py").write_text(blocks[0])
+    assert "long replies" in run([sys.executable, "example.py"], models)
+    assert (models / "runs" / "example" / "model" / "model.safetensors").exists()
+
+
+def test_a_users_own_task_estimator_module_and_callback_run_from_yaml(models: Path) -> None:
+    (models / "my_pkg.py").write_text(MINE)
+    config = {
+        "model": {
+            "class_path": "my_pkg.MyModule",
+            "init_args": {
+                "student": {"path": "models/base"},
+                "teachers": {"mine": "models/math"},
+                "objective": {
+                    "class_path": "lightning_opd.objectives.PolicyGradient",
+                    "init_args": {"estimator": {"class_path": "my_pkg.Signs", "init_args": {"scale": 0.5}}},
+                },
+            },
+        },
+        "data": {
+            "task": {"class_path": "my_pkg.Echo", "init_args": {"words": ["a", "b", "c", "d"]}},
+            "prompts_per_window": 4,
+            "sampling": {"max_new_tokens": 4},
+        },
+        "trainer": {
+            "max_steps": 2,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "callbacks": [{"class_path": "my_pkg.MyCallback"}],
+        },
+    }
+    (models / "mine.yaml").write_text(json.dumps(config))
+    out = run([sys.executable, "-m", "lightning_opd", "fit", "--config", "mine.yaml"], models)
+    assert out.count("my hook") == 2
+    assert out.count("my callback 4") == 2
