@@ -129,7 +129,7 @@ class RolloutEngine(ABC):
         token_ids: Sequence[Sequence[int]],
         num_samples: int,
         seeds: Sequence[int],
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen, hence safe to share
+        sampling: Sampling = Sampling(),  # frozen, hence safe to share
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Sample]:
         """Draw `num_samples` responses per prompt, prompt by prompt.

@@ -78,7 +78,7 @@ class Student:
             raise ValueError(msg)
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             msg = f"`student.dtype` must name a torch dtype such as float32 or bfloat16, got {self.dtype!r}."
-            raise ValueError(msg)  # noqa: TRY004  # the value is wrong, not its Python type
+            raise ValueError(msg)  # the value is wrong, not its Python type
 
     @property
     def name(self) -> str:
@@ -166,8 +166,13 @@ def build_student(student: Student) -> nn.Module:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
     if student.lora is None:
-        return model.train()
-    return _with_lora(model, student.lora).train()
+        return train_mode(model)
+    return train_mode(_with_lora(model, student.lora))
+
+
+def train_mode(model: nn.Module) -> nn.Module:
+    """Return the model in train mode: loaded models come in eval mode, and Lightning leaves them there."""
+    return model.train()
 
 
 def _random_model(student: Student) -> PreTrainedModel:
@@ -185,9 +190,10 @@ def _random_model(student: Student) -> PreTrainedModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
-    return AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, student.dtype), attn_implementation=student.attn_implementation
     )
+    return model
 
 
 def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
@@ -254,10 +260,12 @@ class LanguageModel:
         import inspect
 
         self.model = model
-        self._head: nn.Module | None = model.get_output_embeddings()  # type: ignore[assignment]
+        self._head: nn.Module | None = model.get_output_embeddings()
         rows = self._head.weight.shape[0] if isinstance(self._head, nn.Linear) else model.config.vocab_size
         self.vocab_size = min(vocab_size, int(rows))
-        self._keep_one = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self._keep_one = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        )
         self._is_linear = self._probe()
 
     @property
@@ -328,7 +336,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Shard a model's layers, then the model itself, over the data-parallel ranks (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
-    layers = set(model._no_split_modules or ())  # noqa: SLF001  # transformers' own list of layer classes
+    layers = set(model._no_split_modules or ())  # transformers' own list of layer classes
     for module in model.modules():
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh)

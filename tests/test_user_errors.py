@@ -12,7 +12,9 @@ from lightning_opd.cli.main import main
 GOOD = [{"prompt": f"question {i}", "teacher": ("math", "code")[i % 2], "answer": "1"} for i in range(40)]
 
 
-def command(world: Path, folder: Path, *words: str, rows: list[dict[str, object]] | str = "good", **model: object) -> list[str]:
+def command(
+    world: Path, folder: Path, *words: str, rows: list[dict[str, object]] | str = "good", **model: object
+) -> list[str]:
     """Return the command line of a small real run over a JSONL file."""
     prompts = folder / "prompts.jsonl"
     if rows == "good":
@@ -68,13 +70,18 @@ def test_unknown_teacher(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Did you mean `math`" in text
 
 
-@pytest.mark.parametrize(("rows", "words"), [
-    ("", ["prompts.jsonl", "holds no prompts"]),
-    ('{"prompt": "a", "teacher": "math"}\n{"prompt": \n', ["prompts.jsonl:2", "JSON object"]),
-    ('{"question": "a", "teacher": "math"}\n', ["prompts.jsonl:1", "`prompt`"]),
-    ('{"prompt": "a"}\n', ["prompts.jsonl:1", "`teacher`"]),
-])
-def test_bad_prompt_files(rows: str, words: list[str], world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("", ["prompts.jsonl", "holds no prompts"]),
+        ('{"prompt": "a", "teacher": "math"}\n{"prompt": \n', ["prompts.jsonl:2", "JSON object"]),
+        ('{"question": "a", "teacher": "math"}\n', ["prompts.jsonl:1", "`prompt`"]),
+        ('{"prompt": "a"}\n', ["prompts.jsonl:1", "`teacher`"]),
+    ],
+)
+def test_bad_prompt_files(
+    rows: str, words: list[str], world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = message(command(world, tmp_path, rows=rows), capsys)
     for word in words:
         assert word in text
@@ -112,18 +119,27 @@ def test_prompt_longer_than_the_context(world: Path, tmp_path: Path, capsys: pyt
     assert "max_new_tokens" in text
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["--trainer.accumulate_grad_batches=3"], None),
-    (["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"], "`limit_train_batches` is 3"),
-    (["--trainer.accumulate_grad_batches=2", "--trainer.overfit_batches=5"], "`overfit_batches` is 5"),
-    (["--trainer.accumulate_grad_batches=5"], "cannot be cut into 5"),
-    (["--trainer.callbacks+=lightning.pytorch.callbacks.GradientAccumulationScheduler",
-      "--trainer.callbacks.scheduling={2: 2}"], "GradientAccumulationScheduler"),
-    (["--data.prompts_per_window=400"], "prompts_per_window"),
-    (["--data.sampling.top_p=0.9"], "top_p 0.9"),
-    (["--data.sampling.temperature=0"], "temperature 0"),
-    (["--data.sampling.temperature=-1"], "temperature"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--trainer.accumulate_grad_batches=3"], None),
+        (["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"], "`limit_train_batches` is 3"),
+        (["--trainer.accumulate_grad_batches=2", "--trainer.overfit_batches=5"], "`overfit_batches` is 5"),
+        (["--trainer.accumulate_grad_batches=5"], "cannot be cut into 5"),
+        (
+            [
+                "--trainer.callbacks+=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+                "--trainer.callbacks.scheduling={2: 2}",
+            ],
+            "GradientAccumulationScheduler",
+        ),
+        (["--data.prompts_per_window=400"], "prompts_per_window"),
+        (["--data.sampling.top_p=0.9"], "top_p 0.9"),
+        (["--data.sampling.temperature=0"], "temperature 0"),
+        (["--data.sampling.temperature=-1"], "temperature"),
+    ],
+    ids=str,
+)
 def test_settings_that_would_cut_or_bend_a_window(
     words: list[str], expected: str | None, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,12 +150,15 @@ def test_settings_that_would_cut_or_bend_a_window(
         assert expected in message(arguments, capsys)
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["--model.objectiv.clip=3"], "objective"),
-    (["--model.objective=lightning_opd.objectives.PolicyGradiant"], "PolicyGradient"),
-    (["--model.objective=lightning_opd.tasks.Strings"], "model.objective"),
-    (["--data.samples_per_prompt=two"], "samples_per_prompt"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model.objectiv.clip=3"], "objective"),
+        (["--model.objective=lightning_opd.objectives.PolicyGradiant"], "PolicyGradient"),
+        (["--model.objective=lightning_opd.tasks.Strings"], "model.objective"),
+        (["--data.samples_per_prompt=two"], "samples_per_prompt"),
+    ],
+)
 def test_yaml_keys_and_components(
     words: list[str], expected: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,9 @@ def save_world(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     return folder
 
 
-def make_module(world: Path, objective: Objective | None = None, dtype: str = "float32", **student: object) -> OPDModule:
+def make_module(
+    world: Path, objective: Objective | None = None, dtype: str = "float32", **student: object
+) -> OPDModule:
     """Return a module whose teachers are `math` and `code`."""
     from lightning_opd.teachers import LocalTeacher
 
@@ -76,9 +78,7 @@ def make_data(task: Task | None = None, **settings: object) -> OPDDataModule:
     return OPDDataModule(task or Letters(), **{**defaults, **settings})  # type: ignore[arg-type]
 
 
-def make_trainer(
-    folder: Path, *callbacks: Callback, logger: Logger | bool = False, **settings: object
-) -> L.Trainer:
+def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = False, **settings: object) -> L.Trainer:
     """Return a trainer on one CPU process that prints nothing and saves nothing."""
     defaults: dict[str, object] = {
         "accelerator": "cpu",

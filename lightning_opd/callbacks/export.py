@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
@@ -34,13 +34,13 @@ class ExportHuggingFace(Callback):
         merge: Fold a LoRA adapter into the weights; False writes the adapter alone.
     """
 
-    def __init__(self, folder: str | None = None, merge: bool = True) -> None:  # noqa: FBT001, FBT002  # a key in YAML
+    def __init__(self, folder: str | None = None, merge: bool = True) -> None:  # a key in YAML
         """Remember where to write."""
         self.folder, self.merge = folder, merge
 
     @override  # not `on_train_end`: a run resumed after its last step has none
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
             return
         owner = cast("StudentOwner", pl_module)
         weights = gather_weights(owner.student)  # every rank takes part
@@ -58,4 +58,4 @@ def gather_weights(student: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     if not any(isinstance(parameter, DTensor) for parameter in student.parameters()):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(student, options=options))
+    return cast("dict[str, torch.Tensor]", get_model_state_dict(student, options=options))

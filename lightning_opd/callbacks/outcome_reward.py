@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 from typing_extensions import override
 
 from lightning_opd.functional.outcomes import LeaveOneOut, OutcomeAdvantage

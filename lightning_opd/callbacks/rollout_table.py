@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
@@ -20,7 +20,7 @@ class RolloutTable(OPDCallback):
         console: Whether to print the table as well.
     """
 
-    def __init__(self, num_samples: int = 4, every_n_windows: int = 50, console: bool = True) -> None:  # noqa: FBT001, FBT002  # a key in YAML
+    def __init__(self, num_samples: int = 4, every_n_windows: int = 50, console: bool = True) -> None:  # a key in YAML
         """Check the numbers."""
         for name, value in (("num_samples", num_samples), ("every_n_windows", every_n_windows)):
             if value < 1:
@@ -51,17 +51,19 @@ def rollout_rows(rollouts: RolloutBatch, num_samples: int) -> list[tuple[str, ..
     step = max(1, len(rollouts) // num_samples)
     mask = rollouts.response_mask & rollouts.comparable_mask
     kl = torch.where(mask, rollouts.rollout_logprobs - rollouts.teacher_logprobs, 0.0).sum(1) / mask.sum(1).clamp(min=1)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for index in range(0, len(rollouts), step)[:num_samples]:
         trajectory = rollouts.trajectories[index]
-        rows.append((
-            str(trajectory.prompt.messages[-1].get("content", "")),
-            trajectory.text,
-            trajectory.prompt.teacher,
-            f"{trajectory.reward:g}",
-            ", ".join(trajectory.format_errors) or "ok",
-            f"{float(kl[index]):.3f}",
-        ))
+        rows.append(
+            (
+                str(trajectory.prompt.messages[-1].get("content", "")),
+                trajectory.text,
+                trajectory.prompt.teacher,
+                f"{trajectory.reward:g}",
+                ", ".join(trajectory.format_errors) or "ok",
+                f"{float(kl[index]):.3f}",
+            )
+        )
     return rows
 
 

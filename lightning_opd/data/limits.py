@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 
@@ -26,7 +26,8 @@ def check_window_limits(trainer: L.Trainer, updates_per_window: int, rows_per_ra
             f"{updates_per_window}). Raise `data.prompts_per_window`, or lower one of the two."
         )
         raise ValueError(msg)
-    if trainer.fast_dev_run:  # a smoke test may end anywhere
+    # a smoke test may end anywhere
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
         return
     for name in ("overfit_batches", "limit_train_batches"):  # the first sets the second
         limit = getattr(trainer, name)
@@ -46,11 +47,11 @@ def windows_per_epoch(trainer: L.Trainer, num_windows: int, micro_batches: int) 
     Raises:
         ValueError: A share of the batches that would cut a window.
     """
-    limit = trainer.overfit_batches or trainer.limit_train_batches
+    limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]  # set by Lightning at run time
     if isinstance(limit, int):
         return max(1, min(limit // micro_batches, num_windows))
     num_batches = int(num_windows * micro_batches * limit)
-    if num_batches % micro_batches and not trainer.fast_dev_run:
+    if num_batches % micro_batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
         msg = (
             f"Limiting the epoch to a share of {limit} leaves {num_batches} of {num_windows * micro_batches} batches, "
             f"which would cut a window of {micro_batches} micro-batches. Use a whole number that is its multiple."

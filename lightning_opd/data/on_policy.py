@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -93,9 +93,9 @@ class OPDDataModule(L.LightningDataModule):
         prompts_per_window: int = 64,
         samples_per_prompt: int = 1,
         updates_per_window: int = 1,
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen, hence safe to share
+        sampling: Sampling = Sampling(),  # frozen, hence safe to share
         engine: RolloutEngine | None = None,
-        evaluation: Evaluation = Evaluation(),  # noqa: B008  # frozen, hence safe to share
+        evaluation: Evaluation = Evaluation(),  # frozen, hence safe to share
         seed: int | None = None,
     ) -> None:
         """Check the numbers; prompts are read in `setup`."""
@@ -166,7 +166,7 @@ class OPDDataModule(L.LightningDataModule):
             rank,
             num_ranks,
             windows_per_epoch(trainer, len(prompts) // self.prompts_per_window, micro_batches),
-            is_repeating=bool(trainer.overfit_batches),
+            is_repeating=bool(trainer.overfit_batches),  # type: ignore[attr-defined]  # set by Lightning at run time
         )
 
     @override
@@ -178,7 +178,9 @@ class OPDDataModule(L.LightningDataModule):
 
     @override
     def test_dataloader(self) -> PromptBatches:
-        parts = [(split, mode, self._prompts(split)) for split in self.evaluation.splits for mode in self.evaluation.modes]
+        parts = [
+            (split, mode, self._prompts(split)) for split in self.evaluation.splits for mode in self.evaluation.modes
+        ]
         return self._evaluation_batches(parts, self.evaluation.num_prompts)
 
     @override
@@ -234,7 +236,11 @@ class OPDDataModule(L.LightningDataModule):
         """Roll out, grade, let the callbacks see the whole window, and cut it."""
         trainer, module = self._trainer(), self._module()
         num_samples = self.samples_per_prompt
-        seeds = [row_seed(self._seed, "train", batch.window, row * num_samples + j) for row in batch.rows for j in range(num_samples)]
+        seeds = [
+            row_seed(self._seed, "train", batch.window, row * num_samples + j)
+            for row in batch.rows
+            for j in range(num_samples)
+        ]
         window, seconds = self._roll_out(batch, seeds, self._sampling)
         statistics = window_statistics(window, *seconds)
         window.num_active_tokens = self._sum_over_ranks(window.num_active_tokens)
@@ -255,7 +261,9 @@ class OPDDataModule(L.LightningDataModule):
 
     def _evaluate(self, batch: PromptBatch) -> RolloutBatch:
         num_samples = 1
-        seeds = [row_seed(self._seed, batch.split, prompt.key, j) for prompt in batch.prompts for j in range(num_samples)]
+        seeds = [
+            row_seed(self._seed, batch.split, prompt.key, j) for prompt in batch.prompts for j in range(num_samples)
+        ]
         sampling = self._sampling
         if batch.mode == "greedy":
             sampling = dataclasses.replace(sampling, temperature=0.0)
@@ -310,7 +318,7 @@ class OPDDataModule(L.LightningDataModule):
         """Profile and time a stage inside the precision the training step will use."""
         trainer, seconds = self._trainer(), [0.0]
         started = time.perf_counter()
-        with trainer.profiler.profile(name), trainer.precision_plugin.forward_context(), torch.no_grad():
+        with trainer.profiler.profile(name), trainer.precision_plugin.forward_context(), torch.no_grad():  # type: ignore[attr-defined]  # set by Lightning at run time
             yield seconds
         seconds[0] = time.perf_counter() - started
 
@@ -333,7 +341,7 @@ class OPDDataModule(L.LightningDataModule):
     def _prompts(self, split: Split, *, may_be_empty: bool = False) -> Sequence[Prompt]:
         prompts = self.task.prompts(split)
         if not prompts and not may_be_empty:
-            msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another split."
+            msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another."
             raise ValueError(msg)
         return prompts
 
@@ -370,7 +378,9 @@ def _check_shapes(window: RolloutBatch, callback: OPDCallback) -> None:
 def _as_mapping(batch: RolloutBatch) -> dict[str, Any]:
     state = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     scores = batch.teacher_scores
-    state["teacher_scores"] = None if scores is None else {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
+    state["teacher_scores"] = (
+        None if scores is None else {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
+    )
     return state
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 

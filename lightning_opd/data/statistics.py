@@ -8,7 +8,9 @@ from torch import Tensor
 from lightning_opd.types import RolloutBatch
 
 
-def window_statistics(window: RolloutBatch, rollout_seconds: float, score_seconds: float) -> dict[str, tuple[Tensor, Tensor]]:
+def window_statistics(
+    window: RolloutBatch, rollout_seconds: float, score_seconds: float
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return `name → (sum, count)` over this rank's rows.
 
     Rewards, truncation and format errors are per trajectory, lengths in tokens, the entropy estimate

@@ -45,7 +45,7 @@ class OPDModule(StudentModule):
         self,
         student: Student,
         teachers: dict[str, str | Teacher] | None = None,
-        objective: Objective = DistributionMatching(),  # noqa: B008  # frozen, hence safe to share
+        objective: Objective = DistributionMatching(),  # frozen, hence safe to share
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class OPDModule(StudentModule):
 
     @override
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
-        self.trainer.profiler.start("update")
+        self.trainer.profiler.start("update")  # type: ignore[attr-defined]  # set by Lightning at run time
         self._update_started = time.perf_counter()
 
     @override
@@ -106,7 +106,7 @@ class OPDModule(StudentModule):
         self._add({"train/loss": (loss, loss.new_tensor(1 / self._micro_batches()))})
         self._add(batch.metrics)
         self.log_terms(terms)
-        if not self.trainer.fit_loop._should_accumulate():  # noqa: SLF001  # Lightning's own word on the step
+        if not self.trainer.fit_loop._should_accumulate():  # Lightning's own word on the step
             self._log_step(len(batch))
         return terms.loss * self.loss_scale()
 
@@ -115,9 +115,9 @@ class OPDModule(StudentModule):
 
     @override
     def on_train_batch_end(self, outputs: object, batch: RolloutBatch, batch_idx: int) -> None:
-        self.trainer.profiler.stop("update")
+        self.trainer.profiler.stop("update")  # type: ignore[attr-defined]  # set by Lightning at run time
         self._update_seconds += time.perf_counter() - self._update_started
-        if not self.trainer.fit_loop._should_accumulate():  # noqa: SLF001  # Lightning's own word on the step
+        if not self.trainer.fit_loop._should_accumulate():  # Lightning's own word on the step
             self.log("time/update", self._update_seconds, batch_size=len(batch))
             self._update_seconds = 0.0
 

@@ -81,7 +81,7 @@ class EvaluationRecords:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _record(trajectory: Trajectory, kl: float, is_graded: bool) -> dict[str, object]:  # noqa: FBT001
+def _record(trajectory: Trajectory, kl: float, is_graded: bool) -> dict[str, object]:
     """Return a response's record; `teacher_kl` is its sum of log-ratios in nats."""
     prompt = trajectory.prompt
     return {
@@ -102,5 +102,5 @@ def _record(trajectory: Trajectory, kl: float, is_graded: bool) -> dict[str, obj
 
 
 def _number(value: object) -> float:
-    assert isinstance(value, int | float)  # noqa: S101
+    assert isinstance(value, int | float)
     return float(value)

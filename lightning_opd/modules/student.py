@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import lightning as L  # noqa: N812  # Lightning's own convention
+import lightning as L  # Lightning's own convention
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer

@@ -9,9 +9,7 @@ from torch import Tensor
 from lightning_opd.types import RolloutBatch
 
 
-def mean_over(
-    values: Shaped[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
-) -> tuple[Tensor, Tensor]:
+def mean_over(values: Shaped[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> tuple[Tensor, Tensor]:
     """Return (sum, count) of the values where the mask holds, detached and in float64."""
     values = values.detach().to(torch.float64)
     return torch.where(mask, values, 0.0).sum(), mask.sum().to(torch.float64)

@@ -50,7 +50,7 @@ class InProcessEngine(RolloutEngine):
         token_ids: Sequence[Sequence[int]],
         num_samples: int,
         seeds: Sequence[int],
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen, hence safe to share
+        sampling: Sampling = Sampling(),  # frozen, hence safe to share
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Sample]:
         if self._model is None:
@@ -94,7 +94,7 @@ class _Decoding:
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> None:
-        device = model.get_input_embeddings().weight.device
+        device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
         self._model, self._sampling = model, sampling
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest, rows = max(map(len, prompts)), len(prompts) * num_samples

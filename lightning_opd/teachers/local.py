@@ -40,7 +40,7 @@ class LocalTeacher(Teacher):
         dtype: str = "float32",
         batch_size: int = 256,
         attn_implementation: str = "sdpa",
-        trust_remote_code: bool = False,  # noqa: FBT001, FBT002  # a key in YAML
+        trust_remote_code: bool = False,  # a key in YAML
     ) -> None:
         """Remember where the model lies; `setup` loads it."""
         if temperature is not None and temperature <= 0:
@@ -102,8 +102,9 @@ class LocalTeacher(Teacher):
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         hidden_states: Tensor | None = None
         num_rounds = self._num_rounds(len(batch))
-        for rows in torch.arange(num_rounds * self.batch_size, device=logprobs.device).split(self.batch_size):
-            rows = rows[rows < len(batch)]  # noqa: PLW2901  # the last round may be short or empty
+        for start in range(0, num_rounds * self.batch_size, self.batch_size):
+            end = max(start, min(start + self.batch_size, len(batch)))
+            rows = torch.arange(start, end, device=logprobs.device)
             if len(rows) == 0:  # another rank still has rows: join its collectives
                 model.states(batch.token_ids.new_zeros(1, 2), batch.attention_mask.new_ones(1, 2))
                 continue

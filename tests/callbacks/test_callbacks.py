@@ -136,11 +136,14 @@ def test_the_trained_student_is_exported(student: dict[str, object], world: Path
     assert not torch.allclose(exported, load_causal_lm(str(world / "student"))(ids).logits, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: FormatErrorMask(warn_above=2.0),
-    lambda: OutcomeReward(coef=-1.0),
-    lambda: RolloutTable(num_samples=0),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FormatErrorMask(warn_above=2.0),
+        lambda: OutcomeReward(coef=-1.0),
+        lambda: RolloutTable(num_samples=0),
+    ],
+)
 def test_wrong_settings_are_refused(make) -> None:  # noqa: ANN001
     with pytest.raises(ValueError, match="got"):
         make()

@@ -22,7 +22,10 @@ def strategy_of(name: str) -> Strategy | str:
         return DDPStrategy(process_group_backend="gloo")
     if name == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend="gloo"
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend="gloo",
         )
     return "auto"
 

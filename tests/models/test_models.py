@@ -60,7 +60,7 @@ def test_lora_trains_the_adapter_only_and_starts_as_the_base(tiny_model_dir: Pat
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_an_exported_student_is_a_hugging_face_folder(merge: bool, tiny_model_dir: Path, tmp_path: Path) -> None:  # noqa: FBT001
+def test_an_exported_student_is_a_hugging_face_folder(merge: bool, tiny_model_dir: Path, tmp_path: Path) -> None:
     student = build_student(Student(str(tiny_model_dir), lora=Lora(rank=4)))
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
@@ -98,12 +98,15 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tiny_model_dir: Pat
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5)
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({}, "either `path` or `random_init`"),
-    ({"path": "x", "random_init": {}}, "either `path` or `random_init`"),
-    ({"random_init": {"hidden_size": 4}}, "needs `student.tokenizer`"),
-    ({"path": "x", "dtype": "float33"}, "float33"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "either `path` or `random_init`"),
+        ({"path": "x", "random_init": {}}, "either `path` or `random_init`"),
+        ({"random_init": {"hidden_size": 4}}, "needs `student.tokenizer`"),
+        ({"path": "x", "dtype": "float33"}, "float33"),
+    ],
+)
 def test_wrong_settings_of_a_student_are_refused_at_once(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Student(**settings)  # type: ignore[arg-type]

@@ -75,7 +75,9 @@ def test_a_checkpoint_of_another_student_is_refused(world: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="does not fit the student"):
         train(world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt")
     with pytest.raises(ValueError, match="missing"):
-        train(world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt", lora=Lora(2, targets=["q_proj"]))
+        train(
+            world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt", lora=Lora(2, targets=["q_proj"])
+        )
 
 
 def test_a_lora_run_resumes_and_leaves_the_base_alone(world: Path, tmp_path: Path) -> None:

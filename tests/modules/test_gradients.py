@@ -39,7 +39,8 @@ def test_gradient_does_not_depend_on_the_micro_batch_split(
     objective: Objective, double_world: Path, tmp_path: Path
 ) -> None:
     runs = [
-        step(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts) for parts in (1, 2, 5)
+        step(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts)
+        for parts in (1, 2, 5)
     ]
     for run in runs[1:]:
         assert torch.equal(run.windows[0].token_ids, runs[0].windows[0].token_ids)

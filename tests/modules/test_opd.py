@@ -41,17 +41,23 @@ def test_training_reduces_the_kl_to_the_teachers(world: Path, tmp_path: Path) ->
     assert sum(kls[-5:]) < 0.65 * sum(kls[:5])
 
 
-@pytest.mark.parametrize("settings", [
-    {"max_steps": 3, "accumulate_grad_batches": 2},
-    {"max_epochs": 1, "max_steps": -1},
-    {"fast_dev_run": 2, "max_steps": -1},
-    {"overfit_batches": 2, "max_steps": 4},
-    {"limit_train_batches": 2, "max_steps": 4},
-    {"max_steps": 2, "num_sanity_val_steps": 2, "limit_val_batches": 1, "val_check_interval": 1},
-    {"max_steps": 2, "gradient_clip_val": 0.1},
-    {"max_steps": 2, "precision": "bf16-mixed"},
-], ids=str)
-def test_trainer_settings_mean_what_a_lightning_user_expects(settings: dict[str, object], world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_steps": 3, "accumulate_grad_batches": 2},
+        {"max_epochs": 1, "max_steps": -1},
+        {"fast_dev_run": 2, "max_steps": -1},
+        {"overfit_batches": 2, "max_steps": 4},
+        {"limit_train_batches": 2, "max_steps": 4},
+        {"max_steps": 2, "num_sanity_val_steps": 2, "limit_val_batches": 1, "val_check_interval": 1},
+        {"max_steps": 2, "gradient_clip_val": 0.1},
+        {"max_steps": 2, "precision": "bf16-mixed"},
+    ],
+    ids=str,
+)
+def test_trainer_settings_mean_what_a_lightning_user_expects(
+    settings: dict[str, object], world: Path, tmp_path: Path
+) -> None:
     witness, module = Witness(), make_module(world)
     trainer = make_trainer(tmp_path, witness, **settings)
     trainer.fit(module, make_data())
@@ -67,7 +73,9 @@ def test_trainer_settings_mean_what_a_lightning_user_expects(settings: dict[str,
     if "gradient_clip_val" in settings:
         before = make_module(world).configure_student().state_dict()
         after = module.student.state_dict()
-        moved = torch.sqrt(sum((after[name] - before[name]).square().sum() for name in before if name != "lm_head.weight"))
+        moved = torch.sqrt(
+            sum((after[name] - before[name]).square().sum() for name in before if name != "lm_head.weight")
+        )
         assert 0 < float(moved) <= 2 * 0.1 * 0.01 * 1.001  # steps × clip × learning rate
 
 
@@ -84,7 +92,9 @@ def test_metrics_are_exact_means_over_the_window(world: Path, tmp_path: Path) ->
     logs = []
     for accumulate in (1, 4):
         witness = Witness()
-        make_trainer(tmp_path, witness, max_steps=1, accumulate_grad_batches=accumulate).fit(make_module(world), make_data())
+        make_trainer(tmp_path, witness, max_steps=1, accumulate_grad_batches=accumulate).fit(
+            make_module(world), make_data()
+        )
         logs.append(witness.logged[-1])
         window = witness.windows[0]
     assert logs[0].keys() == logs[1].keys()

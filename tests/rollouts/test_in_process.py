@@ -31,7 +31,9 @@ def seeds(num_samples: int) -> list[int]:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=2)}, {"gradient_checkpointing": True}], ids=str)
-def test_logprobs_equal_those_of_a_plain_forward(temperature: float, student: dict[str, object], tiny_model_dir: Path) -> None:
+def test_logprobs_equal_those_of_a_plain_forward(
+    temperature: float, student: dict[str, object], tiny_model_dir: Path
+) -> None:
     engine, model = engine_of(tiny_model_dir, **student)
     sampling = dataclasses.replace(SAMPLING, temperature=temperature)
     samples = engine.generate(PROMPTS, 2, seeds(2), sampling)

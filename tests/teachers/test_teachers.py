@@ -61,7 +61,9 @@ def test_each_prompt_is_graded_by_its_own_teacher_only() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_grades_equal_a_plain_forward_whatever_the_batch_size(temperature: float, world: Path) -> None:
-    pool = TeacherPool({name: LocalTeacher(str(world / name), batch_size=size) for name, size in (("math", 2), ("code", 99))})
+    pool = TeacherPool(
+        {name: LocalTeacher(str(world / name), batch_size=size) for name, size in (("math", 2), ("code", 99))}
+    )
     pool.setup(CPU)
     batch = window([0, 1, 1, 0, 1, 1], pool.names, temperature)
     scores = pool.score(batch, BOTH)
@@ -164,7 +166,7 @@ def test_another_vocabulary_or_stop_token_is_refused(tiny_tokenizer_dir: Path) -
 
     ours, theirs = (AutoTokenizer.from_pretrained(tiny_tokenizer_dir) for _ in range(2))
     check_same_vocabulary(ours, theirs, "math")
-    theirs.eos_token = "<|endoftext|>"  # noqa: S105
+    theirs.eos_token = "<|endoftext|>"
     with pytest.raises(ValueError, match="stops with"):
         check_same_vocabulary(ours, theirs, "math")
     theirs.add_tokens(["<new>"])
