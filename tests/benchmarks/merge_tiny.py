@@ -1,4 +1,4 @@
-"""Collects the seeds of recipes/merge_tiny into results.json, and writes its tables: `python tests/benchmarks/merge_tiny.py 0 1 2`."""
+"""Collects the seeds of recipes/merge_tiny into its results.json, and writes its README's tables."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ def table(rows: list[dict[str, object]]) -> str:
         "| domain | split | mode | student | teacher | **parity** | lowest seed | base | average | task arithmetic |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['domain']} | {row['split']} | {row['mode']} | {row['student']:.3f} | {row['teacher']:.3f} | **{row['parity']:.3f}** "
-        f"| {row['lowest']:.3f} | {row['base']:.3f} | {row['average']:.3f} | {row['task_arithmetic']:.3f} |"
-        for row in rows
-    ]
+    for row in rows:
+        numbers = [
+            f"{row[name]:.3f}" for name in ("student", "teacher", "lowest", "base", "average", "task_arithmetic")
+        ]
+        numbers.insert(2, f"**{row['parity']:.3f}**")
+        lines.append(f"| {' | '.join([str(row['domain']), str(row['split']), str(row['mode']), *numbers])} |")
     return "\n".join(lines)
 
 
