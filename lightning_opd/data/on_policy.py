@@ -7,8 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -16,9 +15,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.data.collate import collate, cut
+from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import check_window_limits, windows_per_epoch
 from lightning_opd.data.progress import show_progress
 from lightning_opd.data.statistics import window_statistics
+from lightning_opd.data.window_state import as_mapping, from_mapping
 from lightning_opd.data.windows import PromptBatch, PromptBatches, PromptWindows
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Split, Task
 from lightning_opd.models import LanguageModel
@@ -31,28 +32,6 @@ from lightning_opd.types import Prompt, RolloutBatch, Sampling, TeacherScores, T
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Mode = Literal["sampled", "greedy"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `validate`, `test` and `predict` run over.
-
-    Args:
-        splits: Splits that `test` and `predict` go through.
-        modes: "sampled" draws at the training temperature, "greedy" takes the likeliest token.
-        num_prompts: Prompts per domain, split and mode: one number, or one for each domain (a domain
-            without a number is left out); null takes all.
-        num_validation_prompts: Prompts per domain in validation, which is sampled with fixed noise.
-        batch_size: Prompts per batch and process.
-    """
-
-    splits: list[Split] = dataclasses.field(default_factory=lambda: ["test"])
-    modes: list[Mode] = dataclasses.field(default_factory=lambda: ["sampled", "greedy"])
-    num_prompts: int | dict[str, int] | None = None
-    num_validation_prompts: int | None = 128
-    batch_size: int = 256
 
 
 class Distiller(Protocol):
@@ -211,7 +190,7 @@ class OPDDataModule(L.LightningDataModule):
         if self.updates_per_window == 1 or not self._micro_batches:
             return {}
         own = [dataclasses.replace(m, trajectories=(), metrics={}) for m in self._micro_batches]
-        windows = [[_as_mapping(m) for m in own]]
+        windows = [[as_mapping(m) for m in own]]
         _, num_ranks = self._place()
         if num_ranks > 1:
             gathered: list[Any] = [None] * num_ranks
@@ -223,7 +202,7 @@ class OPDDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "windows" in state_dict:
             rank, _ = self._place()
-            self._micro_batches = [_from_mapping(m) for m in state_dict["windows"][rank]]
+            self._micro_batches = [from_mapping(m) for m in state_dict["windows"][rank]]
 
     @override
     def teardown(self, stage: str) -> None:
@@ -353,18 +332,6 @@ class OPDDataModule(L.LightningDataModule):
         return total
 
 
-def first_of_each_domain(prompts: Sequence[Prompt], num_prompts: int | dict[str, int] | None) -> list[Prompt]:
-    """Return the first `num_prompts` prompts of every domain, in their order."""
-    taken: dict[str, int] = {}
-    chosen = []
-    for prompt in prompts:
-        limit = num_prompts.get(prompt.domain, 0) if isinstance(num_prompts, dict) else num_prompts
-        taken[prompt.domain] = taken.get(prompt.domain, 0) + 1
-        if limit is None or taken[prompt.domain] <= limit:
-            chosen.append(prompt)
-    return chosen
-
-
 def _check_shapes(window: RolloutBatch, callback: OPDCallback) -> None:
     """Raise if a callback left something of another shape where the road expects its own."""
     per_token, per_row = window.token_ids.shape, window.rewards.shape
@@ -373,17 +340,3 @@ def _check_shapes(window: RolloutBatch, callback: OPDCallback) -> None:
         if got != expected:
             msg = f"{type(callback).__name__} left `{name}` with shape {tuple(got)}, expected {tuple(expected)}."
             raise ValueError(msg)
-
-
-def _as_mapping(batch: RolloutBatch) -> dict[str, Any]:
-    state = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    scores = batch.teacher_scores
-    state["teacher_scores"] = (
-        None if scores is None else {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
-    )
-    return state
-
-
-def _from_mapping(state: dict[str, Any]) -> RolloutBatch:
-    scores = state["teacher_scores"]
-    return RolloutBatch(**{**state, "teacher_scores": None if scores is None else TeacherScores(**scores)})

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_opd.data.collate import balanced_parts, collate, cut
-from lightning_opd.data.on_policy import first_of_each_domain
+from lightning_opd.data.evaluation import first_of_each_domain
 from lightning_opd.data.windows import PromptBatches, PromptWindows
 from lightning_opd.types import Prompt, RolloutBatch, Trajectory
 

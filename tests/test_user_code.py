@@ -13,7 +13,7 @@ import pytest
 
 from tests.world import save_world
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MINE = '''
 from dataclasses import dataclass
 

@@ -1,0 +1,45 @@
+"""What validation, test and predict run over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_opd.interfaces import Split
+from lightning_opd.types import Prompt
+
+Mode = Literal["sampled", "greedy"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `validate`, `test` and `predict` run over.
+
+    Args:
+        splits: Splits that `test` and `predict` go through.
+        modes: "sampled" draws at the training temperature, "greedy" takes the likeliest token.
+        num_prompts: Prompts per domain, split and mode: one number, or one for each domain (a domain
+            without a number is left out); null takes all.
+        num_validation_prompts: Prompts per domain in validation, which is sampled with fixed noise.
+        batch_size: Prompts per batch and process.
+    """
+
+    splits: list[Split] = dataclasses.field(default_factory=lambda: ["test"])
+    modes: list[Mode] = dataclasses.field(default_factory=lambda: ["sampled", "greedy"])
+    num_prompts: int | dict[str, int] | None = None
+    num_validation_prompts: int | None = 128
+    batch_size: int = 256
+
+
+def first_of_each_domain(prompts: Sequence[Prompt], num_prompts: int | dict[str, int] | None) -> list[Prompt]:
+    """Return the first `num_prompts` prompts of every domain, in their order."""
+    taken: dict[str, int] = {}
+    chosen = []
+    for prompt in prompts:
+        limit = num_prompts.get(prompt.domain, 0) if isinstance(num_prompts, dict) else num_prompts
+        taken[prompt.domain] = taken.get(prompt.domain, 0) + 1
+        if limit is None or taken[prompt.domain] <= limit:
+            chosen.append(prompt)
+    return chosen

@@ -1,0 +1,19 @@
+"""Causal language models: loading, LoRA, sharding, and forwards that never hold all logits."""
+
+from lightning_opd.models.language_model import LanguageModel
+from lightning_opd.models.loading import load_causal_lm, load_tokenizer
+from lightning_opd.models.sharding import shard, unsharded
+from lightning_opd.models.student import Lora, Student, build_student, causal_lm, export_student
+
+__all__ = [
+    "LanguageModel",
+    "Lora",
+    "Student",
+    "build_student",
+    "causal_lm",
+    "export_student",
+    "load_causal_lm",
+    "load_tokenizer",
+    "shard",
+    "unsharded",
+]

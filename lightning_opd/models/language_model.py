@@ -1,0 +1,100 @@
+"""A causal language model as states and a head, so that no forward holds all logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_opd.functional.logprobs import predicting
+from lightning_opd.types import LinearHead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LanguageModel:
+    """A causal language model as the road sees it: states that predict tokens, and a head.
+
+    Args:
+        model: The Hugging Face model; its own forward and cache do all the work.
+        vocab_size: Real tokens of its tokenizer; padded rows of the head are cut.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+        """Find out by a probe whether logits are `states @ weight.T + bias` and nothing else."""
+        import inspect
+
+        self.model = model
+        self._head: nn.Module | None = model.get_output_embeddings()
+        rows = self._head.weight.shape[0] if isinstance(self._head, nn.Linear) else model.config.vocab_size
+        self.vocab_size = min(vocab_size, int(rows))
+        self._keep_one = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        )
+        self._is_linear = self._probe()
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens that the model has positions for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    @torch.no_grad()
+    def _probe(self) -> bool:
+        if not isinstance(self._head, nn.Linear):
+            return False
+        was_training = self.model.training
+        self.model.eval()
+        token_ids = torch.arange(1, 5, device=self._head.weight.device).remainder(self.vocab_size)[None]
+        states = self._decoder_states(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
+        logits = self.model(input_ids=token_ids, use_cache=False).logits
+        self.model.train(was_training)
+        if states.shape[:2] != logits.shape[:2]:
+            return False
+        tolerance = 10 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
+        return bool(((self._head(states) - logits).abs() <= tolerance).all())
+
+    def _decoder_states(
+        self, token_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time hidden"]:
+        captured: list[Tensor] = []
+
+        def capture(module: nn.Module, arguments: object, output: object) -> None:
+            captured.append(output[0])  # type: ignore[index]
+
+        handle = self.model.get_decoder().register_forward_hook(capture)
+        try:
+            self._call(token_ids, attention_mask, **self._keep_one)
+        finally:
+            handle.remove()
+        return captured[0]
+
+    def _call(self, token_ids: Tensor, attention_mask: Tensor, **settings: int) -> Tensor:
+        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        logits: Tensor = self.model(
+            input_ids=token_ids,
+            attention_mask=attention_mask.long(),
+            position_ids=positions,
+            use_cache=False,
+            **settings,
+        ).logits
+        return logits
+
+    def states(
+        self, token_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time hidden"]:
+        """Return the states from which the head predicts each token: `out[b, t]` predicts `token_ids[b, t]`.
+
+        Where the model reshapes its logits after the output matrix, the states are the logits.
+        """
+        if self._is_linear:
+            return predicting(self._decoder_states(token_ids, attention_mask))
+        return predicting(self._call(token_ids, attention_mask))
+
+    def head(self) -> LinearHead:
+        """Return the output layer; under FSDP valid until the weights are resharded."""
+        if not self._is_linear:
+            return LinearHead(None, None, self.vocab_size)
+        return LinearHead(self._head.weight, self._head.bias, self.vocab_size)  # type: ignore[union-attr, arg-type]

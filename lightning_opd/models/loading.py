@@ -1,0 +1,76 @@
+"""Tokenizers and causal language models from a folder or the hub, in safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Raises:
+        FileNotFoundError: Nothing loadable at `path`.
+    """
+    from transformers import AutoTokenizer
+
+    with _explain_missing("a tokenizer", path):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_causal_lm(
+    path: str, *, dtype: str = "float32", attn_implementation: str = "sdpa", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model from safetensors, in eval mode.
+
+    Raises:
+        FileNotFoundError: Nothing loadable at `path`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _explain_missing("a causal language model", path), _quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+
+
+@contextlib.contextmanager
+def _explain_missing(what: str, path: str) -> Iterator[None]:
+    msg = (
+        f"Expected {what} at `{path}` (a folder, or a model's name on the hub such as org/name), found none. "
+        "Check the path, or run the step that writes it first."
+    )
+    is_hub_name = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
+    if not is_hub_name and not Path(path).is_dir():  # the hub would be asked, and asked again
+        raise FileNotFoundError(msg)
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir() and any(Path(path).glob("*.json")):
+            raise
+        raise FileNotFoundError(msg) from error
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers' weight-loading bars off the console: ours show what matters."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

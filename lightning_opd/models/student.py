@@ -1,0 +1,180 @@
+"""The model to train: its settings, how it is built, and how it is written out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_opd.models.loading import load_causal_lm, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter on the student.
+
+    Args:
+        rank: Inner dimension.
+        alpha: The update is scaled by alpha / rank.
+        targets: Module names, or "all-linear".
+        dropout: On the adapter's input while training.
+        adapter_name: Name in the checkpoint.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str | list[str] = "all-linear"
+    dropout: float = 0.0
+    adapter_name: str = "student"
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model to train: an existing one by `path`, or a new one by `random_init`.
+
+    Args:
+        path: Folder or hub name of a Hugging Face causal language model (safetensors).
+        random_init: A transformers configuration as a mapping with `model_type`; the vocabulary
+            size defaults to the tokenizer's.
+        tokenizer: Folder or hub name of the tokenizer; by default `path`.
+        lora: Train this adapter instead of all weights.
+        dtype: Precision of the loaded weights, for example float32 or bfloat16.
+        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
+        gradient_checkpointing: Recompute layer activations in the backward pass.
+        trust_remote_code: Run code shipped with the model; only for models you trust.
+    """
+
+    path: str | None = None
+    random_init: dict[str, object] | None = None
+    tokenizer: str | None = None
+    lora: Lora | None = None
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a student without weights or without a tokenizer."""
+        if (self.path is None) == (self.random_init is None):
+            msg = (
+                f"`student` needs either `path` or `random_init`, got path={self.path!r} and "
+                f"random_init={'a mapping' if self.random_init else self.random_init!r}."
+            )
+            raise ValueError(msg)
+        if self.path is None and self.tokenizer is None:
+            msg = "`student.random_init` needs `student.tokenizer`: a folder with a tokenizer."
+            raise ValueError(msg)
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            msg = f"`student.dtype` must name a torch dtype such as float32 or bfloat16, got {self.dtype!r}."
+            raise ValueError(msg)  # the value is wrong, not its Python type
+
+    @property
+    def name(self) -> str:
+        """What reports call this student."""
+        return self.path or f"random {(self.random_init or {}).get('model_type', 'model')}"
+
+
+def build_student(student: Student) -> nn.Module:
+    """Load or initialise the student, with its adapter, in train mode."""
+    if student.path is not None:
+        model = load_causal_lm(
+            student.path,
+            dtype=student.dtype,
+            attn_implementation=student.attn_implementation,
+            trust_remote_code=student.trust_remote_code,
+        )
+    else:
+        model = _random_model(student)
+    if student.gradient_checkpointing:
+        with warnings.catch_warnings():  # transformers is renaming the method; both names work
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+    if student.lora is None:
+        return train_mode(model)
+    return train_mode(_with_lora(model, student.lora))
+
+
+def train_mode(model: nn.Module) -> nn.Module:
+    """Return the model in train mode: loaded models come in eval mode, and Lightning leaves them there."""
+    return model.train()
+
+
+def _random_model(student: Student) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(student.random_init or {})
+    if "model_type" not in settings:
+        msg = f"`student.random_init` needs `model_type` (for example qwen3), got the keys {sorted(settings)}."
+        raise ValueError(msg)
+    tokenizer = load_tokenizer(str(student.tokenizer), trust_remote_code=student.trust_remote_code)
+    settings.setdefault("vocab_size", len(tokenizer))
+    settings |= {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, student.dtype), attn_implementation=student.attn_implementation
+    )
+    return model
+
+
+def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number
+        target_modules=lora.targets,
+        lora_dropout=lora.dropout,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, adapter_name=lora.adapter_name)
+
+
+def causal_lm(student: nn.Module) -> PreTrainedModel:
+    """Return the language model itself; an adapter lives inside its layers."""
+    from peft import PeftModel
+
+    return student.get_base_model() if isinstance(student, PeftModel) else student  # type: ignore[return-value]
+
+
+def export_student(
+    student: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    merge: bool = True,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a Hugging Face folder: weights, configuration and tokenizer.
+
+    Args:
+        student: A full model, or one with an adapter.
+        tokenizer: Saved beside the weights.
+        folder: Where to write.
+        merge: Fold an adapter into the weights; False writes the adapter alone.
+        weights: State dict to write instead of the student's own (gathered from shards).
+    """
+    import copy
+
+    from peft import PeftModel
+
+    if isinstance(student, PeftModel) and merge:
+        merged = copy.deepcopy(student)
+        if weights is not None:
+            merged.load_state_dict(weights)
+        merged.merge_and_unload().save_pretrained(folder)
+    else:
+        student.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    tokenizer.save_pretrained(str(folder))
