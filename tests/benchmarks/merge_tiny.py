@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "merge_tiny"
+RUNS = Path(os.environ.get("RUNS", "runs"))
 VARIANTS = {"distribution_matching": "parity", "policy_gradient": "parity_policy_gradient", "lora": "parity_lora"}
 COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python tests/benchmarks/merge_tiny.py {0}"
 MODELS = ("student", "teacher", "base", "average", "task_arithmetic")
@@ -67,7 +69,7 @@ def main(seeds: list[str]) -> None:
     """Collect, write `results.json`, and put the tables into the README."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     reports = {
-        variant: [json.loads(Path(f"runs/merge_tiny/seed{seed}/{folder}/parity.json").read_text()) for seed in seeds]
+        variant: [json.loads((RUNS / f"merge_tiny/seed{seed}/{folder}/parity.json").read_text()) for seed in seeds]
         for variant, folder in VARIANTS.items()
     }
     results = {

@@ -1,0 +1,33 @@
+"""The tables in the recipes' READMEs are those of the committed results, and the results keep the recipes' promises."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.benchmarks.merge_tiny import RECIPE, VARIANTS, with_tables
+
+RESULTS = json.loads((RECIPE / "results.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_of_merge_tiny_shows_the_committed_results() -> None:
+    readme = (RECIPE / "README.md").read_text(encoding="utf-8")
+    assert with_tables(readme, RESULTS) == readme
+    assert set(RESULTS["variants"]) == set(VARIANTS)
+    assert RESULTS["seeds"] == [0, 1, 2]
+    assert {"command", "commit", "date"} <= RESULTS.keys()
+
+
+@pytest.mark.parametrize("variant", ["distribution_matching", "lora"])
+def test_the_merged_student_is_at_parity_with_every_teacher(variant: str) -> None:
+    rows = RESULTS["variants"][variant]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row["parity"] >= 0.99, row
+        assert row["lowest"] >= 0.97, row
+        assert min(row["n"]) >= 2048
+        assert row["teacher"] >= 0.95
+        assert row["base"] <= 0.65
+    gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows]
+    assert sum(gain) / len(gain) >= 0.1
