@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -117,6 +118,8 @@ def run_trainer_verb(verb: str, words: Sequence[str]) -> None:
     Raises:
         UsageError: If the settings are wrong, found while parsing, building or setting up. A crash raises itself.
     """
+    # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
+    warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
     sources = read_sources(words)
     TrainerParser.written = Written(sources)
     Progress.has_begun = False

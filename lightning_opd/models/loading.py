@@ -35,7 +35,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    with _explain_missing("a causal language model", path), _quiet_loading():
+    with _explain_missing("a causal language model", path), quiet_files():
         return AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
@@ -63,8 +63,8 @@ def _explain_missing(what: str, path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' weight-loading bars off the console: ours show what matters."""
+def quiet_files() -> Iterator[None]:
+    """Keep transformers' bars for reading and writing files off the console: ours show what matters."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_opd.models.loading import load_causal_lm, load_tokenizer
+from lightning_opd.models.loading import load_causal_lm, load_tokenizer, quiet_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -139,7 +139,9 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
         lora_dropout=lora.dropout,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, adapter_name=lora.adapter_name)
+    with warnings.catch_warnings():  # peft reads an attribute that transformers is renaming
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config, adapter_name=lora.adapter_name)
 
 
 def causal_lm(student: nn.Module) -> PreTrainedModel:
@@ -166,6 +168,12 @@ def export_student(
         merge: Fold an adapter into the weights; False writes the adapter alone.
         weights: State dict to write instead of the student's own (gathered from shards).
     """
+    with quiet_files():
+        _save(student, folder, merge=merge, weights=weights)
+    tokenizer.save_pretrained(str(folder))
+
+
+def _save(student: nn.Module, folder: str | Path, *, merge: bool, weights: Mapping[str, Tensor] | None) -> None:
     import copy
 
     from peft import PeftModel
@@ -177,4 +185,3 @@ def export_student(
         merged.merge_and_unload().save_pretrained(folder)
     else:
         student.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-    tokenizer.save_pretrained(str(folder))
