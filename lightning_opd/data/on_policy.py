@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_opd.data.collate import collate, cut
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import check_window_limits, windows_per_epoch
-from lightning_opd.data.progress import show_progress
+from lightning_opd.data.progress import WindowProgress
 from lightning_opd.data.statistics import window_statistics
 from lightning_opd.data.window_state import as_mapping, from_mapping
 from lightning_opd.data.windows import PromptBatch, PromptBatches, PromptWindows
@@ -253,7 +253,7 @@ class OPDDataModule(L.LightningDataModule):
     ) -> tuple[RolloutBatch, tuple[float, float]]:
         """Write, judge and grade episodes; return them and the seconds of rollout and scoring."""
         trainer, module = self._trainer(), self._module()
-        num_samples = len(seeds) // len(batch.prompts)
+        num_samples, progress = len(seeds) // len(batch.prompts), WindowProgress(trainer)
         with self._stage("rollout") as rollout_time:
             self.engine.sync(module.student, trainer.global_step)
             trajectories = run_episodes(
@@ -264,7 +264,7 @@ class OPDDataModule(L.LightningDataModule):
                 seeds,
                 sampling,
                 module.language_model.max_length,
-                lambda num_done: show_progress(trainer, "rollout", num_done, len(seeds)),
+                lambda num_done: progress.show("rollout", num_done, len(seeds)),
             )
         trajectories = [
             dataclasses.replace(t, split=batch.split, mode=batch.mode, is_repeat=i // num_samples >= batch.num_real)

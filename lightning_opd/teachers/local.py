@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -78,6 +79,11 @@ class LocalTeacher(Teacher):
             trust_remote_code=self.trust_remote_code,
         )
         model.requires_grad_(requires_grad=False).eval().to(device)
+        if self.temperature is not None:
+            rank_zero_info(
+                f"Teacher `{self.path}` is scored at temperature {self.temperature}: the student that matches it has "
+                f"z_student = (sampling temperature / {self.temperature}) · z_teacher + const."
+            )
         self._model, self._mesh = LanguageModel(model, len(self.tokenizer())), mesh
         if mesh is not None:
             shard(model, mesh)
