@@ -1,0 +1,81 @@
+"""The command line with real processes: the shipped trainer configurations, and a run that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def command(world: Path, folder: Path, *words: str) -> list[str]:
+    """Return a `fit` that saves after every step and exports at the end."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"prompt": f"question {i} " + "x" * (i % 7), "teacher": ("math", "code")[i % 2]} for i in range(64)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint = {"dirpath": str(folder / "checkpoints"), "filename": "last", "every_n_train_steps": 1}
+    config = {
+        "model": {
+            "student": {"path": str(world / "student")},
+            "teachers": {name: str(world / name) for name in ("math", "code")},
+        },
+        "data": {
+            "task": {"class_path": "lightning_opd.tasks.Jsonl", "init_args": {"path": str(folder / "prompts.jsonl")}},
+            "prompts_per_window": 4,
+            "sampling": {"max_new_tokens": 16},
+        },
+        "trainer": {
+            "max_steps": 12,
+            "limit_val_batches": 0,
+            "logger": False,
+            "default_root_dir": str(folder),
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {**checkpoint, "enable_version_counter": False},
+                },
+                {"class_path": "lightning_opd.callbacks.ExportHuggingFace"},
+            ],
+        },
+    }
+    (folder / "fit.yaml").write_text(json.dumps(config))
+    return [sys.executable, "-m", "lightning_opd", "fit", "--config", str(folder / "fit.yaml"), *words]
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp"])
+def test_the_shipped_trainer_configurations_run(name: str, world: Path, tmp_path: Path) -> None:
+    overlay = str(ROOT / "configs" / "trainer" / f"{name}.yaml")
+    words = ["--config", overlay, "--trainer.accelerator=cpu", "--trainer.max_steps=2"]
+    run = command(world, tmp_path / name, *words)
+    done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / name / "model" / "model.safetensors").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    words = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(world, whole, *words), env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+    checkpoint = killed / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(
+        command(world, killed, *words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "model").exists()
+    again = command(world, killed, *words, "--ckpt_path", str(checkpoint))
+    subprocess.run(again, env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+    weights = [folder / "model" / "model.safetensors" for folder in (whole, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
