@@ -107,6 +107,9 @@ class OPDDataModule(L.LightningDataModule):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
         if stage == "fit":
             self._check_training(module)
+        elif len(module.teachers):  # without any, an evaluation grades nothing
+            for split in self.evaluation.splits if stage in ("test", "predict") else ("validation",):
+                module.teachers.check_routes(self.task.prompts(split))
 
     def _check_training(self, module: Distiller) -> None:
         trainer = self._trainer()

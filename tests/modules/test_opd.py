@@ -158,6 +158,16 @@ def test_test_writes_scores_and_predict_writes_texts(world: Path, tmp_path: Path
     assert {"prompt", "text", "outcome", "format_errors"} <= json.loads(lines[0]).keys()
 
 
+def test_an_evaluation_with_teachers_refuses_unknown_ones(world: Path, tmp_path: Path) -> None:
+    from tests.world import Letters
+
+    data = make_data(Letters(teachers=("math", "law")))
+    for evaluate in (make_trainer(tmp_path).validate, make_trainer(tmp_path).test):
+        with pytest.raises(ValueError, match="`law`"):
+            evaluate(make_module(world), data, verbose=False)
+    make_trainer(tmp_path).test(OPDModule(make_module(world).student_config), data, verbose=False)
+
+
 def test_a_teacher_is_no_part_of_the_module(world: Path, tmp_path: Path) -> None:
     module = make_module(world)
     make_trainer(tmp_path, max_steps=1).fit(module, make_data())
