@@ -108,7 +108,8 @@ class OPDDataModule(L.LightningDataModule):
         if stage == "fit":
             self._check_training(module)
         elif len(module.teachers):  # without any, an evaluation grades nothing
-            for split in self.evaluation.splits if stage in ("test", "predict") else ("validation",):
+            splits: list[Split] = self.evaluation.splits if stage in ("test", "predict") else ["validation"]
+            for split in splits:
                 module.teachers.check_routes(self.task.prompts(split))
 
     def _check_training(self, module: Distiller) -> None:
