@@ -86,7 +86,7 @@ def test_impossible_tokens_leave_the_gradient_of_the_others_finite(
 ) -> None:
     logits = torch.tensor([[0.0, 0.5 if new > -torch.inf else -torch.inf, 0.3]], requires_grad=True)
     logprobs = torch.log_softmax(logits, -1)[:, :2]
-    losses = policy_loss(logprobs, torch.tensor([[-1.1, old]]), torch.tensor([[1.0, advantage]]))
+    losses = policy_loss(logprobs, torch.tensor([[-1.0, old]]), torch.tensor([[1.0, advantage]]))
     (gradient,) = torch.autograd.grad(torch.where(losses.isfinite(), losses, 0.0).sum(), logits)
     assert torch.isfinite(gradient).all()
     assert gradient[0, 0] != 0
