@@ -74,15 +74,31 @@ def test_ascent_from_anywhere_ends_at_the_teacher(
     assert ascend(start, advantages, 100, rate).sequence_kl().item() < 1e-4
 
 
-def test_extrapolation_ends_beyond_the_teacher_and_the_trust_region_holds_it_back() -> None:
+@pytest.mark.parametrize("scale", [1.5, 0.5])
+def test_extrapolation_ends_at_the_tilted_teacher(scale: float) -> None:
     start = make_world(vocab=3, horizon=2, seed=4)
-    tables = start.teacher.log_softmax(-1), start.reference.log_softmax(-1)
-    free = ascend(start, signal(Immediate(), Extrapolation(1.5)), 60, 0.3)
-    expected = (1.5 * tables[0] - 0.5 * tables[1]).softmax(-1)
-    torch.testing.assert_close(free.student.softmax(-1).detach(), expected, rtol=0, atol=1e-6)
-    held = ascend(start, signal(Immediate(), Extrapolation(1.5), OneSidedTrustRegion(0.2, 0.2)), 300, 0.05)
-    lead, free_lead = ((w.student.log_softmax(-1) - tables[0]).abs().max().item() for w in (held, free))
-    assert lead < 0.6 * free_lead
+    end = ascend(start, signal(Immediate(), Extrapolation(scale)), 60, 0.3)
+    expected = (scale * start.teacher.log_softmax(-1) + (1 - scale) * start.reference.log_softmax(-1)).softmax(-1)
+    torch.testing.assert_close(end.student.softmax(-1).detach(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 5])
+def test_the_trust_region_caps_extrapolation_at_its_bound_above_the_teacher(seed: int) -> None:
+    scale, high = 1.5, 0.2
+    start = make_world(vocab=3, horizon=2, seed=seed)
+    teacher, reference = start.teacher.log_softmax(-1), start.reference.log_softmax(-1)
+    low, top = torch.zeros(len(teacher), 1).double(), torch.full((len(teacher), 1), 5.0).double()
+    for _ in range(60):  # bisect the k of each state
+        k = (low + top) / 2
+        capped = teacher + ((scale - 1) * (teacher - reference) - k).clamp(max=high)
+        is_heavy = capped.exp().sum(-1, keepdim=True) > 1
+        low, top = torch.where(is_heavy, k, low), torch.where(is_heavy, top, k)
+    has_fixed_point = (capped.exp().sum(-1) - 1).abs() < 1e-9  # k ≥ 0
+    assert has_fixed_point.any()
+    assert (capped - teacher).max() > high - 1e-9
+    end = ascend(start, signal(Immediate(), Extrapolation(scale), OneSidedTrustRegion(high, high)), 500, 0.02)
+    actual, expected = end.student.softmax(-1).detach()[has_fixed_point], capped.exp()[has_fixed_point]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0.01)  # a step: the ascent hovers at the bound
 
 
 class Fork:
