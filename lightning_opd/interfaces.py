@@ -159,6 +159,14 @@ class Teacher(ABC):
         """Return the tokenizer to compare with the student's, or None where that makes no sense."""
         return None
 
+    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+        """Meet the student's tokenizer; called once, before `setup`."""
+
+    @property
+    def is_retokenized(self) -> bool:
+        """Whether it reads other tokens than the student wrote; known once introduced."""
+        return False
+
     @abstractmethod
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load the model; called once, on every rank."""

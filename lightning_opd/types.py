@@ -161,6 +161,7 @@ class TeacherScores:
         top_ids: Teacher's k likeliest token ids at each position, or None.
         top_logprobs: Their log-probs in nats, or None.
         hidden_states: States from which the teacher's head predicts token t, or None.
+        metrics: What the teacher measured, `name → (sum, count)`; the same names on every rank.
     """
 
     logprobs: Float[Tensor, "batch time"]
@@ -168,6 +169,7 @@ class TeacherScores:
     top_ids: Int[Tensor, "batch time k"] | None = None
     top_logprobs: Float[Tensor, "batch time k"] | None = None
     hidden_states: Float[Tensor, "batch time hidden"] | None = None
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +16,9 @@ from lightning_opd.functional.logprobs import promote
 
 class AdvantageEstimator(ABC):
     """Maps log-ratios r_t = log T(a_t|s_t) − log π(a_t|s_t) to advantages Â_t."""
+
+    looks_ahead: ClassVar[bool] = False
+    """Whether a token answers for log-ratios of other positions, too."""
 
     @abstractmethod
     def __call__(

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_opd.interfaces import Objective, StudentForward, Teacher
 from lightning_opd.models import Student
 from lightning_opd.modules.records import EvaluationRecords
+from lightning_opd.modules.retokenized import check_retokenized_teachers
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher, TeacherPool
@@ -85,6 +86,9 @@ class OPDModule(StudentModule):
             tokenizer = teacher.tokenizer()
             if tokenizer is not None:
                 check_same_vocabulary(self.tokenizer, tokenizer, name)
+            teacher.introduce(self.tokenizer)
+        if self.trainer.state.fn == "fit":
+            check_retokenized_teachers(self.objective, self.teachers.distinct)
         self.teachers.setup(self.trainer.strategy.root_device, self.data_mesh())
 
     @torch.no_grad()

@@ -70,25 +70,28 @@ class TeacherPool:
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         """Let each teacher grade its own rows, and put the grades in one place.
 
-        Hidden states of unequal width are padded with zeros to the widest teacher's.
+        What it measured is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
+        with zeros to the widest teacher's.
         """
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         comparable_mask = torch.zeros_like(batch.response_mask)
         hidden: list[tuple[Tensor, slice, Tensor]] = []
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, name in enumerate(self.names):  # every rank, every teacher, one order
             rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
             part, columns = batch.select(rows), batch.span(rows)
             scores = self._teachers[name].score(part, wanted)
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
             comparable_mask[rows, columns] = scores.comparable_mask
+            metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             if scores.hidden_states is not None:
                 hidden.append((rows, columns, scores.hidden_states))
         if not hidden:
-            return TeacherScores(logprobs, comparable_mask)
+            return TeacherScores(logprobs, comparable_mask, metrics=metrics)
         states = hidden[0][2].new_zeros(*logprobs.shape, max(h.shape[-1] for _, _, h in hidden))
         for rows, columns, part_states in hidden:
             states[rows, columns, : part_states.shape[-1]] = part_states
-        return TeacherScores(logprobs, comparable_mask, hidden_states=states)
+        return TeacherScores(logprobs, comparable_mask, hidden_states=states, metrics=metrics)
 
     def heads(self) -> list[LinearHead | None]:
         """Return each teacher's output head, in the order of `names`."""
