@@ -67,8 +67,22 @@ class Translator:
         self._student_lead, self._teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Return the teacher's tokens of a chat and an opened assistant turn."""
-        return render_prompt(self.teacher, messages)
+        """Return the teacher's tokens of a chat and an opened assistant turn.
+
+        Raises:
+            ValueError: The teacher's chat template refuses the messages.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return render_prompt(self.teacher, messages)
+        except TemplateError as error:
+            roles = [message.get("role") for message in messages]
+            msg = (
+                f"The chat template of teacher `{self.teacher.name_or_path}` refuses messages of roles {roles}: "
+                f"{error}. Give it a template that renders them, or route such prompts to another teacher."
+            )
+            raise ValueError(msg) from error
 
     def reply(self, token_ids: Sequence[int], cut: Callable[[list[bytes]], list[bytes]] | None = None) -> Translation:
         """Return a reply of the student in the teacher's tokens.

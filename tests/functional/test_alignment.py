@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -13,7 +14,7 @@ Spans = list[tuple[int, int]]
 
 def cut(boundaries: list[int]) -> Spans:
     """Return the spans between boundaries; equal neighbours give an empty one."""
-    return list(zip(boundaries[:-1], boundaries[1:], strict=True))
+    return list(itertools.pairwise(boundaries))
 
 
 @st.composite
