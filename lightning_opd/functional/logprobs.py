@@ -12,10 +12,25 @@ from torch.utils.checkpoint import checkpoint
 MAX_CHUNK_ELEMENTS = 2**24
 """Logits that may exist at once; 64 MiB in float32."""
 
+MAX_LOG_RATIO = 20.0
+"""Largest difference in nats of two log-probs whose ratio is formed."""
+
 
 def promote(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `x` in at least float32; float64 stays float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def bounded_log_ratio(
+    logprobs: Float[Tensor, "*shape"], other_logprobs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Return logprobs − other_logprobs in nats, held in [−20, 20] so that its exponential is finite.
+
+    Differentiable in `logprobs` inside these bounds; −inf on either or both sides is no NaN.
+    """
+    floor = torch.finfo(torch.float16).min
+    difference = promote(logprobs).clamp(min=floor) - promote(other_logprobs).detach().clamp(min=floor)
+    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def log_softmax(logits: Float[Tensor, "*shape vocab"], temperature: float = 1.0) -> Float[Tensor, "*shape vocab"]:

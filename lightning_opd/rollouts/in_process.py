@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ class InProcessEngine(RolloutEngine):
             raise ValueError(msg)
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
+
+    @property
+    @override
+    def is_exact(self) -> bool:
+        return True
 
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
@@ -96,6 +102,8 @@ class _Decoding:
     ) -> None:
         device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
         self._model, self._sampling = model, sampling
+        parameters = inspect.signature(model.forward).parameters  # transformers 5.24 gave the argument a new name
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest, rows = max(map(len, prompts)), len(prompts) * num_samples
         self._prompt_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
@@ -159,9 +167,9 @@ class _Decoding:
             input_ids=token_ids,
             attention_mask=attention,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_name: cache},
         ).logits
         return logits[:, -1, : self._sampling.vocab_size]
 
