@@ -29,9 +29,6 @@ class AdvantageEstimator(ABC):
     looks_ahead: ClassVar[bool] = False
     is_constant_in_time: ClassVar[bool] = False
 
-    looks_ahead: ClassVar[bool] = False
-    """Whether a token answers for log-ratios of other positions, too."""
-
     @abstractmethod
     def __call__(
         self,

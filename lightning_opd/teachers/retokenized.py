@@ -16,7 +16,7 @@ from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.roles import ROLES
 from lightning_opd.tokenization.translation import Translation, Translator
-from lightning_opd.types import RolloutBatch, Signal, TeacherScores
+from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,7 +49,7 @@ class RetokenizedTeacher(Teacher):
     re-tokenised and the grades are those of the scorer.
 
     Not with estimators that look ahead (log-ratio-to-go, full trajectory, KL-to-go): earlier teacher
-    tokens depend on later bytes, so sums over positions count them twice; nor with hidden states.
+    tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need hidden states.
 
     Args:
         path: Folder or hub name of the tokenizer, with its chat template, and of the model.
@@ -103,19 +103,32 @@ class RetokenizedTeacher(Teacher):
 
     @override
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        if wanted - {Signal.LOGPROBS}:
-            msg = f"RetokenizedTeacher answers log-probs, not {sorted(s.value for s in wanted - {Signal.LOGPROBS})}."
+        if self.is_retokenized and wanted != {Signal.LOGPROBS}:
+            msg = (
+                f"Teacher `{self.path}` has another tokenizer than the student and answers log-probs only, got "
+                f"{sorted(signal.value for signal in wanted)} to answer. Use the objective `PolicyGradient`."
+            )
             raise ValueError(msg)
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
-        grades = self.grade(views, batch)
+        own = self._own_batch(views, batch)
+        scores = self.scorer.score(own, wanted)
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         comparable_mask = torch.zeros_like(batch.response_mask)
-        for row, (view, grade) in enumerate(zip(views, grades, strict=True)):
-            own = batch.rollout_logprobs[row, view.columns]
-            compared, is_comparable = self.credit(own, grade, view.reply.alignment)
+        for row, view in enumerate(views):
+            compared, is_comparable = self.credit(
+                batch.rollout_logprobs[row, view.columns],
+                scores.logprobs[row, own.response_mask[row]],
+                view.reply.alignment,
+            )
             logprobs[row, view.columns] = compared.to(logprobs.dtype)
             comparable_mask[row, view.columns] = is_comparable
-        return TeacherScores(logprobs, comparable_mask, metrics=self._metrics(batch, logprobs, comparable_mask))
+        hidden_states = scores.hidden_states
+        if hidden_states is not None:  # token by token, for one tokenizer only
+            states = hidden_states.new_zeros(*batch.token_ids.shape, hidden_states.shape[-1])
+            states[batch.response_mask] = hidden_states[own.response_mask]
+            hidden_states = states
+        metrics = self._metrics(batch, logprobs, comparable_mask)
+        return TeacherScores(logprobs, comparable_mask, hidden_states=hidden_states, metrics=metrics)
 
     def views(self, batch: RolloutBatch, cut: Callable[[list[bytes]], list[bytes]] | None = None) -> list[View]:
         """Return every row's response as the teacher reads it.
@@ -190,6 +203,10 @@ class RetokenizedTeacher(Teacher):
             has_role = comparable_mask & torch.isin(batch.token_ids, batch.token_ids.new_tensor(ids))
             metrics[f"role_log_ratio_{role}"] = (torch.where(has_role, log_ratio, 0.0).sum(), has_role.sum())
         return metrics
+
+    @override
+    def output_head(self) -> LinearHead | None:
+        return None if self.is_retokenized else self.scorer.output_head()
 
     @override
     def close(self) -> None:
