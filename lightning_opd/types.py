@@ -186,6 +186,28 @@ class LossTerms:
     metrics: Mapping[str, tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Road:
+    """The settings of a run that decide which objectives are right under them.
+
+    Args:
+        updates_per_window: Optimiser steps per window of rollouts.
+        draws_from_student: Whether tokens come from the student's whole distribution; not under a
+            nucleus, nor from an engine whose log-probs differ from the trainer's.
+        given_share: Share of windows whose responses were written by a data set or a teacher.
+        has_outcome: Whether a callback adds outcome advantages.
+        has_reference: Whether a reference model is there.
+        teacher_names: Sorted names of the teachers.
+    """
+
+    updates_per_window: int = 1
+    draws_from_student: bool = True
+    given_share: float = 0.0
+    has_outcome: bool = False
+    has_reference: bool = False
+    teacher_names: tuple[str, ...] = ()
+
+
 @dataclass
 class RolloutBatch:
     """A window of graded rollouts, or one micro-batch cut from it.
@@ -212,7 +234,10 @@ class RolloutBatch:
         teacher_names: Sorted names that `teacher_ids` index.
         metrics: What the window measured, `name → (sum, count)`; on its first micro-batch only.
         trajectories: The episodes behind the rows; empty in a restored batch.
+        is_given: Whether a data set or a teacher wrote the responses.
         old_logprobs: Student log-probs before the window's first update, or None.
+        kl: −E_{a∼π}[shaped log-ratio] in nats at the state that chose token t, where the estimator
+            needs it: the plain KL from student to teacher if nothing is shaped; or None.
         reference_logprobs: Log-probs under a reference model, or None.
         baselines: Per-token baselines computed on the whole window, or None.
         teacher_scores: Whatever else the teachers answered, or None.
@@ -238,7 +263,9 @@ class RolloutBatch:
     teacher_names: tuple[str, ...] = ()
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     trajectories: tuple[Trajectory, ...] = ()
+    is_given: bool = False
     old_logprobs: Float[Tensor, "batch time"] | None = None
+    kl: Float[Tensor, "batch time"] | None = None
     reference_logprobs: Float[Tensor, "batch time"] | None = None
     baselines: Float[Tensor, "batch time"] | None = None
     teacher_scores: TeacherScores | None = None

@@ -1,8 +1,9 @@
 """Callbacks: what sees each window, and what is written when training ends."""
 
 from lightning_opd.callbacks.export import ExportHuggingFace
+from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMask
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
 from lightning_opd.callbacks.outcome_reward import OutcomeReward
 from lightning_opd.callbacks.rollout_table import RolloutTable
 
-__all__ = ["ExportHuggingFace", "FormatErrorMask", "OutcomeReward", "RolloutTable"]
+__all__ = ["ExportHuggingFace", "FirstSpecialTokenMask", "FormatErrorMask", "OutcomeReward", "RolloutTable"]

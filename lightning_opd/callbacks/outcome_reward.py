@@ -30,6 +30,11 @@ class OutcomeReward(OPDCallback):
             raise ValueError(msg)
         self.coef, self.advantage = coef, advantage
 
+    @property
+    @override
+    def adds_outcome(self) -> bool:
+        return True
+
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         advantages = self.advantage(rollouts.rewards, rollouts.group_ids)

@@ -148,7 +148,7 @@ class BatchMean(Baseline):
         )
         if int(num_rows) < 2:  # a row and another one
             msg = f"Expected at least 2 rows per window for the batch-mean baseline, got {int(num_rows)}."
-            raise ValueError(f"{msg} Enlarge `data.batch_size`, or drop the baseline.")
+            raise ValueError(f"{msg} Enlarge `data.prompts_per_window`, or drop the baseline.")
         others = (total - own) / (num_tokens - tokens).clamp(min=1)
         return torch.where(response_mask, others[:, None], 0.0)
 

@@ -129,7 +129,7 @@ class JensenShannon(Divergence):
 
 
 def linear_divergence(
-    divergence: Divergence,
+    divergence: Callable[[Tensor, Tensor], Tensor],
     student_states: Float[Tensor, "batch time hidden"],
     student_head: Callable[[Tensor], Tensor],
     teacher_states: Float[Tensor, "batch time teacher_hidden"],
@@ -138,7 +138,7 @@ def linear_divergence(
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
     chunk_size: int | None = None,
-) -> Float[Tensor, "batch time"]:
+) -> Float[Tensor, "batch time *more"]:
     """Return a full-vocabulary divergence where `mask` holds, without ever holding all logits.
 
     Args:

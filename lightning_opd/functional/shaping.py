@@ -154,10 +154,10 @@ class OneSidedTrustRegion(Shaping):
     Drops the push that leads further away from the teacher once the student has left the region
     around it on that side; the way back is never closed. A plain or clipped r always points to the
     teacher, so there it changes nothing and π = T is the fixed point as before. It acts after
-    shapings that aim beyond the teacher: after `Extrapolation`, under `Immediate`, nothing pushes a
-    token's log-prob more than c away from the teacher's, and the extrapolated fixed point is reached only
-    if it lies inside. Not a guard against stale rollouts: those are measured against the policy that
-    sampled (`ClippedRatio`, `KeepInside`).
+    shapings that aim elsewhere: after `Extrapolation` with λ > 1, under `Immediate`, the fixed point is
+    π = T·min(e^c_high, (T/ref)^(λ−1) e^−k) with k normalising, if that k is ≥ 0. If not (and mostly for
+    λ < 1) a dropped push is one beside others that are not 0, and the bound does not hold. Not a guard
+    against stale rollouts: those are measured against the policy that sampled (`ClippedRatio`, `KeepInside`).
 
     Args:
         low: c_low in nats, the room below the teacher.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,6 @@ from typing_extensions import override
 
 from lightning_opd.functional.divergences import Divergence
 from lightning_opd.functional.logprobs import log_softmax, promote
-
-Support: TypeAlias = Literal["student", "teacher", "union", "intersection"]
-Correction: TypeAlias = Literal["tail", "renormalise"]
 
 ABSENT_LOGPROB = -1e4
 """Stands in nats for a token that is not in the support: no mass on either side, and no NaN."""
@@ -49,8 +46,8 @@ class TopK(Divergence):
 
     divergence: Divergence
     k: int
-    support: Support = "teacher"
-    correction: Correction = "tail"
+    support: str = "teacher"
+    correction: str = "tail"
 
     def __post_init__(self) -> None:
         """Refuse the raw form, and a support without tokens."""
@@ -96,7 +93,7 @@ def top_k_divergence(
     student_logits: Float[Tensor, "*shape vocab"],
     top_ids: Int[Tensor, "*shape k"],
     top_logprobs: Float[Tensor, "*shape k"],
-    correction: Correction = "tail",
+    correction: str = "tail",
 ) -> Float[Tensor, "*shape"]:
     """Return `TopK` with teacher support for a teacher that only answers with its likeliest tokens, in nats.
 
@@ -169,7 +166,7 @@ def _coarsened(
     logprobs: Float[Tensor, "*shape vocab"],
     ids: Int[Tensor, "*shape entries"],
     present_mask: Bool[Tensor, "*shape entries"],
-    correction: Correction,
+    correction: str,
 ) -> Float[Tensor, "*shape outcomes"]:
     """Return the log-probs of the support, with the rest as a last outcome under `tail`; unnormalised otherwise."""
     chosen = logprobs.gather(-1, ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lightning_opd.functional.credit import Strict
 from lightning_opd.interfaces import Objective, Teacher
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.teachers import RetokenizedTeacher
@@ -32,10 +33,19 @@ def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teac
     if names and Signal.HIDDEN_STATES in objective.requires:
         msg = (
             f"`{type(objective).__name__}` compares whole distributions over one vocabulary, and teacher "
-            f"{_listed(names)} has another tokenizer than the student. Use the objective `PolicyGradient`."
+            f"{_listed(names)} has another tokenizer than the student. Use `PolicyGradient`, or `DistributionMatching` "
+            "with `teacher_signal: top_k`."
         )
         raise ValueError(msg)
-    spliced = [n for n, t in teachers.items() if isinstance(t, RetokenizedTeacher) and t.credit.is_spliced]
+    credits = {name: t.credit for name, t in teachers.items() if isinstance(t, RetokenizedTeacher)}
+    loose = [name for name in names if not isinstance(credits.get(name), Strict)]
+    if loose and Signal.TOP_LOGPROBS in objective.requires:
+        msg = (
+            f"Likeliest tokens can be compared only where both sides cut the text alike, and teacher {_listed(loose)} "
+            "has another credit. Use `Strict`, or the objective `PolicyGradient`."
+        )
+        raise ValueError(msg)
+    spliced = [name for name, credit in credits.items() if credit.is_spliced]
     if spliced:
         msg = (
             f"Teacher {_listed(spliced)} grades sequences assembled from the student's pieces (`Splice`), which no "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -49,7 +50,9 @@ class RetokenizedTeacher(Teacher):
     re-tokenised and the grades are those of the scorer.
 
     Not with estimators that look ahead (log-ratio-to-go, full trajectory, KL-to-go): earlier teacher
-    tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need hidden states.
+    tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need
+    hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
+    vocabularies have, at the positions that both sides cut alike.
 
     Args:
         path: Folder or hub name of the tokenizer, with its chat template, and of the model.
@@ -103,32 +106,51 @@ class RetokenizedTeacher(Teacher):
 
     @override
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        if self.is_retokenized and wanted != {Signal.LOGPROBS}:
-            msg = (
-                f"Teacher `{self.path}` has another tokenizer than the student and answers log-probs only, got "
-                f"{sorted(signal.value for signal in wanted)} to answer. Use the objective `PolicyGradient`."
-            )
+        if self.is_retokenized and Signal.HIDDEN_STATES in wanted:
+            msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
             raise ValueError(msg)
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
         scores = self.scorer.score(own, wanted)
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         comparable_mask = torch.zeros_like(batch.response_mask)
+        strict: list[tuple[int, int, int]] = []
         for row, view in enumerate(views):
+            theirs = own.response_mask[row].nonzero().squeeze(-1)
             compared, is_comparable = self.credit(
-                batch.rollout_logprobs[row, view.columns],
-                scores.logprobs[row, own.response_mask[row]],
-                view.reply.alignment,
+                batch.rollout_logprobs[row, view.columns], scores.logprobs[row, theirs], view.reply.alignment
             )
             logprobs[row, view.columns] = compared.to(logprobs.dtype)
             comparable_mask[row, view.columns] = is_comparable
-        hidden_states = scores.hidden_states
-        if hidden_states is not None:  # token by token, for one tokenizer only
-            states = hidden_states.new_zeros(*batch.token_ids.shape, hidden_states.shape[-1])
-            states[batch.response_mask] = hidden_states[own.response_mask]
-            hidden_states = states
-        metrics = self._metrics(batch, logprobs, comparable_mask)
-        return TeacherScores(logprobs, comparable_mask, hidden_states=hidden_states, metrics=metrics)
+            strict += [(row, int(view.columns[i]), int(theirs[j])) for i, j in view.reply.alignment.strict]
+
+        def back(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            out = x.new_zeros(*batch.token_ids.shape, x.shape[-1])
+            if strict:
+                rows, columns, others = torch.tensor(strict, device=x.device).unbind(dim=1)
+                out[rows, columns] = x[rows, others]
+            return out
+
+        top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
+        if top_ids is not None and top_logprobs is not None and self.is_retokenized:
+            shared = self._shared.to(top_ids.device)[top_ids]
+            top_ids, top_logprobs = shared.clamp(min=0), torch.where(shared >= 0, top_logprobs, -torch.inf)
+        return TeacherScores(
+            logprobs,
+            comparable_mask,
+            back(top_ids),
+            back(top_logprobs),
+            back(scores.hidden_states),
+            self._metrics(batch, logprobs, comparable_mask),
+        )
+
+    @cached_property
+    def _shared(self) -> Tensor:
+        """The student's id of every token of the teacher, -1 where the student has no such token."""
+        pairs = self.translator.shared_tokens()
+        return torch.tensor([pairs.get(token_id, -1) for token_id in range(len(self.translator.teacher))])
 
     def views(self, batch: RolloutBatch, cut: Callable[[list[bytes]], list[bytes]] | None = None) -> list[View]:
         """Return every row's response as the teacher reads it.

@@ -66,6 +66,15 @@ class Translator:
         self.teacher_spelling = Spelling(teacher, self.roles.teacher_ids)
         self._student_lead, self._teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
 
+    def shared_tokens(self) -> dict[int, int]:
+        """Return the student's id of each of the teacher's tokens that it has too: of the same bytes, or role."""
+        ours, theirs = (
+            {spelling.piece(i): i for i in sorted(tokenizer.get_vocab().values(), reverse=True)}
+            for spelling, tokenizer in ((self.student_spelling, self.student), (self.teacher_spelling, self.teacher))
+        )
+        text = {theirs[piece]: token_id for piece, token_id in ours.items() if piece and piece in theirs}
+        return {**text, **{other: own for own, other in self.roles.pairs.items()}}
+
     def prompt(self, messages: Messages) -> list[int]:
         """Return the teacher's tokens of a chat and an opened assistant turn.
 
