@@ -8,7 +8,9 @@ import torch
 from lightning_opd import functional
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.credit import Credit, Span, Splice, Strict, WholeText
+from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.logprobs import token_logprobs
+from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, OPDCallback, Teacher
 from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
 from lightning_opd.modules import OPDModule
@@ -148,6 +150,50 @@ def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path,
     assert any(bool(g.any()) for g in gradients[1].values())
 
 
+def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher)
+    scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
+    assert scores.top_ids is not None
+    assert scores.top_logprobs is not None
+    ours, theirs = teacher.translator.student_spelling, teacher.translator.teacher_spelling
+    views = teacher.views(batch)
+    own = teacher.scorer.score(teacher._own_batch(views, batch), frozenset({Signal.TOP_LOGPROBS}))
+    student_pieces = {ours.piece(i) for i in range(len(teacher.translator.student))}
+    num_shared = num_missing = 0
+    for row, view in enumerate(views):
+        reply = [i for i, counts in enumerate(view.reply.response_mask) if counts]
+        for i, j in view.reply.alignment.strict:
+            place = row, int(view.columns[i])
+            native = row, len(view.prompt_ids) + reply[j]
+            for k, other in enumerate(own.top_ids[native].tolist()):
+                if scores.top_logprobs[place][k] > -torch.inf:
+                    token_id = int(scores.top_ids[place][k])
+                    assert ours.piece(token_id) == theirs.piece(other)
+                    assert scores.top_logprobs[place][k] == own.top_logprobs[native][k]
+                    num_shared += 1
+                else:
+                    assert theirs.piece(other) not in {
+                        ours.piece(i) for i in range(len(teacher.translator.student))
+                    } or (other in theirs.control_ids)
+                    num_missing += 1
+    assert min(num_shared, num_missing) > 50
+
+
+def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
+    world: Path, foreign: Path, tmp_path: Path
+) -> None:
+    objective = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
+    teachers: dict[str, Teacher] = {
+        "code": LocalTeacher(str(world / "code")),
+        "math": RetokenizedTeacher(str(foreign)),
+    }
+    witness = train(world, tmp_path, teachers, objective)
+    assert 0 < witness.logged[0]["train/kept_tokens/math"] < 1
+    assert witness.logged[0]["train/teacher_kl/math"] > 0
+    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+
+
 def test_one_teacher_under_two_credits_is_two_teachers() -> None:
     one, same, other = (RetokenizedTeacher("a", credit) for credit in (Strict(), Strict(), Span()))
     assert one.identity == same.identity != other.identity
@@ -171,9 +217,10 @@ class Ahead(AdvantageEstimator):
     [
         (PolicyGradient(Ahead()), Strict(), r"`Ahead` adds up log-ratios.*teacher `math`.*Use `Immediate`"),
         (DistributionMatching(), Strict(), r"`DistributionMatching` compares whole distributions.*`PolicyGradient`"),
+        (DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"), Span(), r"cut the text alike.*`Strict`"),
         (PolicyGradient(), Splice(), r"`math` grades sequences assembled from the student's pieces.*`Strict`"),
     ],
-    ids=["looks ahead", "distributions", "splice"],
+    ids=["looks ahead", "distributions", "top-k of runs", "splice"],
 )
 def test_what_has_no_meaning_is_refused_before_training(
     objective: Objective, credit: Credit, words: str, world: Path, foreign: Path, tmp_path: Path
