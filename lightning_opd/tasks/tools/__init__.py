@@ -1,0 +1,7 @@
+"""Tools that a student may call, and the limits they run in."""
+
+from lightning_opd.tasks.tools.calculator import calculate
+from lightning_opd.tasks.tools.text import edit_text
+from lightning_opd.tasks.tools.tool import Tool
+
+__all__ = ["Tool", "calculate", "edit_text"]
