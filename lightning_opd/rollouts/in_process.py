@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,18 @@ from lightning_opd.types import Sample, Sampling
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-RETIRE_SHARE = 0.25
-"""Finished rows leave the batch once they are this share of it: copying the cache costs too."""
+RETIRE_SHARE = 0.05
+"""Finished rows leave the batch once they are this share of it, so that fewer are ever carried along.
+
+A step copies the cache anyway to make room for its token, so that leaving costs little."""
 
 
 class InProcessEngine(RolloutEngine):
     """Generates with the training weights themselves: exactly on-policy, no copy, no server.
+
+    Every call begins with one forward over its prompts; keys and values are not kept from one turn of an
+    episode to the next. Tools' answers are of uneven length, so that kept rows would have holes, and
+    what is written after a hole differs in its last bits from what is written after the same tokens in one piece.
 
     Args:
         batch_size: Most responses written at once; longer lists are split. Bounds memory only:
@@ -38,10 +45,17 @@ class InProcessEngine(RolloutEngine):
             raise ValueError(msg)
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
+        self._num_tokens = self._num_row_steps = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Tokens written since the last `sync`, as a share of decode steps × rows still in the batch."""
+        return self._num_tokens / max(1, self._num_row_steps)
 
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
         self._model = causal_lm(student)
+        self._num_tokens = self._num_row_steps = 0
 
     @override
     @torch.no_grad()
@@ -78,6 +92,8 @@ class InProcessEngine(RolloutEngine):
                     )
                     for row, sample in zip(rows, decoding.run(on_progress, len(samples)), strict=True):
                         samples[row] = sample
+                        self._num_tokens += len(sample.token_ids)
+                    self._num_row_steps += decoding.num_row_steps
         finally:
             self._model.train(was_training)
         return [samples[row] for row in range(len(seeds))]
@@ -96,6 +112,8 @@ class _Decoding:
     ) -> None:
         device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
         self._model, self._sampling = model, sampling
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest, rows = max(map(len, prompts)), len(prompts) * num_samples
         self._prompt_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
@@ -110,6 +128,7 @@ class _Decoding:
         self._logprobs = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64, device=device)
         self._lengths = torch.full((rows,), sampling.max_new_tokens, dtype=torch.long, device=device)
         self._is_stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.num_row_steps = 0
 
     def run(self, on_progress: Callable[[int], None] | None, num_done: int) -> list[Sample]:
         """Write every row to its end and return them in order."""
@@ -118,6 +137,7 @@ class _Decoding:
         attention = self._attention.repeat_interleave(self._num_samples, dim=0)
         for step in range(self._sampling.max_new_tokens):
             tokens, logprobs = draw(logits, self._seeds[rows], step, self._sampling)
+            self.num_row_steps += len(rows)
             is_alive = ~self._is_stopped[rows]
             self._tokens[rows, step] = tokens
             self._logprobs[rows, step] = logprobs.double()
@@ -159,9 +179,9 @@ class _Decoding:
             input_ids=token_ids,
             attention_mask=attention,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_name: cache},
         ).logits
         return logits[:, -1, : self._sampling.vocab_size]
 
