@@ -2,7 +2,17 @@
 
 from lightning_opd.callbacks.export import ExportHuggingFace
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
-from lightning_opd.callbacks.outcome_reward import OutcomeReward
+from lightning_opd.callbacks.hack_detector import HackDetector
+from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskOutcome, WeightedReward, WellFormed
 from lightning_opd.callbacks.rollout_table import RolloutTable
 
-__all__ = ["ExportHuggingFace", "FormatErrorMask", "OutcomeReward", "RolloutTable"]
+__all__ = [
+    "ExportHuggingFace",
+    "FormatErrorMask",
+    "HackDetector",
+    "OutcomeReward",
+    "RolloutTable",
+    "TaskOutcome",
+    "WeightedReward",
+    "WellFormed",
+]

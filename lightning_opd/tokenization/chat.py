@@ -147,4 +147,6 @@ def _stop(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # half an emoji (a lone surrogate, which JSON can carry) is no text to any tokenizer
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return cast("list[int]", tokenizer.encode(text, add_special_tokens=False))
