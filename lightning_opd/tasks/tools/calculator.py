@@ -69,7 +69,10 @@ def _power(base: float, exponent: float) -> float:
     if abs(exponent) > MAX_EXPONENT or num_digits > MAX_DIGITS * 10:
         msg = f"the power is too large: at most {MAX_EXPONENT} in the exponent and {MAX_DIGITS} digits in the result"
         raise ValueError(msg)
-    value = base**exponent
+    try:
+        value = base**exponent
+    except OverflowError:
+        value = math.inf
     if isinstance(value, complex):
         msg = "the root of a negative number is not real"
         raise ValueError(msg)  # a wrong value, not a wrong type
