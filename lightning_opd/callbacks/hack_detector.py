@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NGRAM = 4
-MIN_STANDARD_ERRORS = 3.0
+MIN_STANDARD_ERRORS = 4.0
 UNITS: Mapping[str, str] = {
     "outcome": "outcome",
     "teacher_kl": "KL per sequence (nats)",
@@ -42,7 +42,7 @@ class HackDetector(OPDCallback):
     """Watch for reward hacking: the KL to the teacher falls, and the outcome falls with it.
 
     Means over the last `span` windows are held against the block of `span` windows with the best outcome so far.
-    The alarm is raised when the outcome has lost `outcome_drop` of its best and more than three standard errors,
+    The alarm is raised when the outcome has lost `outcome_drop` of its best and more than four standard errors,
     while the KL per sequence has lost `kl_drop` of what it was then. It says what else has changed.
 
     Logs `train/hack_alarm` (1 while it holds), `train/repeated_ngrams` (share of 4-grams that repeat an earlier one
