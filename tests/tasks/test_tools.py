@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_opd.tasks.tools import Tool, ToolEnvironment, calculate, edit_text
+from lightning_opd.tasks.tools import Tool, ToolEnvironment, calculate, reverse_text, sort_text
 from lightning_opd.tasks.tools.environment import MAX_CALLS
 from lightning_opd.tasks.tools.limits import MAX_BYTES, TimeUp, call_in_child, call_in_process
 from lightning_opd.tokenization.tool_calls import BareJson, render_tool_call
 
-CALCULATOR, TEXT = Tool(calculate, isolated=False), Tool(edit_text, isolated=False)
+CALCULATOR, SORT, REVERSE = (Tool(tool, isolated=False) for tool in (calculate, sort_text, reverse_text))
 QUESTION = ({"role": "user", "content": "What is 2+3?"},)
 SLACK = 0.5
 """Seconds that a busy machine may add to a time-out."""
@@ -112,21 +112,11 @@ def test_no_expression_takes_long(expression: str) -> None:
     assert time.perf_counter() - started < SLACK
 
 
-def test_the_text_tool_edits() -> None:
-    answers = {
-        ("d b c", "sort"): "b c d",
-        ("dbc", "sort"): "bcd",
-        ("a b", "reverse"): "b a",
-        ("abc", "reverse"): "cba",
-        ("abc", "upper"): "ABC",
-        ("ABC", "lower"): "abc",
-        ("a b c", "count"): "3",
-        ("", "sort"): "",
-    }
-    for (text, action), answer in answers.items():
-        assert TEXT.call({"text": text, "action": action}) == answer
-    assert TEXT.call({"text": "a", "action": "eval"}).startswith("error: `action` must be one of sort")
-    assert TEXT.call({"text": "a" * 10**6, "action": "sort"}).startswith("error: the text is longer")
+def test_the_text_tools_put_words_in_order() -> None:
+    assert SORT.call({"text": "d b c"}) == "b c d"
+    assert REVERSE.call({"text": " d  b c"}) == "c b d"
+    assert SORT.call({"text": ""}) == ""
+    assert SORT.call({"text": "a" * 10**6}).startswith("error: the text is longer")
 
 
 @pytest.mark.parametrize("how", ["loop", "sleep", "loop in C", "hold on to everything"])
@@ -180,7 +170,7 @@ def test_limits_must_be_positive(wrong: dict[str, float]) -> None:
 
 
 def episode(**settings: object) -> ToolEnvironment:
-    tools = (CALCULATOR, TEXT, Tool(misbehave, timeout=0.1))
+    tools = (CALCULATOR, SORT, Tool(misbehave, timeout=0.1))
     return ToolEnvironment(QUESTION, tools, lambda reply: float(reply == "5"), **settings)  # type: ignore[arg-type]
 
 
@@ -196,7 +186,7 @@ def test_calls_are_answered_until_a_reply_makes_none() -> None:
     assert said(environment, "Hm. " + render_tool_call("calculate", {"expression": "2+3"})) == ["5"]
     assert environment.outcome() == 0.0, "an episode without a final answer is worth nothing"
     both = render_tool_call("calculate", {"expression": "1"}) + render_tool_call("nothing", {})
-    assert said(environment, both) == ["1", "error: there is no such tool; there is calculate, edit_text, misbehave"]
+    assert said(environment, both) == ["1", "error: there is no such tool; there is calculate, sort_text, misbehave"]
     assert said(environment, "<tool_call>what?</tool_call>") == ["error: the call cannot be read"]
     assert said(environment, render_tool_call("misbehave", {"how": "sleep"})) == ["error: no answer within 0.1 s"]
     assert said(environment, "5") == []
@@ -205,7 +195,7 @@ def test_calls_are_answered_until_a_reply_makes_none() -> None:
 
 def test_the_template_is_given_the_schemas_unless_the_student_knows_them() -> None:
     (shown,) = episode().reset()
-    assert [tool["function"]["name"] for tool in shown["tools"]] == ["calculate", "edit_text", "misbehave"]  # type: ignore[attr-defined]
+    assert [tool["function"]["name"] for tool in shown["tools"]] == ["calculate", "sort_text", "misbehave"]  # type: ignore[attr-defined]
     assert {k: v for k, v in shown.items() if k != "tools"} == QUESTION[0]
     assert episode(shows_tools=False).reset() == QUESTION
 
@@ -226,11 +216,11 @@ def hostile(noise: random.Random) -> str:
     expression = noise.choice(
         ["9" * noise.randrange(1, 6000), "9**9**9**9", "(" * 500, "__import__('os')", "1e999", "<|im_end|>", "\x00"]
     )
-    name = noise.choice(["calculate", "edit_text", "eval", "__class__", "", "<|im_start|>", "a" * 5000])
+    name = noise.choice(["calculate", "sort_text", "eval", "__class__", "", "<|im_start|>", "a" * 5000])
     arguments: object = noise.choice(
         [
             {"expression": expression},
-            {"text": expression, "action": noise.choice(["sort", "reverse", "count", "eval"])},
+            {"text": expression},
             {"expression": expression, "self": 1},
             {"expression": int("9" * noise.randrange(1, 4000))},
             [[[[]]]],

@@ -2,7 +2,7 @@
 
 from lightning_opd.tasks.tools.calculator import calculate
 from lightning_opd.tasks.tools.environment import ToolEnvironment
-from lightning_opd.tasks.tools.text import edit_text
+from lightning_opd.tasks.tools.text import reverse_text, sort_text
 from lightning_opd.tasks.tools.tool import Tool
 
-__all__ = ["Tool", "ToolEnvironment", "calculate", "edit_text"]
+__all__ = ["Tool", "ToolEnvironment", "calculate", "reverse_text", "sort_text"]
