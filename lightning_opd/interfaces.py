@@ -39,7 +39,10 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 
 class FormatRule(ABC):
-    """One named rule about how a response must look; decided on token ids and text only."""
+    """One named rule about how a reply must look; decided on token ids and text only.
+
+    In an episode of several turns it is asked once per reply, and shown the episode so far.
+    """
 
     @property
     def name(self) -> str:
@@ -48,7 +51,15 @@ class FormatRule(ABC):
 
     @abstractmethod
     def is_broken(self, trajectory: Trajectory) -> bool:
-        """Return whether the trajectory breaks this rule."""
+        """Return whether the trajectory's last reply, `trajectory.text`, breaks this rule."""
+
+
+class RewardFunction(ABC):
+    """Judges a finished episode, beside the task's own outcome."""
+
+    @abstractmethod
+    def __call__(self, trajectory: Trajectory) -> float:
+        """Return the reward."""
 
 
 class Environment(ABC):
