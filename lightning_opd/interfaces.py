@@ -39,7 +39,10 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 
 class FormatRule(ABC):
-    """One named rule about how a response must look; decided on token ids and text only."""
+    """One named rule about how a reply must look; decided on token ids and text only.
+
+    In an episode of several turns it is asked once per reply, and shown the episode so far.
+    """
 
     @property
     def name(self) -> str:
@@ -48,7 +51,15 @@ class FormatRule(ABC):
 
     @abstractmethod
     def is_broken(self, trajectory: Trajectory) -> bool:
-        """Return whether the trajectory breaks this rule."""
+        """Return whether the trajectory's last reply, `trajectory.text`, breaks this rule."""
+
+
+class RewardFunction(ABC):
+    """Judges a finished episode, beside the task's own outcome."""
+
+    @abstractmethod
+    def __call__(self, trajectory: Trajectory) -> float:
+        """Return the reward."""
 
 
 class Environment(ABC):
@@ -169,6 +180,14 @@ class Teacher(ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer to compare with the student's, or None where that makes no sense."""
         return None
+
+    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+        """Meet the student's tokenizer; called once, before `setup`."""
+
+    @property
+    def is_retokenized(self) -> bool:
+        """Whether it reads other tokens than the student wrote; known once introduced."""
+        return False
 
     @abstractmethod
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
