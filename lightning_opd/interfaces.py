@@ -21,6 +21,7 @@ from lightning_opd.types import (
     Message,
     Messages,
     Prompt,
+    Road,
     RolloutBatch,
     Sample,
     Sampling,
@@ -100,6 +101,11 @@ class Task(ABC):
         """Return the rules that every response is checked against; none by default."""
         return ()
 
+    def demonstration(self, prompt: Prompt) -> str | None:
+        """Return a right reply to a prompt, or None where none is known; by default its `response` column."""
+        response = prompt.columns.get("response")
+        return None if response is None else str(response)
+
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         """Return example chats that end with an assistant message, for supervised training."""
         msg = f"{type(self).__name__} has no demonstrations; override `demonstrations` to train on it supervised."
@@ -129,6 +135,11 @@ class SingleTurn(Environment):
 
 class RolloutEngine(ABC):
     """Writes responses with the current student."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its log-probs are the trainer's own, up to rounding."""
+        return False
 
     @abstractmethod
     def sync(self, student: torch.nn.Module, version: int) -> None:
@@ -170,6 +181,14 @@ class Teacher(ABC):
         """Return the tokenizer to compare with the student's, or None where that makes no sense."""
         return None
 
+    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+        """Meet the student's tokenizer; called once, before `setup`."""
+
+    @property
+    def is_retokenized(self) -> bool:
+        """Whether it reads other tokens than the student wrote; known once introduced."""
+        return False
+
     @abstractmethod
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load the model; called once, on every rank."""
@@ -180,6 +199,10 @@ class Teacher(ABC):
 
     def output_head(self) -> LinearHead | None:
         """Return the layer that turns its hidden states into logits, or None where there is none."""
+        return None
+
+    def generator(self) -> torch.nn.Module | None:
+        """Return the causal language model that can write in its place, or None where there is none."""
         return None
 
     def close(self) -> None:
@@ -223,13 +246,51 @@ class StudentForward:
         return self._statistics[1]
 
 
+WindowForward: TypeAlias = Callable[[Callable[[RolloutBatch, StudentForward], Tensor]], Tensor]
+"""Runs the student over a whole window, part by part and without a graph: from what a function makes
+of a part (`[rows, time]`) to the same of all rows (`[batch, time]`)."""
+
+
 class Objective(ABC):
     """Turns a graded micro-batch and the student's forward into a loss."""
 
     @property
     @abstractmethod
     def requires(self) -> frozenset[Signal]:
-        """What every teacher must answer for this objective."""
+        """What every teacher must answer for this objective; empty where it learns without teachers."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `reference_logprobs` of the batch must be there."""
+        return False
+
+    def check(self, road: Road) -> None:
+        """Refuse settings under which this objective would learn something else than it says.
+
+        An override calls this one, too: by default there is no use for a critic.
+
+        Raises:
+            ValueError: With the setting and what to change, before anything runs.
+        """
+        if road.has_critic:
+            msg = (
+                f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
+                "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
+            )
+            raise ValueError(msg)
+
+    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
+        """Store on the graded window whatever needs other rows, before it is cut; on every rank."""
+
+    def state_kl(
+        self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
+    ) -> Float[Tensor, "batch time"] | None:
+        """Return −E_{a∼π}[shaped log-ratio] at every state in nats, detached; None where it is not needed."""
+        return None
+
+    def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
+        """Return what a critic's V(s_t) is fitted to, in nats, detached; only where `check` lets a critic pass."""
+        raise NotImplementedError
 
     @abstractmethod
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
@@ -253,12 +314,32 @@ class Objective(ABC):
         """
 
 
+@dataclass(frozen=True)
+class WindowContext:
+    """What `Objective.prepare` may use beside the window.
+
+    Args:
+        heads: Output heads of the teachers in the order of `teacher_ids`.
+        num_updates: Optimiser steps that this window serves.
+        sum_over_ranks: Adds a tensor up over all ranks.
+    """
+
+    heads: Sequence[LinearHead | None]
+    num_updates: int
+    sum_over_ranks: Callable[[Tensor], Tensor]
+
+
 class OPDCallback(Callback):
     """A Lightning callback that also sees each training window before it is cut.
 
     It may write `distill_mask`, `distill_weights` and `outcome_advantages` of the rollouts,
     nothing else. It is not called in validation.
     """
+
+    @property
+    def adds_outcome(self) -> bool:
+        """Whether it writes outcome advantages."""
+        return False
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         """Called once per window, on every rank, after generation, verdict and scoring."""

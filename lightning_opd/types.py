@@ -198,6 +198,7 @@ class TeacherScores:
         top_ids: Teacher's k likeliest token ids at each position, or None.
         top_logprobs: Their log-probs in nats, or None.
         hidden_states: States from which the teacher's head predicts token t, or None.
+        metrics: What the teacher measured, `name → (sum, count)`; the same names on every rank.
     """
 
     logprobs: Float[Tensor, "batch time"]
@@ -205,6 +206,7 @@ class TeacherScores:
     top_ids: Int[Tensor, "batch time k"] | None = None
     top_logprobs: Float[Tensor, "batch time k"] | None = None
     hidden_states: Float[Tensor, "batch time hidden"] | None = None
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,30 @@ class LossTerms:
 
     loss: Float[Tensor, ""]
     metrics: Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Road:
+    """The settings of a run that decide which objectives are right under them.
+
+    Args:
+        updates_per_window: Optimiser steps per window of rollouts.
+        draws_from_student: Whether tokens come from the student's whole distribution; not under a
+            nucleus, nor from an engine whose log-probs differ from the trainer's.
+        given_share: Share of windows whose responses were written by a data set or a teacher.
+        has_outcome: Whether a callback adds outcome advantages.
+        has_reference: Whether a reference model is there.
+        has_critic: Whether a critic learns the baseline.
+        teacher_names: Sorted names of the teachers.
+    """
+
+    updates_per_window: int = 1
+    draws_from_student: bool = True
+    given_share: float = 0.0
+    has_outcome: bool = False
+    has_reference: bool = False
+    has_critic: bool = False
+    teacher_names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -247,7 +273,10 @@ class RolloutBatch:
         teacher_names: Sorted names that `teacher_ids` index.
         metrics: What the window measured, `name → (sum, count)`; on its first micro-batch only.
         trajectories: The episodes behind the rows; empty in a restored batch.
+        is_given: Whether a data set or a teacher wrote the responses.
         old_logprobs: Student log-probs before the window's first update, or None.
+        kl: −E_{a∼π}[shaped log-ratio] in nats at the state that chose token t, where the estimator
+            needs it: the plain KL from student to teacher if nothing is shaped; or None.
         reference_logprobs: Log-probs under a reference model, or None.
         baselines: Per-token baselines computed on the whole window, or None.
         teacher_scores: Whatever else the teachers answered, or None.
@@ -273,7 +302,9 @@ class RolloutBatch:
     teacher_names: tuple[str, ...] = ()
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     trajectories: tuple[Trajectory, ...] = ()
+    is_given: bool = False
     old_logprobs: Float[Tensor, "batch time"] | None = None
+    kl: Float[Tensor, "batch time"] | None = None
     reference_logprobs: Float[Tensor, "batch time"] | None = None
     baselines: Float[Tensor, "batch time"] | None = None
     teacher_scores: TeacherScores | None = None

@@ -1,6 +1,7 @@
 """Callbacks: what sees each window, and what is written when training ends."""
 
 from lightning_opd.callbacks.export import ExportHuggingFace
+from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMask
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
 from lightning_opd.callbacks.hack_detector import HackDetector
 from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskOutcome, WeightedReward, WellFormed
@@ -8,6 +9,7 @@ from lightning_opd.callbacks.rollout_table import RolloutTable
 
 __all__ = [
     "ExportHuggingFace",
+    "FirstSpecialTokenMask",
     "FormatErrorMask",
     "HackDetector",
     "OutcomeReward",

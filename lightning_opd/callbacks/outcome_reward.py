@@ -96,6 +96,11 @@ class OutcomeReward(OPDCallback):
             msg = "`final_coef` needs to know where training ends; set `trainer.max_steps` or `trainer.max_epochs`."
             raise ValueError(msg)
 
+    @property
+    @override
+    def adds_outcome(self) -> bool:
+        return True
+
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         rewards, metrics = self._rewards(rollouts)

@@ -45,6 +45,7 @@ SHORT_VERBS = {
         "lightning_opd.cli.average", "Merge models by averaging weights or by task arithmetic (the baselines)."
     ),
     "export": ShortVerb("lightning_opd.cli.export", "Turn a training checkpoint into a Hugging Face folder."),
+    "script": ShortVerb("lightning_opd.cli.script", "Call `main` of a Python file: a recipe's own step."),
     "tokenizer": ShortVerb(
         "lightning_opd.cli.tokenizer", "Train a small byte-level BPE tokenizer on a task's demonstrations."
     ),

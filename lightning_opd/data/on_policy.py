@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -15,41 +15,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.data.collate import collate, cut
+from lightning_opd.data.distiller import Distiller, check_objective, check_shapes
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
+from lightning_opd.data.given_responses import GivenResponses, Scene
 from lightning_opd.data.limits import check_window_limits, windows_per_epoch
 from lightning_opd.data.progress import WindowProgress
 from lightning_opd.data.statistics import window_statistics
 from lightning_opd.data.window_state import as_mapping, from_mapping
 from lightning_opd.data.windows import PromptBatch, PromptBatches, PromptWindows
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Split, Task
-from lightning_opd.models import LanguageModel
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
-from lightning_opd.teachers import TeacherPool
 from lightning_opd.tokenization.chat import stop_token_ids
-from lightning_opd.types import Prompt, RolloutBatch, Sampling, TeacherScores, Trajectory
+from lightning_opd.types import Prompt, RolloutBatch, Sampling, Trajectory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class Distiller(Protocol):
-    """What the road needs of the module: the student, its tokenizer and the teachers."""
-
-    student: torch.nn.Module
-    teachers: TeacherPool
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
-
-    @property
-    def language_model(self) -> LanguageModel:
-        """The student's states and head."""
-
-    def score(self, batch: RolloutBatch) -> TeacherScores:
-        """Let every teacher grade its own rows."""
+    pass
 
 
 class OPDDataModule(L.LightningDataModule):
@@ -63,6 +45,7 @@ class OPDDataModule(L.LightningDataModule):
         sampling: How the student draws. Its temperature is also that of all log-probs.
         engine: Writes the rollouts; by default in this process.
         evaluation: What validation, test and predict run over.
+        given_responses: A share of windows that a data set or the teachers write; null for none.
         seed: Of prompt order and noise; by default that of `seed_everything`, or 0.
     """
 
@@ -75,6 +58,7 @@ class OPDDataModule(L.LightningDataModule):
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
         engine: RolloutEngine | None = None,
         evaluation: Evaluation = Evaluation(),  # frozen, hence safe to share
+        given_responses: GivenResponses | None = None,
         seed: int | None = None,
     ) -> None:
         """Check the numbers; prompts are read in `setup`."""
@@ -91,7 +75,7 @@ class OPDDataModule(L.LightningDataModule):
         self.prompts_per_window, self.samples_per_prompt = prompts_per_window, samples_per_prompt
         self.updates_per_window = updates_per_window
         self.engine = engine if engine is not None else InProcessEngine()
-        self.seed = seed
+        self.given_responses, self.seed = given_responses, seed
         self._micro_batches: list[RolloutBatch] = []
 
     # --- what Lightning calls --------------------------------------------------------------------
@@ -123,16 +107,18 @@ class OPDDataModule(L.LightningDataModule):
             raise ValueError(msg)
         rows = self.prompts_per_window // num_ranks * self.samples_per_prompt
         check_window_limits(trainer, self.updates_per_window, rows)
-        if self._sampling.temperature == 0 or self._sampling.top_p < 1:
+        if self._sampling.temperature == 0:
             msg = (
-                f"Training samples must come from the student's whole distribution, got temperature "
-                f"{self._sampling.temperature} and top_p {self._sampling.top_p}. Use a positive temperature and "
-                "top_p 1; greedy and nucleus sampling are for `test` and `predict`."
+                "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "
+                "`test` and `predict`."
             )
             raise ValueError(msg)
-        module.teachers.check_routes(self._prompts("train"))
+        is_exact = self._sampling.top_p == 1 and self.engine.is_exact
+        check_objective(trainer, module, self.updates_per_window, self.given_responses, is_exact=is_exact)
         validation = self._prompts("validation", may_be_empty=True)
-        module.teachers.check_routes(validation)
+        if len(module.teachers):
+            module.teachers.check_routes(self._prompts("train"))
+            module.teachers.check_routes(validation)
         if not validation:
             trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
 
@@ -224,15 +210,20 @@ class OPDDataModule(L.LightningDataModule):
             for row in batch.rows
             for j in range(num_samples)
         ]
-        window, seconds = self._roll_out(batch, seeds, self._sampling)
+        is_given = self.given_responses is not None and self.given_responses.covers(self._seed, batch.window)
+        window, seconds = self._roll_out(batch, seeds, self._sampling, is_given=is_given)
+        window.is_given = is_given
         statistics = window_statistics(window, *seconds)
         window.num_active_tokens = self._sum_over_ranks(window.num_active_tokens)
         window.num_trajectories = self._sum_over_ranks(window.num_trajectories)
+        with self._stage("prepare"):
+            module.prepare(window, self.updates_per_window)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
             if isinstance(callback, OPDCallback):
                 callback.on_rollout_end(trainer, cast("L.LightningModule", module), window)
-                _check_shapes(window, callback)
-        window.metrics = {**statistics, **window.metrics}
+                check_shapes(window, callback)
+        graded = {} if window.teacher_scores is None else window.teacher_scores.metrics
+        window.metrics = {**statistics, **{f"train/{name}": pair for name, pair in graded.items()}, **window.metrics}
         micro_batches = cut(window, self.updates_per_window, trainer.accumulate_grad_batches)
         for part in micro_batches:
             if self.updates_per_window > 1:
@@ -253,23 +244,31 @@ class OPDDataModule(L.LightningDataModule):
         return self._roll_out(batch, seeds, sampling)[0]
 
     def _roll_out(
-        self, batch: PromptBatch, seeds: Sequence[int], sampling: Sampling
+        self, batch: PromptBatch, seeds: Sequence[int], sampling: Sampling, *, is_given: bool = False
     ) -> tuple[RolloutBatch, tuple[float, float]]:
         """Write, judge and grade episodes; return them and the seconds of rollout and scoring."""
         trainer, module = self._trainer(), self._module()
         num_samples, progress = len(seeds) // len(batch.prompts), WindowProgress(trainer)
-        with self._stage("rollout") as rollout_time:
-            self.engine.sync(module.student, trainer.global_step)
-            trajectories = run_episodes(
+
+        def play(engine: RolloutEngine, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Trajectory]:
+            return run_episodes(
                 self.task,
-                batch.prompts,
-                self.engine,
+                prompts,
+                engine,
                 module.tokenizer,
                 seeds,
                 sampling,
                 module.language_model.max_length,
                 lambda num_done: progress.show("rollout", num_done, len(seeds)),
             )
+
+        with self._stage("rollout") as rollout_time:
+            if is_given and self.given_responses is not None:
+                scene = Scene(self.task, module.teachers, module.tokenizer, play)
+                trajectories = self.given_responses.source.write(batch.prompts, seeds, scene)
+            else:
+                self.engine.sync(module.student, trainer.global_step)
+                trajectories = play(self.engine, batch.prompts, seeds)
         trajectories = [
             dataclasses.replace(t, split=batch.split, mode=batch.mode, is_repeat=i // num_samples >= batch.num_real)
             for i, t in enumerate(trajectories)
@@ -334,13 +333,3 @@ class OPDDataModule(L.LightningDataModule):
         total = value.clone()
         torch.distributed.all_reduce(total)
         return total
-
-
-def _check_shapes(window: RolloutBatch, callback: OPDCallback) -> None:
-    """Raise if a callback left something of another shape where the road expects its own."""
-    per_token, per_row = window.token_ids.shape, window.rewards.shape
-    for name, expected in (("distill_mask", per_token), ("distill_weights", per_row), ("outcome_advantages", per_row)):
-        got = getattr(window, name).shape
-        if got != expected:
-            msg = f"{type(callback).__name__} left `{name}` with shape {tuple(got)}, expected {tuple(expected)}."
-            raise ValueError(msg)

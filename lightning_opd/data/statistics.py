@@ -15,23 +15,24 @@ def window_statistics(
 
     Rewards, truncation and format errors are per trajectory, lengths in tokens, the entropy estimate
     in nats per token, `time/…` in seconds per window; `token_share` is each teacher's share of the
-    response tokens.
+    response tokens. What a data set or a teacher wrote goes under `given/…` instead of `train/…`.
     """
+    stage = "given" if window.is_given else "train"
     rows = torch.ones_like(window.rewards, dtype=torch.float64)
     lengths = window.response_mask.sum(dim=1).to(torch.float64)
     one = rows.new_ones(())
     statistics = {
-        "train/reward": (window.rewards.double().sum(), rows.sum()),
-        "train/truncated": (window.is_truncated.double().sum(), rows.sum()),
-        "train/format_errors": (window.has_format_error.double().sum(), rows.sum()),
-        "train/response_length": (lengths.sum(), rows.sum()),
-        "train/entropy_estimate": (-window.rollout_logprobs.double().sum(), lengths.sum()),
+        f"{stage}/reward": (window.rewards.double().sum(), rows.sum()),
+        f"{stage}/truncated": (window.is_truncated.double().sum(), rows.sum()),
+        f"{stage}/format_errors": (window.has_format_error.double().sum(), rows.sum()),
+        f"{stage}/response_length": (lengths.sum(), rows.sum()),
+        f"{stage}/entropy_estimate": (-window.rollout_logprobs.double().sum(), lengths.sum()),
         "time/rollout": (one * rollout_seconds, one),
         "time/score": (one * score_seconds, one),
     }
     for index, name in enumerate(window.teacher_names):
         own = window.teacher_ids == index
-        statistics[f"train/reward/{name}"] = (window.rewards.double()[own].sum(), rows[own].sum())
-        statistics[f"train/response_length/{name}"] = (lengths[own].sum(), rows[own].sum())
-        statistics[f"train/token_share/{name}"] = (lengths[own].sum(), lengths.sum())
+        statistics[f"{stage}/reward/{name}"] = (window.rewards.double()[own].sum(), rows[own].sum())
+        statistics[f"{stage}/response_length/{name}"] = (lengths[own].sum(), rows[own].sum())
+        statistics[f"{stage}/token_share/{name}"] = (lengths[own].sum(), lengths.sum())
     return statistics

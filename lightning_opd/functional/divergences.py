@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
@@ -23,7 +25,10 @@ class Divergence(ABC):
     def __call__(
         self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
     ) -> Float[Tensor, "*shape"]:
-        """Return the divergence at every position, in nats; differentiable in `student_logits`."""
+        """Return the divergence at every position, in nats; differentiable in `student_logits`.
+
+        Log-probs will do in the place of logits.
+        """
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class ReverseKL(Divergence):
     would not do. On sampled states its gradient is the expectation of the immediate estimator's
     (theory: Theorem 1 with the state distribution held fixed), at a fraction of the variance.
     Needs the teacher's full distribution; not for teachers that return sampled log-probs only.
+    Not where the student must keep all of the teacher's ways: it may settle on one (`ForwardKL`).
 
     Reference:
         On-policy distillation for model merging, section 1.1, equation (2) (2026).
@@ -53,8 +59,77 @@ class ReverseKL(Divergence):
         return (student.exp() * (student - teacher)).sum(-1)
 
 
+@dataclass(frozen=True)
+class ForwardKL(Divergence):
+    """KL(teacher ‖ student) = Σ_a T(a) (log T(a) − log π(a)), in nats.
+
+    Mass-covering: the student must reach all that the teacher does, and a student too small for that
+    spreads over what the teacher would not do. The gradient in the logits is π − T, as in supervised
+    training on the teacher's distribution. Its one-sample form is e^r − 1 − r differentiated (k3),
+    which is not a reverse KL. Not the objective of on-policy distillation: on states the student
+    visits it weighs tokens by the teacher.
+
+    Reference:
+        Hinton et al., Distilling the knowledge in a neural network (2015); GKD, arXiv 2306.13649 (2024).
+
+    Example:
+        >>> ForwardKL()(torch.zeros(3), torch.zeros(3)).item()
+        0.0
+    """
+
+    @override
+    def __call__(
+        self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
+    ) -> Float[Tensor, "*shape"]:
+        student = log_softmax(student_logits)
+        # only −inf is floored: however small, a probability that the teacher wants must be able to grow
+        student = torch.where(student > -torch.inf, student, IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
+        return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+@dataclass(frozen=True)
+class JensenShannon(Divergence):
+    """w·KL(T ‖ m) + (1 − w)·KL(π ‖ m) with m = w·T + (1 − w)·π, in nats.
+
+    Bounded by the entropy of (w, 1 − w), log 2 at w = ½: no token has an extreme pull. Divided by w it tends to
+    the forward KL as w → 0, divided by 1 − w to the reverse KL as w → 1, so the size of the gradient, and with
+    it the learning rate, depends on w. Not from a start where the two hardly overlap: bounded means
+    flat there.
+
+    Args:
+        weight: w in (0, 1), the teacher's share of the mixture.
+
+    Reference:
+        Generalised Jensen–Shannon divergence: GKD, arXiv 2306.13649 (2024), with β = w.
+
+    Example:
+        >>> JensenShannon()(torch.zeros(3), torch.zeros(3)).item()
+        0.0
+    """
+
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse the ends, where the divergence is identically 0."""
+        if not 0 < self.weight < 1:
+            msg = f"`weight` must lie in (0, 1), got {self.weight}. For the ends use `ForwardKL` or `ReverseKL`."
+            raise ValueError(msg)
+
+    @override
+    def __call__(
+        self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
+    ) -> Float[Tensor, "*shape"]:
+        student = log_softmax(student_logits).clamp(min=IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
+        mixture = torch.logaddexp(teacher + log(self.weight), student + log(1 - self.weight))
+        towards_teacher = (teacher.exp() * (teacher - mixture)).sum(-1)
+        towards_student = (student.exp() * (student - mixture)).sum(-1)
+        return self.weight * towards_teacher + (1 - self.weight) * towards_student
+
+
 def linear_divergence(
-    divergence: Divergence,
+    divergence: Callable[[Tensor, Tensor], Tensor],
     student_states: Float[Tensor, "batch time hidden"],
     student_head: Callable[[Tensor], Tensor],
     teacher_states: Float[Tensor, "batch time teacher_hidden"],
@@ -63,7 +138,7 @@ def linear_divergence(
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
     chunk_size: int | None = None,
-) -> Float[Tensor, "batch time"]:
+) -> Float[Tensor, "batch time *more"]:
     """Return a full-vocabulary divergence where `mask` holds, without ever holding all logits.
 
     Args:

@@ -12,10 +12,25 @@ from torch.utils.checkpoint import checkpoint
 MAX_CHUNK_ELEMENTS = 2**24
 """Logits that may exist at once; 64 MiB in float32."""
 
+MAX_LOG_RATIO = 20.0
+"""Largest difference in nats of two log-probs whose ratio is formed."""
+
 
 def promote(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `x` in at least float32; float64 stays float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def bounded_log_ratio(
+    logprobs: Float[Tensor, "*shape"], other_logprobs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Return logprobs − other_logprobs in nats, held in [−20, 20] so that its exponential is finite.
+
+    Differentiable in `logprobs` inside these bounds; −inf on either or both sides is no NaN.
+    """
+    floor = torch.finfo(torch.float16).min
+    difference = promote(logprobs).clamp(min=floor) - promote(other_logprobs).detach().clamp(min=floor)
+    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def log_softmax(logits: Float[Tensor, "*shape vocab"], temperature: float = 1.0) -> Float[Tensor, "*shape vocab"]:
@@ -106,6 +121,40 @@ def linear_token_statistics(
 
     both = over_positions(statistics, mask, states, token_ids, chunk_size=chunk_size)
     return both[..., 0], both[..., 1].detach()
+
+
+@torch.no_grad()
+def linear_top_k(
+    states: Float[Tensor, "batch time hidden"],
+    head: Callable[[Tensor], Tensor],
+    mask: Bool[Tensor, "batch time"],
+    k: int,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> tuple[Int[Tensor, "batch time k"], Float[Tensor, "batch time k"]]:
+    """Return the ids and log-probs (nats) of the k likeliest tokens where `mask` holds, likeliest first.
+
+    Elsewhere ids are 0 and log-probs 0. A smaller vocabulary gives fewer than k.
+
+    Args:
+        states: `states[b, t]` predicts token t (see `predicting`).
+        head: Maps states to logits.
+        mask: Positions to look at; the others cost nothing.
+        k: Tokens per position.
+        temperature: Divides the logits.
+        chunk_size: Positions per chunk.
+    """
+    rows, columns = mask.nonzero(as_tuple=True)
+    chosen = states[rows, columns]
+    size = chunk_size or max(1, len(chosen))
+    found = []
+    for start in range(0, max(1, len(chosen)), size):
+        logprobs = log_softmax(head(chosen[start : start + size]), temperature)
+        found.append(logprobs.topk(min(k, logprobs.shape[-1]), dim=-1))
+    values, ids = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    all_ids, all_values = (x.new_zeros(*mask.shape, x.shape[-1]) for x in (ids, values))
+    all_ids[rows, columns], all_values[rows, columns] = ids, values
+    return all_ids, all_values
 
 
 def over_positions(

@@ -27,7 +27,10 @@ class OutcomeAdvantage(ABC):
 
 @dataclass(frozen=True)
 class LeaveOneOut(OutcomeAdvantage):
-    """Reward minus the mean reward of the other siblings: unbiased, no normalisation.
+    """R_i − mean_{j≠i} R_j: reward minus the mean reward of the other siblings; unit of the reward.
+
+    Unbiased, no normalisation: the one to use beside a teacher. Costs several samples per prompt;
+    not where siblings nearly always agree, there most groups say nothing.
 
     Reference:
         Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (2019), equation (8).
@@ -39,14 +42,72 @@ class LeaveOneOut(OutcomeAdvantage):
 
     @override
     def __call__(self, rewards: Float[Tensor, " batch"], group_ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        rewards = promote(rewards)
-        _, group, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
-        if bool((sizes < 2).any()):
-            msg = (
-                "Expected at least 2 samples per prompt for the leave-one-out baseline, got a group of 1. "
-                "Set `data.samples_per_prompt` to 2 or more."
-            )
-            raise ValueError(msg)
-        totals = torch.zeros_like(sizes, dtype=rewards.dtype).index_add(0, group, rewards)
-        others: Tensor = (totals[group] - rewards) / (sizes[group] - 1)
-        return rewards - others
+        centred, sizes = _centred(rewards, group_ids)
+        return centred * sizes / (sizes - 1)  # r − mean of the others = (r − mean) n / (n − 1)
+
+
+@dataclass(frozen=True)
+class GroupMean(OutcomeAdvantage):
+    """R_i − mean_j R_j over all siblings j, i included; unit of the reward.
+
+    Dr. GRPO's form: (n − 1)/n of `LeaveOneOut`, the same direction and a step that depends on the
+    number of samples. Not where the scale matters, as in the weight beside a teacher term.
+
+    Reference:
+        Liu et al., Understanding R1-Zero-like training (Dr. GRPO), arXiv 2503.20783 (2025).
+
+    Example:
+        >>> GroupMean()(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
+        tensor([ 2., -1., -1.])
+    """
+
+    @override
+    def __call__(self, rewards: Float[Tensor, " batch"], group_ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return _centred(rewards, group_ids)[0]
+
+
+@dataclass(frozen=True)
+class GRPO(OutcomeAdvantage):
+    """(R_i − mean_j R_j) / (std_j R_j + ε), the sample standard deviation over siblings; without unit.
+
+    Every group that disagrees weighs alike, so that a question with one success in eight pushes as hard
+    as an even one: no longer the gradient of the mean reward. The teacher's term is added after the
+    normalisation, never inside. Not where α R should tilt the teacher's distribution by a known amount.
+
+    Args:
+        eps: ε in the unit of the reward; groups that agree get 0.
+
+    Reference:
+        Shao et al., DeepSeekMath (GRPO), arXiv 2402.03300 (2024), section 4.1.2.
+
+    Example:
+        >>> GRPO()(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([7, 7, 7, 7]))
+        tensor([ 0.4999, -1.4997,  0.4999,  0.4999])
+    """
+
+    eps: float = 1e-4
+
+    @override
+    def __call__(self, rewards: Float[Tensor, " batch"], group_ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        centred, sizes = _centred(rewards, group_ids)
+        _, group = torch.unique(group_ids, return_inverse=True)
+        squares = torch.zeros_like(centred).index_add(0, group, centred.square())[group]
+        return centred / ((squares / (sizes - 1)).sqrt() + self.eps)
+
+
+def _centred(
+    rewards: Float[Tensor, " batch"], group_ids: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Return each reward minus its group's mean (exactly 0 in a group that agrees), and the group's size."""
+    rewards = promote(rewards)
+    _, group, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    if bool((sizes < 2).any()):  # nothing to compare with
+        msg = (
+            "Expected at least 2 samples per prompt to compare rewards of siblings, got a group of 1. "
+            "Set `data.samples_per_prompt` to 2 or more."
+        )
+        raise ValueError(msg)
+    best = torch.full_like(sizes, -torch.inf, dtype=rewards.dtype).scatter_reduce(0, group, rewards, "amax")
+    rewards = rewards - best[group]
+    means = torch.zeros_like(best).index_add(0, group, rewards) / sizes
+    return rewards - means[group], sizes[group]

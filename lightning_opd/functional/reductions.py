@@ -36,7 +36,10 @@ class Reduction(ABC):
 
 @dataclass(frozen=True)
 class TokenMean(Reduction):
-    """Mean over all response tokens of the optimiser step: long responses weigh more.
+    """Σ_i Σ_t loss_{i,t} / Σ_i |y_i|: the mean over all response tokens of the step, per token.
+
+    The default: a token is a token. Long responses weigh more, and in a mix of tasks the one with
+    long answers takes most of the gradient; not where each trajectory should count once (`SequenceMean`).
 
     Example:
         >>> two = torch.tensor(2.0)
@@ -53,3 +56,60 @@ class TokenMean(Reduction):
         num_trajectories: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
         return torch.where(mask, promote(losses), 0.0).sum() / num_active_tokens.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class SequenceMean(Reduction):
+    """(1/N) Σ_i (1/|y_i|) Σ_t loss_{i,t}: the mean of trajectories' token means, per token.
+
+    Each trajectory counts once, however long. A token of a long response weighs less than one of a
+    short response, so errors in long responses are punished less: not for comparing response
+    lengths, and not the gradient of the sequence KL (`TrajectorySum`).
+
+    Reference:
+        Shao et al., DeepSeekMath (GRPO), arXiv 2402.03300 (2024), equation (3).
+
+    Example:
+        >>> losses, mask = torch.tensor([[4.0, 9.0], [1.0, 3.0]]), torch.tensor([[True, False], [True, True]])
+        >>> SequenceMean()(losses, mask, torch.tensor(3.0), torch.tensor(2.0))
+        tensor(3.)
+    """
+
+    @override
+    def __call__(
+        self,
+        losses: Float[Tensor, "batch time"],
+        mask: Bool[Tensor, "batch time"],
+        num_active_tokens: Float[Tensor, ""],
+        num_trajectories: Float[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        totals = torch.where(mask, promote(losses), 0.0).sum(-1)
+        return (totals / mask.sum(-1).clamp(min=1)).sum() / num_trajectories.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class TrajectorySum(Reduction):
+    """(1/N) Σ_i Σ_t loss_{i,t}: the sum over tokens, per trajectory.
+
+    The only reduction whose gradient is that of the sequence KL, E Σ_t Â_t ∇log π. Its size grows
+    with the length of the responses: the learning rate has to follow, and clipping the gradient norm
+    then acts on long responses first.
+
+    Reference:
+        On-policy distillation for model merging, Theorem 1 (2026).
+
+    Example:
+        >>> losses, mask = torch.tensor([[4.0, 9.0], [1.0, 3.0]]), torch.tensor([[True, False], [True, True]])
+        >>> TrajectorySum()(losses, mask, torch.tensor(3.0), torch.tensor(2.0))
+        tensor(4.)
+    """
+
+    @override
+    def __call__(
+        self,
+        losses: Float[Tensor, "batch time"],
+        mask: Bool[Tensor, "batch time"],
+        num_active_tokens: Float[Tensor, ""],
+        num_trajectories: Float[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        return torch.where(mask, promote(losses), 0.0).sum() / num_trajectories.clamp(min=1)

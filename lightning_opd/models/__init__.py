@@ -2,7 +2,7 @@
 
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer
-from lightning_opd.models.sharding import shard, unsharded
+from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, Student, build_student, causal_lm, export_student
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "load_causal_lm",
     "load_tokenizer",
     "shard",
+    "shard_whole",
     "unsharded",
 ]

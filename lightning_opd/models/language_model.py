@@ -41,6 +41,12 @@ class LanguageModel:
         """Longest sequence in tokens that the model has positions for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
+    @property
+    def width(self) -> int:
+        """Width of the states: hidden units, or the vocabulary where the states are the logits."""
+        rows, hidden = self._head.weight.shape if isinstance(self._head, nn.Linear) else (0, 0)
+        return int(hidden if self._is_linear else rows or self.model.config.vocab_size)
+
     @torch.no_grad()
     def _probe(self) -> bool:
         if not isinstance(self._head, nn.Linear):

@@ -24,6 +24,13 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a small module as one group over the data-parallel ranks (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(module, mesh=mesh)
+
+
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Gather a sharded model's weights once for everything inside; does nothing for others."""

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_opd.interfaces import Objective, StudentForward, Teacher
-from lightning_opd.models import Student
+from lightning_opd.interfaces import Objective, StudentForward, Teacher, WindowContext
+from lightning_opd.models import Student, shard_whole
+from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.records import EvaluationRecords
+from lightning_opd.modules.retokenized import check_retokenized_teachers
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher, TeacherPool
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
-from lightning_opd.types import LossTerms, RolloutBatch, TeacherScores
+from lightning_opd.types import LossTerms, RolloutBatch, Signal, TeacherScores
+
+ROWS_PER_FORWARD = 64
+"""Rows of a window that one forward without a graph takes at once."""
 
 
 class OPDModule(StudentModule):
@@ -34,6 +41,8 @@ class OPDModule(StudentModule):
         objective: Turns grades into a loss.
         optimizer: Makes the optimiser from the trainable parameters.
         lr_scheduler: Makes a learning-rate schedule, stepped after every optimiser step.
+        critic: Learns the value that a policy gradient subtracts from its returns; null for none.
+        reference: A model, or its path, that reward extrapolation starts from; null for none.
 
     Example:
         >>> module = OPDModule(Student("runs/base"), teachers={"math": "runs/math", "code": "runs/code"})
@@ -48,13 +57,18 @@ class OPDModule(StudentModule):
         objective: Objective = DistributionMatching(),  # frozen, hence safe to share
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,
+        critic: Critic | None = None,
+        reference: str | Teacher | None = None,
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         super().__init__(student, optimizer, lr_scheduler)
+        self.critic = critic
+        self.reference = LocalTeacher(reference) if isinstance(reference, str) else reference
         named = {k: LocalTeacher(v) if isinstance(v, str) else v for k, v in (teachers or {}).items() if v is not None}
         self.teachers = TeacherPool(named)
         self.objective = objective
         self._sums: dict[str, Tensor] = {}
+        self._metric_stage = "train"
         self._records = EvaluationRecords()
         self._update_started = self._update_seconds = 0.0
 
@@ -72,7 +86,7 @@ class OPDModule(StudentModule):
 
     def log_terms(self, terms: LossTerms) -> None:
         """Add a micro-batch's metrics to the step's; `training_step` logs their quotients once per step."""
-        self._add({f"train/{name}": pair for name, pair in terms.metrics.items()})
+        self._add({f"{self._metric_stage}/{name}": pair for name, pair in terms.metrics.items()})
 
     # --- the road --------------------------------------------------------------------------------
 
@@ -81,16 +95,81 @@ class OPDModule(StudentModule):
         if self.student is not None:
             return
         super().configure_model()
-        for name, teacher in self.teachers.distinct.items():
+        own = {} if self.reference is None else {"reference": self.reference}
+        for name, teacher in {**self.teachers.distinct, **own}.items():
             tokenizer = teacher.tokenizer()
             if tokenizer is not None:
                 check_same_vocabulary(self.tokenizer, tokenizer, name)
-        self.teachers.setup(self.trainer.strategy.root_device, self.data_mesh())
+            teacher.introduce(self.tokenizer)
+        if self.trainer.state.fn == "fit":
+            check_retokenized_teachers(self.objective, self.teachers.distinct)
+        mesh = self.data_mesh()
+        self.teachers.setup(self.trainer.strategy.root_device, mesh)
+        if self.reference is not None:
+            self.reference.setup(self.trainer.strategy.root_device, mesh)
+        if self.critic is not None:
+            weight = next(self.language_model.model.parameters())
+            self.critic.build(
+                self.language_model.width, torch.promote_types(weight.dtype, torch.float32), weight.device
+            )
+            if mesh is not None:
+                shard_whole(self.critic, mesh)
+
+    @override
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        [everything] = super().parameter_groups()
+        if self.critic is None:
+            return [everything]
+        own = list(self.critic.parameters())
+        others = [p for p in everything["params"] if all(p is not q for q in own)]
+        return [{"params": others}, {"params": own, "lr": self.critic.lr}]
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self.critic is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        own = list(self.critic.parameters())
+        nn.utils.clip_grad_norm_(own, self.critic.max_norm)
+        kept = [p.grad for p in own]
+        for parameter in own:  # out of sight while Lightning clips the student
+            parameter.grad = None
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for parameter, gradient in zip(own, kept, strict=True):
+            parameter.grad = gradient
 
     @torch.no_grad()
     def score(self, batch: RolloutBatch) -> TeacherScores:
         """Let every teacher grade its own rows of a window."""
         return self.teachers.score(batch, self.objective.requires)
+
+    @torch.no_grad()
+    def prepare(self, window: RolloutBatch, num_updates: int) -> None:
+        """Store on a graded window what needs all its rows, or the student as it is before any update."""
+        if self.reference is not None:
+            window.reference_logprobs = self.reference.score(window, frozenset({Signal.LOGPROBS})).logprobs
+
+        def over_window(function: Callable[[RolloutBatch, StudentForward], Tensor]) -> Tensor:
+            values = torch.zeros_like(window.rollout_logprobs)
+            for start in range(0, len(window), ROWS_PER_FORWARD):
+                rows = torch.arange(start, min(start + ROWS_PER_FORWARD, len(window)), device=values.device)
+                part = window.select(rows)
+                values[rows, window.span(rows)] = function(part, self.forward_student(part)).to(values.dtype)
+            return values
+
+        was_training = self.language_model.model.training
+        self.language_model.model.eval()
+        context = WindowContext(self.teachers.heads(), num_updates, self.data_parallel_sum)
+        self.objective.prepare(window, over_window, context)
+        critic = self.critic
+        if critic is not None and num_updates > 1:
+            window.baselines = over_window(lambda part, student: critic(student.hidden_states))
+        self.language_model.model.train(was_training)
 
     @override
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
@@ -99,7 +178,10 @@ class OPDModule(StudentModule):
 
     @override
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
+        self._metric_stage = "given" if batch.is_given else "train"
         student = self.forward_student(batch)
+        batch.kl = self.objective.state_kl(batch, student, self.teachers.heads())
+        critic_loss = self._fit_critic(batch, student)
         advantages = self.compute_advantages(batch, student)
         terms = self.compute_loss(batch, student, advantages)
         loss = terms.loss.detach().to(torch.float64)
@@ -108,7 +190,19 @@ class OPDModule(StudentModule):
         self.log_terms(terms)
         if not self.trainer.fit_loop._should_accumulate():  # Lightning's own word on the step
             self._log_step(len(batch))
-        return terms.loss * self.loss_scale()
+        return (terms.loss + critic_loss) * self.loss_scale()
+
+    def _fit_critic(self, batch: RolloutBatch, student: StudentForward) -> Tensor | float:
+        """Return the critic's loss, and give the batch its values as baselines."""
+        if self.critic is None:
+            return 0.0
+        values = self.critic(student.hidden_states)
+        if batch.baselines is None:  # of a window with one update: nothing was updated since it was written
+            batch.baselines = torch.where(batch.response_mask, values.detach(), 0.0).to(batch.rollout_logprobs.dtype)
+        targets = self.objective.value_targets(batch, student)
+        loss, metrics = value_loss(values, targets, batch.response_mask, batch.num_active_tokens)
+        self._add({f"train/{name}": pair for name, pair in metrics.items()})
+        return loss
 
     def _micro_batches(self) -> int:
         return self.trainer.world_size * self.trainer.accumulate_grad_batches

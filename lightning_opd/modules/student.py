@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
 
-OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
+"""Makes an optimiser from parameter groups, as torch's own optimisers take them."""
+
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
@@ -99,9 +101,13 @@ class StudentModule(L.LightningModule, ABC):
         model = self.language_model
         return StudentForward(model.states(batch.token_ids, batch.attention_mask), model.head(), batch)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is optimised, as torch's optimisers take it."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._optimizer(self.parameter_groups())
         if self._lr_scheduler is None:
             return optimizer
         return {

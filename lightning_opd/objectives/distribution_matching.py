@@ -1,23 +1,27 @@
-"""Distribution matching: the student's whole next-token distribution against the teacher's."""
+"""Distribution matching: the student's next-token distribution against the teacher's."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.functional.divergences import Divergence, ReverseKL, linear_divergence
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
-from lightning_opd.functional.policy_losses import Reinforce
+from lightning_opd.functional.divergences import Divergence, ReverseKL
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions, promote
+from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
+from lightning_opd.functional.top_k import TopK, support_statistics, top_k_divergence
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
-from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, Signal
+from lightning_opd.objectives.teacher_heads import against_each_teacher
+from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
+
+SUPPORT_METRICS = ("top_k_overlap", "student_mass", "teacher_mass")
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,55 @@ class DistributionMatching(Objective):
     Args:
         divergence: Compares the two distributions.
         reduction: Adds the tokens up.
+        teacher_signal: What travels from the teacher: "hidden_states" (the whole distribution, in
+            the room of one state per token) or "top_k" (its likeliest tokens, as a server returns
+            them; needs `TopK` with teacher support).
+        policy_loss: Turns outcome advantages, if a callback adds any, into a loss.
     """
 
     divergence: Divergence = ReverseKL()
     reduction: Reduction = TokenMean()
+    teacher_signal: Literal["hidden_states", "top_k"] = "hidden_states"
+    policy_loss: PolicyLoss = Reinforce()
+
+    def __post_init__(self) -> None:
+        """Refuse a divergence that the teacher's signal cannot serve."""
+        if self.teacher_signal == "top_k" and not (
+            isinstance(self.divergence, TopK) and self.divergence.support == "teacher"
+        ):
+            msg = (
+                f"With `teacher_signal: top_k` only the teacher's own top tokens are known, got {self.divergence}. "
+                "Use `divergence: TopK` with `support: teacher`, or `teacher_signal: hidden_states`."
+            )
+            raise ValueError(msg)
 
     @property
     @override
     def requires(self) -> frozenset[Signal]:
-        return frozenset({Signal.HIDDEN_STATES})
+        return frozenset({Signal.TOP_LOGPROBS if self.teacher_signal == "top_k" else Signal.HIDDEN_STATES})
+
+    @override
+    def check(self, road: Road) -> None:
+        super().check(road)
+        if not road.teacher_names:
+            msg = (
+                "DistributionMatching learns from teachers, and there is none. Name them under `model.teachers`, or "
+                "use `OutcomeGradient` to learn from outcome rewards alone."
+            )
+            raise ValueError(msg)
+        if road.has_outcome and road.updates_per_window > 1 and not self.policy_loss.is_off_policy:
+            msg = (
+                f"`updates_per_window` is {road.updates_per_window} and outcome rewards are on: their policy gradient "
+                f"is stale from the second update on, which {type(self.policy_loss).__name__} does not correct. Use "
+                "`policy_loss: ClippedRatio`, or one update per window."
+            )
+            raise ValueError(msg)
+        if road.has_outcome and road.given_share > 0:
+            msg = (
+                "Outcome rewards teach through the student's own tokens, but a share of the windows holds given "
+                "responses. Remove `data.given_responses`, or the callback `OutcomeReward`."
+            )
+            raise ValueError(msg)
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
@@ -58,46 +102,61 @@ class DistributionMatching(Objective):
             advantages = self.advantages(batch, student)
         mask = batch.response_mask & batch.comparable_mask
         divergences = self._divergences(batch, student, heads)
-        distilled = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
-        losses = distilled
+        losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
         if bool(advantages.any()):
-            losses = losses + Reinforce()(student.logprobs, student.logprobs.detach(), advantages)
+            old_logprobs = student.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            losses = losses + self.policy_loss(student.logprobs, old_logprobs, advantages)
         loss = self.reduction(losses, batch.response_mask, batch.num_active_tokens, batch.num_trajectories)
         return LossTerms(
             loss,
             {
                 **per_teacher("teacher_kl", divergences, mask, batch),
                 "advantage": mean_over(advantages, batch.response_mask),
+                **self._support_metrics(batch, student, heads),
             },
         )
 
     def _divergences(
         self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
     ) -> Float[Tensor, "batch time"]:
-        if batch.teacher_scores is None or batch.teacher_scores.hidden_states is None:
-            msg = (
-                "DistributionMatching needs the teachers' hidden states, got log-probs only. "
-                "Use local teachers, or the objective `PolicyGradient`."
-            )
-            raise ValueError(msg)
         mask = batch.response_mask & batch.comparable_mask
-        total = student.hidden_states.new_zeros(())
-        for index, head in enumerate(heads):
-            if head is None:
-                msg = f"Teacher `{batch.teacher_names[index]}` has no output head; use the objective `PolicyGradient`."
-                raise ValueError(msg)
-            # one vocabulary for both sides, cut before any softmax
-            vocab_size = min(head.vocab_size, student.head.vocab_size)
-            width = batch.teacher_scores.hidden_states.shape[-1] if head.weight is None else head.weight.shape[1]
-            total = total + linear_divergence(
-                self.divergence,
-                student.hidden_states,
-                dataclasses.replace(student.head, vocab_size=vocab_size).logits,
-                batch.teacher_scores.hidden_states[..., :width],
-                dataclasses.replace(head, vocab_size=vocab_size).logits,
-                mask & (batch.teacher_ids == index)[:, None],
-                batch.temperature,
-                head.temperature or batch.temperature,
-                chunk_size=max(1, MAX_CHUNK_ELEMENTS // vocab_size),
+        if self.teacher_signal == "hidden_states":
+            return against_each_teacher(
+                lambda _, ours, theirs: self.divergence(ours, theirs), batch, student, heads, mask
             )
-        return total
+        assert isinstance(self.divergence, TopK)
+        top_k, scores = self.divergence, batch.teacher_scores
+        if scores is None or scores.top_ids is None or scores.top_logprobs is None:
+            msg = "The teachers returned no top-k log-probs. Use a teacher that answers them, or hidden states."
+            raise ValueError(msg)
+        if scores.top_ids.shape[-1] < top_k.k:
+            msg = f"`TopK` wants {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
+            raise ValueError(msg)
+
+        def compare(states: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+            logits = promote(student.head.logits(states)) / batch.temperature
+            return top_k_divergence(top_k.divergence, logits, ids, logprobs, top_k.correction)
+
+        return over_positions(
+            compare,
+            mask,
+            student.hidden_states,
+            scores.top_ids[..., : top_k.k],
+            scores.top_logprobs[..., : top_k.k],
+            chunk_size=max(1, MAX_CHUNK_ELEMENTS // student.head.vocab_size),
+        )
+
+    @torch.no_grad()
+    def _support_metrics(
+        self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return how far both sides agree on their likeliest tokens, where only those are compared."""
+        if self.teacher_signal == "top_k" or not isinstance(self.divergence, TopK):
+            return {}
+        k, mask = self.divergence.k, batch.response_mask & batch.comparable_mask
+
+        def statistics(_: int, ours: Tensor, theirs: Tensor) -> Tensor:
+            return torch.stack(support_statistics(ours, theirs, k), dim=-1)
+
+        values = against_each_teacher(statistics, batch, student, heads, mask)
+        return {name: mean_over(values[..., i], mask) for i, name in enumerate(SUPPORT_METRICS)}

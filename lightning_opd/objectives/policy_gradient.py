@@ -2,61 +2,214 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.advantages import AdvantageEstimator, Immediate
+from lightning_opd.functional.baselines import Baseline
+from lightning_opd.functional.logprobs import log_softmax
+from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.interfaces import Objective, StudentForward
+from lightning_opd.functional.shaping import Clip, Shaping, expected_log_ratio, shape
+from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
-from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, Signal
+from lightning_opd.objectives.teacher_heads import against_each_teacher
+from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
 
 
 @dataclass(frozen=True)
 class PolicyGradient(Objective):
     """Learn from the sampled tokens: −Σ Â_t log π(a_t|s_t), with Â from r_t = log T − log π.
 
-    Needs one log-prob per token from the teacher, so any teacher will do, served ones included.
-    Noisier than matching whole distributions.
+    With `Immediate` it needs one log-prob per token from the teacher, so any teacher will do, served
+    ones included; noisier than matching whole distributions. r is recomputed from the current
+    student at every update. The teacher's term is never normalised; outcome advantages are added
+    after their own normalisation.
 
     Args:
         estimator: Turns log-ratios into advantages.
-        policy_loss: Turns advantages into a loss.
+        baseline: Subtracted from the estimator's return; null for none. `model.critic` learns one.
+        shaping: What r passes through: one shaping, several in this order, or null for none. The
+            clip to ±5 nats keeps student = teacher the only fixed point under `Immediate`.
+        teacher_shaping: Teacher's name → what r passes through for its prompts, in place of `shaping`.
+        policy_loss: Turns advantages into a loss; several updates per window need one that corrects
+            for stale rollouts.
+        off_policy: Weight of tokens that another policy drew (a nucleus, another engine); null where
+            the student's whole distribution was sampled.
         reduction: Adds the tokens up.
-        clip: The log-ratio is clipped to [−clip, clip] nats; under `Immediate` this keeps
-            student = teacher as the only fixed point. None leaves it unclipped.
     """
 
     estimator: AdvantageEstimator = Immediate()
+    baseline: Baseline | None = None
+    shaping: Shaping | list[Shaping] | None = Clip()
+    teacher_shaping: Mapping[str, Shaping | list[Shaping] | None] = dataclasses.field(default_factory=dict)
     policy_loss: PolicyLoss = Reinforce()
+    off_policy: OffPolicyWeight | None = None
     reduction: Reduction = TokenMean()
-    clip: float | None = 5.0
-
-    def __post_init__(self) -> None:
-        """Refuse a clip that leaves nothing."""
-        if self.clip is not None and self.clip <= 0:
-            msg = f"`clip` must be positive or null, got {self.clip}."
-            raise ValueError(msg)
 
     @property
     @override
     def requires(self) -> frozenset[Signal]:
-        return frozenset({Signal.LOGPROBS})
+        return frozenset({Signal.LOGPROBS, Signal.HIDDEN_STATES} if self._needs_kl else {Signal.LOGPROBS})
+
+    @property
+    @override
+    def needs_reference(self) -> bool:
+        return any(s.needs_reference for name in (None, *self.teacher_shaping) for s in self._shapings(name))
+
+    @property
+    def _needs_kl(self) -> bool:
+        return self.estimator.needs_kl or (self.baseline is not None and self.baseline.needs_kl)
+
+    def _shapings(self, teacher: str | None = None) -> list[Shaping]:
+        chosen = self.shaping if teacher is None else self.teacher_shaping.get(teacher, self.shaping)
+        return [chosen] if isinstance(chosen, Shaping) else list(chosen or ())
+
+    @override
+    def check(self, road: Road) -> None:
+        if not self.estimator.looks_ahead:
+            super().check(road)
+        if road.has_critic and self.baseline is not None:
+            msg = (
+                f"Both a critic and the baseline {type(self.baseline).__name__} would be subtracted. Remove "
+                "`model.critic` or `objective.baseline`."
+            )
+            raise ValueError(msg)
+        unknown = sorted(set(self.teacher_shaping) - set(road.teacher_names))
+        if unknown:
+            msg = (
+                f"`teacher_shaping` names {unknown}, the teachers are {list(road.teacher_names)}. Correct the name, or "
+                "add the teacher under `model.teachers`."
+            )
+            raise ValueError(msg)
+        if not road.teacher_names:
+            msg = (
+                "PolicyGradient learns from teachers, and there is none. Name them under `model.teachers`, or use "
+                "`OutcomeGradient` to learn from outcome rewards alone."
+            )
+            raise ValueError(msg)
+        if road.updates_per_window > 1 and not self.policy_loss.is_off_policy:
+            msg = (
+                f"`updates_per_window` is {road.updates_per_window}: from the second update on the rollouts are stale, "
+                f"which {type(self.policy_loss).__name__} does not correct. Use `policy_loss: ClippedRatio` or "
+                "`ImportanceSampled`, or one update per window."
+            )
+            raise ValueError(msg)
+        if not road.draws_from_student and self.off_policy is None:
+            msg = (
+                "The tokens are not drawn from the student's whole distribution (`top_p` below 1, or another engine), "
+                "which biases every log-ratio. Set `off_policy: TruncatedImportance`, or sample with `top_p: 1`."
+            )
+            raise ValueError(msg)
+        if road.given_share > 0:
+            msg = (
+                "A policy gradient learns from the student's own tokens only, but a share of the windows holds given "
+                "responses. Use the objective `DistributionMatching`, or remove `data.given_responses`."
+            )
+            raise ValueError(msg)
+        self._check_reference(road)
+
+    def _check_reference(self, road: Road) -> None:
+        if self.needs_reference and not road.has_reference:
+            msg = "A shaping extrapolates from a reference model, and there is none. Set `model.reference`."
+            raise ValueError(msg)
+        if self.needs_reference and self._needs_kl:
+            msg = (
+                f"{type(self.estimator).__name__} needs the expectation of the shaped log-ratio over the vocabulary, "
+                "which a reference model's log-probs of the sampled tokens cannot give. Use `Immediate` or "
+                "`LogRatioToGo` with `Extrapolation`."
+            )
+            raise ValueError(msg)
+
+    # --- the window ------------------------------------------------------------------------------
+
+    @override
+    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
+        if context.num_updates > 1:
+            window.old_logprobs = over_window(lambda part, student: student.logprobs)
+        if self.baseline is None or not self.baseline.needs_other_rows:
+            return
+
+        def returns(part: RolloutBatch, student: StudentForward) -> Tensor:
+            part.kl = self.state_kl(part, student, context.heads)
+            return self.returns(part, student.logprobs)
+
+        def kl(part: RolloutBatch, student: StudentForward) -> Tensor:
+            values = self.state_kl(part, student, context.heads)
+            assert values is not None
+            return values
+
+        # a baseline may be off by the engine's rounding: it only must not know the row's own tokens
+        own = over_window(returns) if self._needs_kl else self.returns(window, window.rollout_logprobs)
+        window.baselines = self.baseline(
+            own,
+            window.response_mask,
+            window.group_ids,
+            over_window(kl) if self.baseline.needs_kl else None,
+            context.sum_over_ranks,
+            is_constant_in_time=self.estimator.is_constant_in_time,
+        )
+
+    # --- one micro-batch -------------------------------------------------------------------------
+
+    def _signal_mask(self, batch: RolloutBatch) -> Bool[Tensor, "batch time"]:
+        """Tokens whose log-ratio counts, for themselves and in others' sums."""
+        return batch.response_mask & batch.comparable_mask & batch.distill_mask
+
+    def _shaped(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
+        def shaped(teacher: str | None = None) -> Tensor:
+            return shape(self._shapings(teacher), student_logprobs, batch.teacher_logprobs, batch.reference_logprobs)
+
+        ratio = shaped()
+        for index, name in enumerate(batch.teacher_names):
+            if name in self.teacher_shaping:
+                own = (batch.teacher_ids == index)[:, None]
+                ratio = torch.where(own, shaped(name), ratio)
+        return torch.where(self._signal_mask(batch), ratio, 0.0)
+
+    @override
+    @torch.no_grad()
+    def state_kl(
+        self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
+    ) -> Float[Tensor, "batch time"] | None:
+        if not self._needs_kl:
+            return None
+
+        def expected(index: int, ours: Tensor, theirs: Tensor) -> Tensor:
+            shapings = self._shapings(batch.teacher_names[index])
+            return expected_log_ratio(shapings, log_softmax(ours), log_softmax(theirs))
+
+        return against_each_teacher(expected, batch, student, heads, self._signal_mask(batch))
+
+    def returns(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
+        """Return the estimator's value at every token before any baseline, in nats, detached."""
+        ratio = self._shaped(batch, student_logprobs.detach())
+        return self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids)
+
+    @override
+    def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
+        returns = self.returns(batch, student.logprobs)
+        if batch.kl is None:
+            return returns
+        # the sampled log-ratio of this very token gives way to its expectation: less noise, same mean
+        return returns - self._shaped(batch, student.logprobs.detach()) - batch.kl
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
-        mask = batch.response_mask & batch.comparable_mask
-        log_ratio = torch.where(mask, batch.teacher_logprobs - student.logprobs.detach(), 0.0)
-        if self.clip is not None:
-            log_ratio = log_ratio.clamp(-self.clip, self.clip)
-        distilled = self.estimator(log_ratio, batch.response_mask, group_ids=batch.group_ids, values=batch.baselines)
-        distilled = torch.where(mask & batch.distill_mask, distilled * batch.distill_weights[:, None], 0.0)
+        ratio = self._shaped(batch, student.logprobs.detach())
+        values = batch.baselines
+        if values is None and self.baseline is not None:
+            own = self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids)
+            values = self.baseline(own, batch.response_mask, batch.group_ids, batch.kl)
+        distilled = self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids, values)
+        distilled = torch.where(self._signal_mask(batch), distilled * batch.distill_weights[:, None], 0.0)
         outcome = torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
         return distilled + outcome
 
@@ -68,21 +221,30 @@ class PolicyGradient(Objective):
         advantages: Float[Tensor, "batch time"] | None = None,
         heads: Sequence[LinearHead | None] = (),
     ) -> LossTerms:
+        if batch.kl is None:
+            batch.kl = self.state_kl(batch, student, heads)
         if advantages is None:
             advantages = self.advantages(batch, student)
         logprobs, mask = student.logprobs, batch.response_mask
         old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         losses = self.policy_loss(logprobs, old_logprobs, advantages)
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.off_policy is not None:
+            weights = self.off_policy(old_logprobs, batch.rollout_logprobs)
+            losses = losses * weights
+            metrics["off_policy_weight"] = mean_over(weights, mask)
+            metrics["engine_gap"] = mean_over((old_logprobs - batch.rollout_logprobs).abs(), mask)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
-        log_ratio = batch.teacher_logprobs - logprobs.detach()
         compared = mask & batch.comparable_mask
-        is_clipped = log_ratio.abs() > (torch.inf if self.clip is None else self.clip)
+        raw = batch.teacher_logprobs - logprobs.detach()
+        is_shaped = self._shaped(batch, logprobs.detach()) != raw
         return LossTerms(
             loss,
             {
-                **per_teacher("teacher_kl", -log_ratio, compared, batch),
-                "clipped": mean_over(is_clipped, compared),
+                **per_teacher("teacher_kl", -raw, compared, batch),
+                "shaped": mean_over(is_shaped, self._signal_mask(batch)),
                 "entropy": mean_over(student.entropies, mask),
                 "advantage": mean_over(advantages, mask),
+                **metrics,
             },
         )

@@ -52,6 +52,11 @@ class InProcessEngine(RolloutEngine):
         """Tokens written since the last `sync`, as a share of decode steps × rows still in the batch."""
         return self._num_tokens / max(1, self._num_row_steps)
 
+    @property
+    @override
+    def is_exact(self) -> bool:
+        return True
+
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
         self._model = causal_lm(student)
@@ -112,8 +117,8 @@ class _Decoding:
     ) -> None:
         device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
         self._model, self._sampling = model, sampling
-        parameters = inspect.signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
+        parameters = inspect.signature(model.forward).parameters  # transformers 5.24 gave the argument a new name
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest, rows = max(map(len, prompts)), len(prompts) * num_samples
         self._prompt_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)

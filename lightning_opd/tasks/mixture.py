@@ -47,6 +47,10 @@ class Mixture(Task):
     def outcome(self, prompt: Prompt, text: str) -> float:
         return self._task_of(prompt).outcome(prompt, text)
 
+    @override
+    def demonstration(self, prompt: Prompt) -> str | None:
+        return self._task_of(prompt).demonstration(prompt)
+
     def _task_of(self, prompt: Prompt) -> Task:
         if prompt.domain not in self.tasks:
             msg = (
@@ -132,6 +136,10 @@ class Curriculum(Task):
     @override
     def outcome(self, prompt: Prompt, text: str) -> float:
         return self.phases[0].task.outcome(prompt, text)
+
+    @override
+    def demonstration(self, prompt: Prompt) -> str | None:
+        return self.phases[0].task.demonstration(prompt)
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:

@@ -87,6 +87,10 @@ class ToolAnswer(Task):
         )
 
     @override
+    def demonstration(self, prompt: Prompt) -> str:
+        return self._reply(*self.thoughts(prompt))
+
+    @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         noise, prompts = random.Random(f"{type(self).__name__} {split} {seed}"), self.prompts(split)  # not secret
         chosen = [prompts[noise.randrange(len(prompts))] for _ in range(num_examples)]
@@ -94,7 +98,7 @@ class ToolAnswer(Task):
         return [(*prompt.messages, {"role": "assistant", "content": write(prompt, noise)}) for prompt in chosen]
 
     def _expert_reply(self, prompt: Prompt, noise: random.Random) -> str:
-        return self._reply(*self.thoughts(prompt))
+        return self.demonstration(prompt)
 
     def _sloppy_reply(self, prompt: Prompt, noise: random.Random) -> str:
         if noise.random() < self.sloppy_right_share:

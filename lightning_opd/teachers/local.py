@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, shard
 from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
@@ -30,6 +30,7 @@ class LocalTeacher(Teacher):
             value moves the fixed point to z_student = (sampling temperature / this) · z_teacher.
         dtype: Precision of the weights; log-probs are computed in at least float32.
         batch_size: Most trajectories scored at once.
+        top_k: Likeliest tokens per position it reports to an objective that asks for them.
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
         trust_remote_code: Run code shipped with the model; only for models you trust.
     """
@@ -40,6 +41,7 @@ class LocalTeacher(Teacher):
         temperature: float | None = None,
         dtype: str = "float32",
         batch_size: int = 256,
+        top_k: int = 64,
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,  # a key in YAML
     ) -> None:
@@ -48,6 +50,7 @@ class LocalTeacher(Teacher):
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
             raise ValueError(msg)
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
+        self.top_k = top_k
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
         self._model: LanguageModel | None = None
         self._mesh: DeviceMesh | None = None
@@ -62,6 +65,7 @@ class LocalTeacher(Teacher):
             self.temperature,
             self.dtype,
             self.batch_size,
+            self.top_k,
             self.attn_implementation,
             self.trust_remote_code,
         )
@@ -97,16 +101,22 @@ class LocalTeacher(Teacher):
     @override
     @torch.no_grad()
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        unknown = wanted - {Signal.LOGPROBS, Signal.HIDDEN_STATES}
-        if unknown:
-            msg = f"LocalTeacher answers log-probs and hidden states, not {sorted(s.value for s in unknown)}."
-            raise ValueError(msg)
         model = self._loaded()
+        longest = int(batch.attention_mask.sum(dim=1).max()) if len(batch) else 0
+        if longest > model.max_length:
+            msg = (
+                f"A trajectory has {longest} tokens, more than the {model.max_length} positions of teacher "
+                f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
+            )
+            raise ValueError(msg)
         is_known = (batch.token_ids < model.vocab_size) | ~batch.attention_mask
         comparable_mask = batch.response_mask & is_known.long().cumprod(dim=1).bool()  # nor what follows the unknown
         token_ids = batch.token_ids.clamp(max=model.vocab_size - 1)
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         hidden_states: Tensor | None = None
+        top_ids: Tensor | None = None
+        top_logprobs: Tensor | None = None
+        chunk_size = max(1, MAX_CHUNK_ELEMENTS // model.vocab_size)
         num_rounds = self._num_rounds(len(batch))
         for start in range(0, num_rounds * self.batch_size, self.batch_size):
             end = max(start, min(start + self.batch_size, len(batch)))
@@ -123,15 +133,28 @@ class LocalTeacher(Teacher):
                 part_ids,
                 comparable_mask[rows][:, columns],
                 self.temperature or batch.temperature,
-                max(1, MAX_CHUNK_ELEMENTS // model.vocab_size),
+                chunk_size,
             )
             logprobs[rows, columns] = scores.to(logprobs.dtype)
             if Signal.HIDDEN_STATES in wanted:
                 if hidden_states is None:
                     hidden_states = states.new_zeros(*batch.token_ids.shape, states.shape[-1])
                 hidden_states[rows, columns] = states
+            if Signal.TOP_LOGPROBS in wanted:
+                ids, values = linear_top_k(
+                    states,
+                    model.head().logits,
+                    comparable_mask[rows][:, columns],
+                    self.top_k,
+                    self.temperature or batch.temperature,
+                    chunk_size,
+                )
+                if top_ids is None or top_logprobs is None:
+                    top_ids = ids.new_zeros(*batch.token_ids.shape, ids.shape[-1])
+                    top_logprobs = values.new_zeros(top_ids.shape)
+                top_ids[rows, columns], top_logprobs[rows, columns] = ids, values
         self._gather_head(wanted)
-        return TeacherScores(logprobs, comparable_mask, hidden_states=hidden_states)
+        return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs, hidden_states)
 
     def _num_rounds(self, num_rows: int) -> int:
         """Return how often this rank must run the model: under sharding as often as every other."""
@@ -160,6 +183,10 @@ class LocalTeacher(Teacher):
             return self._gathered_head
         head = self._loaded().head()
         return LinearHead(head.weight, head.bias, head.vocab_size, self.temperature)
+
+    @override
+    def generator(self) -> torch.nn.Module:
+        return self._loaded().model
 
     @override
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +32,10 @@ class TeacherPool:
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self.names)
+
+    def __getitem__(self, name: str) -> Teacher:
+        """Return a teacher by its name."""
+        return self._teachers[name]
 
     @property
     def distinct(self) -> dict[str, Teacher]:
@@ -70,25 +74,41 @@ class TeacherPool:
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         """Let each teacher grade its own rows, and put the grades in one place.
 
-        Hidden states of unequal width are padded with zeros to the widest teacher's.
+        What it measured is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
+        with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest.
         """
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         comparable_mask = torch.zeros_like(batch.response_mask)
-        hidden: list[tuple[Tensor, slice, Tensor]] = []
+        parts: list[tuple[Tensor, slice, TeacherScores]] = []
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, name in enumerate(self.names):  # every rank, every teacher, one order
             rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
             part, columns = batch.select(rows), batch.span(rows)
             scores = self._teachers[name].score(part, wanted)
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
             comparable_mask[rows, columns] = scores.comparable_mask
-            if scores.hidden_states is not None:
-                hidden.append((rows, columns, scores.hidden_states))
-        if not hidden:
-            return TeacherScores(logprobs, comparable_mask)
-        states = hidden[0][2].new_zeros(*logprobs.shape, max(h.shape[-1] for _, _, h in hidden))
-        for rows, columns, part_states in hidden:
-            states[rows, columns, : part_states.shape[-1]] = part_states
-        return TeacherScores(logprobs, comparable_mask, hidden_states=states)
+            metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
+            parts.append((rows, columns, scores))
+
+        def together(pick: Callable[[TeacherScores], Tensor | None], *, narrowest: bool) -> Tensor | None:
+            found = [(rows, columns, x) for rows, columns, s in parts if (x := pick(s)) is not None]
+            if not found:
+                return None
+            widths = [x.shape[-1] for rows, _, x in found if len(rows)] or [found[0][2].shape[-1]]
+            width = min(widths) if narrowest else max(widths)
+            whole = found[0][2].new_zeros(*logprobs.shape, width)
+            for rows, columns, x in found:
+                whole[rows, columns, : x.shape[-1]] = x[..., :width]
+            return whole
+
+        return TeacherScores(
+            logprobs,
+            comparable_mask,
+            together(lambda s: s.top_ids, narrowest=True),
+            together(lambda s: s.top_logprobs, narrowest=True),
+            together(lambda s: s.hidden_states, narrowest=False),
+            metrics,
+        )
 
     def heads(self) -> list[LinearHead | None]:
         """Return each teacher's output head, in the order of `names`."""

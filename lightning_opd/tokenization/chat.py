@@ -126,6 +126,18 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence
     return tuple(dict.fromkeys([*own, *more]))
 
 
+def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what the chat template puts between the generation prompt and a reply, and what behind the reply.
+
+    The first is often a space; it is empty where the template shows a reply in another place.
+    """
+    question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": "reply"}
+    prompt = _render(tokenizer, [question], add_generation_prompt=True)
+    whole = _render(tokenizer, [question, reply], add_generation_prompt=False)
+    before, _, after = whole.rpartition("reply")
+    return before[len(prompt) :] if before.startswith(prompt) else "", after
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
         raise ValueError(missing_template(tokenizer))

@@ -15,7 +15,10 @@ Write = Callable[[str, object], Path]
     [
         ("--model.studnt.path=x", ["`model.studnt`", "on the command line", "Did you mean `student`?"]),
         ("--model.student.lora.rnk=3", ["`model.student.lora.rnk`", "Did you mean `rank`?"]),
-        ("--model.lr=3", ["`model.lr`", "Known: lr_scheduler, objective, optimizer, student, teachers."]),
+        (
+            "--model.lr=3",
+            ["`model.lr`", "Known: critic, lr_scheduler, objective, optimizer, reference, student, teachers."],
+        ),
         ("--trainer.max_stps=3", ["`trainer.max_stps`", "Did you mean `max_steps`?"]),
         ("--trainr.max_steps=3", ["`trainr`", "Did you mean `trainer`?"]),
         ("--trainer.max_steps=z", ["`trainer.max_steps`", "expected int, got `z`"]),

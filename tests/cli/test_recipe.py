@@ -206,7 +206,7 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(cli: Cli, recipe: Path, 
     [
         ([], "must hold a list `steps:`"),
         ([{"name": "a", "verb": "fitt"}], "`fitt` is not a verb. Did you mean `fit`?"),
-        ([{"name": "a", "verb": "run"}], "`run` is not a verb"),
+        ([{"name": "a", "verb": "run"}], "names it first in `overrides`"),
         ([{"name": "a", "verb": "fit", "overides": []}], "Did you mean `overrides`?"),
         ([{"name": "a", "verb": "fit", "config": "none.yaml"}], "none.yaml`, which does not exist"),
         ([{"name": "a/b", "verb": "fit"}], "a word that can name a folder, got `a/b`"),

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_opd import functional
-from lightning_opd.functional.advantages import AdvantageEstimator, Immediate
-from lightning_opd.functional.divergences import ReverseKL
-from lightning_opd.functional.logprobs import token_logprobs
-from lightning_opd.functional.policy_losses import Reinforce
+from lightning_opd.functional.advantages import (
+    AdvantageEstimator,
+    FullTrajectory,
+    Immediate,
+    KLToGo,
+    LogRatioToGo,
+    to_go,
+)
+from lightning_opd.functional.baselines import BatchMean, LeaveOneOut, StateKL
 from tests.implementations import implementations
 
-every_estimator = pytest.mark.parametrize("estimator", implementations(AdvantageEstimator, functional))
-
-VOCAB, HORIZON = 4, 3
-RESPONSE = torch.tensor([[False, True, True, True]])
+BASELINES = [LeaveOneOut(), BatchMean(), StateKL()]
+ESTIMATORS = implementations(
+    AdvantageEstimator, functional, {"LogRatioToGo": [LogRatioToGo(d) for d in (1.0, 0.9, 0.0)]}
+)
+every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 
 
 def random_rows(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -118,52 +124,82 @@ def test_immediate_is_the_log_ratio_itself() -> None:
     assert Immediate()(log_ratio, mask).tolist() == [[3.0, 0.0, 0.5, -1.0]]
 
 
-@pytest.fixture
-def tabular() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All responses of three tokens over four, and a student's and a teacher's logits after every prefix."""
-    num_states = sum(VOCAB**t for t in range(HORIZON))
-    student = torch.randn(num_states, VOCAB, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(num_states, VOCAB, dtype=torch.float64)
-    responses = torch.tensor(list(itertools.product(range(VOCAB), repeat=HORIZON)))
-    token_ids = torch.nn.functional.pad(responses, (1, 0))
-    states = torch.zeros_like(token_ids)  # the state before token t + 1, numbered breadth first
-    for t in range(1, HORIZON):
-        states[:, t] = states[:, t - 1] * VOCAB + responses[:, t - 1] + 1
-    return student, teacher, token_ids, states
-
-
-def test_immediate_has_the_gradient_of_the_reverse_kl_at_the_visited_states(
-    tabular: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    student, teacher, token_ids, states = tabular
-    mask = RESPONSE.expand(len(token_ids), -1)
-    logprobs = token_logprobs(student[states], token_ids)
-    probability = logprobs.sum(-1).exp().detach()
-    log_ratio = token_logprobs(teacher[states], token_ids) - logprobs
-    losses = Reinforce()(logprobs, logprobs.detach(), Immediate()(log_ratio, mask))
-    (policy_gradient,) = torch.autograd.grad((probability[:, None] * losses).sum(), student)
-
-    kl = ReverseKL()(student, teacher)[states[:, :-1]]  # the state distribution held fixed by `probability`
-    (kl_gradient,) = torch.autograd.grad((probability[:, None] * kl).sum(), student)
-    assert kl_gradient.abs().max() > 0.01
-    torch.testing.assert_close(policy_gradient, kl_gradient, rtol=0, atol=1e-12)
+@every_estimator
+def test_the_flags_tell_what_an_estimator_does(estimator: AdvantageEstimator) -> None:
+    rows = random_rows()
+    kinds = type(estimator)
+    changed = rows | {name: rows[name] + (torch.arange(5) == 3) for name in ("log_ratio", "kl")}
+    sees_later = not torch.equal(estimator(**changed)[:, :3], estimator(**rows)[:, :3])
+    assert sees_later <= kinds.looks_ahead
+    if estimator != LogRatioToGo(0.0):
+        assert sees_later == kinds.looks_ahead
+    per_row = [row[mask].unique() for row, mask in zip(estimator(**rows), rows["response_mask"], strict=True)]
+    assert kinds.is_constant_in_time == all(len(values) == 1 for values in per_row)
+    if kinds.needs_kl:
+        with pytest.raises(ValueError, match=r"needs `kl`.*got None.*LogRatioToGo"):
+            estimator(**rows | {"kl": None})
+    else:
+        assert torch.equal(estimator(**rows | {"kl": None}), estimator(**rows))
 
 
 @every_estimator
-def test_a_wrong_value_leaves_the_expected_gradient_exact(
-    estimator: AdvantageEstimator, tabular: tuple[Tensor, Tensor, Tensor, Tensor]
+@given(seed=st.integers(0, 2**16), cut=st.integers(1, 3))
+def test_neither_padding_nor_order_nor_micro_batches_change_an_advantage(
+    estimator: AdvantageEstimator, seed: int, cut: int
 ) -> None:
-    student, teacher, token_ids, states = tabular
-    mask = RESPONSE.expand(len(token_ids), -1)
-    logprobs = token_logprobs(student[states], token_ids)
-    probability = logprobs.sum(-1).exp().detach()
-    log_ratio = token_logprobs(teacher[states], token_ids) - logprobs
-    kl = torch.nn.functional.pad(ReverseKL()(student, teacher)[states[:, :-1]], (1, 0)).detach()
-    wrong = torch.nn.functional.pad(torch.randn(len(student), dtype=torch.float64)[states[:, :-1]], (1, 0))
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(4, 6, generator=generator) < 0.6
+    log_ratio, kl = torch.randn(2, 4, 6, dtype=torch.float64, generator=generator)
+    whole = {"log_ratio": log_ratio, "kl": kl, "response_mask": mask, "group_ids": torch.tensor([0, 1, 0, 1])}
 
-    def expected_gradient(values: Tensor | None) -> Tensor:
-        advantages = estimator(log_ratio, mask, kl=kl, group_ids=torch.arange(len(token_ids)), values=values)
-        losses = probability[:, None] * Reinforce()(logprobs, logprobs.detach(), advantages)
-        return torch.autograd.grad(losses.sum(), student, retain_graph=True)[0]
+    def with_baselines(rows: dict[str, Tensor]) -> list[Tensor]:
+        returns = estimator(**rows)
+        kinds = {"kl": rows["kl"], "is_constant_in_time": estimator.is_constant_in_time}
+        baselines = [b(returns, rows["response_mask"], rows["group_ids"], **kinds) for b in BASELINES]
+        return [returns, *(returns - b for b in baselines)]
 
-    torch.testing.assert_close(expected_gradient(wrong), expected_gradient(None), rtol=0, atol=1e-12)
+    expected = with_baselines(whole)
+    order = torch.randperm(4, generator=generator)
+    padded = {name: torch.nn.functional.pad(x, (1, 2)) if x.ndim == 2 else x for name, x in whole.items()}
+    for permuted, row in zip(with_baselines({name: x[order] for name, x in whole.items()}), expected, strict=True):
+        torch.testing.assert_close(permuted, row[order], rtol=0, atol=1e-12)
+    for wide, row in zip(with_baselines(padded), expected, strict=True):
+        torch.testing.assert_close(wide[:, 1:-2], row, rtol=0, atol=1e-12)
+    for baseline, row in zip(BASELINES, expected[1:], strict=True):  # on the window, then cut
+        values = baseline(
+            expected[0], mask, whole["group_ids"], kl=kl, is_constant_in_time=estimator.is_constant_in_time
+        )
+        parts = [
+            estimator(**{name: x[part] for name, x in whole.items()}, values=values[part])
+            for part in torch.arange(4).split(cut)
+        ]
+        torch.testing.assert_close(torch.cat(parts), row, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.3, 0.99, 1.0])
+def test_to_go_adds_what_follows_and_counts_response_tokens_only(discount: float) -> None:
+    x = torch.randn(2, 37, dtype=torch.float64)
+    mask = torch.rand(2, 37) < 0.7
+    for row in range(2):
+        kept = x[row][mask[row]].tolist()
+        expected = [sum(discount ** (j - i) * kept[j] for j in range(i, len(kept))) for i in range(len(kept))]
+        assert to_go(x, mask, discount)[row][mask[row]].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_discount_of_nothing_is_immediate_and_of_one_is_the_sum() -> None:
+    rows = random_rows()
+    torch.testing.assert_close(LogRatioToGo(0.0)(**rows), Immediate()(**rows))
+    first = rows["response_mask"] & (rows["response_mask"].cumsum(-1) == 1)
+    torch.testing.assert_close(LogRatioToGo()(**rows)[first], FullTrajectory()(**rows)[first])
+
+
+@pytest.mark.parametrize("discount", [-0.1, 1.1])
+def test_a_discount_outside_zero_and_one_is_refused(discount: float) -> None:
+    with pytest.raises(ValueError, match=rf"`discount` must lie in \[0, 1\], got {discount}"):
+        LogRatioToGo(discount)
+
+
+def test_kl_to_go_takes_the_future_kl_and_not_its_own() -> None:
+    log_ratio, kl = torch.tensor([[9.0, 1.0, 2.0, 3.0]]), torch.tensor([[9.0, 10.0, 20.0, 40.0]])
+    mask = torch.tensor([[False, True, True, True]])
+    assert KLToGo()(log_ratio, mask, kl=kl).tolist() == [[0.0, -59.0, -38.0, 3.0]]

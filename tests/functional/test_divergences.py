@@ -9,10 +9,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_opd import functional
-from lightning_opd.functional.divergences import Divergence, ReverseKL, linear_divergence
+from lightning_opd.functional.divergences import (
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    linear_divergence,
+)
+from lightning_opd.functional.top_k import TopK
 from tests.implementations import implementations
 
-every_divergence = pytest.mark.parametrize("divergence", implementations(Divergence, functional))
+EXAMPLES = {
+    "JensenShannon": [JensenShannon(w) for w in (0.5, 0.3)],
+    # as many tokens as the vocabulary holds: what a smaller k does is in the tests of `top_k`
+    "TopK": [
+        TopK(ForwardKL(), 99, "student", "renormalise"),
+        TopK(ReverseKL(), 99, "union", "tail"),
+        TopK(JensenShannon(), 99, "intersection", "tail"),
+    ],
+}
+every_divergence = pytest.mark.parametrize("divergence", implementations(Divergence, functional, EXAMPLES))
 logit_rows = st.lists(st.floats(-30, 30), min_size=5, max_size=5)
 
 
@@ -100,15 +116,56 @@ def test_divergence_is_computed_in_at_least_float32(
     torch.testing.assert_close(value.double(), divergence(student.double(), teacher.double()), rtol=1e-4, atol=1e-5)
 
 
-def test_reverse_kl_equals_a_hand_enumeration() -> None:
-    student, teacher = (
-        torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64),
-        torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64),
-    )
-    p = [math.exp(float(z)) / sum(math.exp(float(s)) for s in student) for z in student]
-    q = [math.exp(float(z)) / sum(math.exp(float(s)) for s in teacher) for z in teacher]
-    expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert ReverseKL()(student, teacher).item() == pytest.approx(expected, abs=1e-12)
+def by_hand(student: Tensor, teacher: Tensor) -> tuple[list[float], list[float]]:
+    """Normalise with plain floats."""
+    p, q = ([math.exp(float(z)) for z in logits] for logits in (student, teacher))
+    return [x / sum(p) for x in p], [x / sum(q) for x in q]
+
+
+def plain_kl(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2, 0.9])
+def test_divergences_equal_their_plain_sums(weight: float) -> None:
+    student, teacher = torch.randn(2, 5, dtype=torch.float64)
+    p, q = by_hand(student, teacher)
+    m = [weight * b + (1 - weight) * a for a, b in zip(p, q, strict=True)]
+    jensen_shannon = weight * plain_kl(q, m) + (1 - weight) * plain_kl(p, m)
+    assert ReverseKL()(student, teacher).item() == pytest.approx(plain_kl(p, q), abs=1e-12)
+    assert ForwardKL()(student, teacher).item() == pytest.approx(plain_kl(q, p), abs=1e-12)
+    assert JensenShannon(weight)(student, teacher).item() == pytest.approx(jensen_shannon, abs=1e-12)
+
+
+@every_divergence
+def test_logprobs_will_do_in_the_place_of_logits(divergence: Divergence) -> None:
+    student, teacher = torch.randn(2, 3, 6, dtype=torch.float64)
+    from_logprobs = divergence(student.log_softmax(-1), teacher.log_softmax(-1))
+    torch.testing.assert_close(from_logprobs, divergence(student, teacher), rtol=0, atol=1e-12)
+
+
+def test_the_forward_kl_has_the_gradient_of_supervised_training_however_far_the_student_is() -> None:
+    student = torch.tensor([0.0, -300.0, 1.0], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(ForwardKL()(student, teacher), student)
+    expected = student.detach().softmax(-1) - teacher.softmax(-1)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_jensen_shannon_tends_to_both_kls_and_is_bounded() -> None:
+    student, teacher = torch.randn(2, 5, dtype=torch.float64)
+    w = 1e-6
+    assert JensenShannon(w)(student, teacher).item() / w == pytest.approx(ForwardKL()(student, teacher).item(), 1e-4)
+    other = JensenShannon(1 - w)(student, teacher).item() / w
+    assert other == pytest.approx(ReverseKL()(student, teacher).item(), 1e-4)
+    apart = torch.tensor([50.0, -50.0], dtype=torch.float64)
+    assert JensenShannon()(apart, -apart).item() == pytest.approx(math.log(2), abs=1e-9)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, -0.5])
+def test_jensen_shannon_refuses_a_weight_at_which_it_is_nothing(weight: float) -> None:
+    with pytest.raises(ValueError, match=rf"`weight` must lie in \(0, 1\), got {weight}.*ReverseKL"):
+        JensenShannon(weight)
 
 
 def test_reverse_kl_punishes_mass_the_teacher_forbids_and_not_mass_the_student_drops() -> None:

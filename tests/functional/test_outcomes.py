@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_opd import functional
-from lightning_opd.functional.outcomes import LeaveOneOut, OutcomeAdvantage
+from lightning_opd.functional.outcomes import GRPO, GroupMean, LeaveOneOut, OutcomeAdvantage
 from tests.implementations import implementations
 
 every_outcome = pytest.mark.parametrize("outcome", implementations(OutcomeAdvantage, functional))
@@ -72,6 +72,29 @@ def test_leave_one_out_equals_brute_force(rows: list[tuple[int, float]]) -> None
         assert advantages[i].item() == pytest.approx(reward - sum(others) / len(others), abs=1e-9)
 
 
-def test_leave_one_out_refuses_a_group_of_one_and_names_the_cure() -> None:
+@every_outcome
+def test_a_group_of_one_is_refused_and_the_cure_named(outcome: OutcomeAdvantage) -> None:
     with pytest.raises(ValueError, match=r"at least 2 samples per prompt.*group of 1.*samples_per_prompt"):
-        LeaveOneOut()(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]))
+        outcome(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]))
+
+
+@every_outcome
+@given(st.floats(-5, 5), st.integers(2, 9))
+def test_a_group_that_agrees_gets_exactly_nothing(outcome: OutcomeAdvantage, reward: float, size: int) -> None:
+    assert not outcome(torch.full((size,), reward), torch.zeros(size, dtype=torch.long)).any()
+
+
+def test_the_group_mean_and_its_normalised_form_equal_their_formulas() -> None:
+    rewards, groups = torch.randn(9, dtype=torch.float64), torch.tensor([0, 1, 0, 2, 1, 0, 2, 1, 0])
+    mean, normalised, loo = (f(rewards, groups) for f in (GroupMean(), GRPO(eps=0.01), LeaveOneOut()))
+    for group in range(3):
+        rows = groups == group
+        centred = rewards[rows] - rewards[rows].mean()
+        torch.testing.assert_close(mean[rows], centred)
+        torch.testing.assert_close(normalised[rows], centred / (rewards[rows].std() + 0.01))
+        torch.testing.assert_close(loo[rows] * (rows.sum() - 1) / rows.sum(), centred)
+
+
+def test_normalising_erases_the_scale_of_the_reward() -> None:
+    rewards, groups = torch.randn(6, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 1])
+    torch.testing.assert_close(GRPO(eps=0.0)(rewards, groups), GRPO(eps=0.0)(1000 * rewards + 7, groups))

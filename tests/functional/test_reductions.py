@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_opd import functional
-from lightning_opd.functional.reductions import Reduction, TokenMean
+from lightning_opd.functional.reductions import Reduction, SequenceMean, TokenMean, TrajectorySum
 from tests.implementations import implementations
 
 every_reduction = pytest.mark.parametrize("reduction", implementations(Reduction, functional))
@@ -79,3 +79,16 @@ def test_token_mean_divides_by_the_tokens_of_the_whole_step() -> None:
     losses = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
     mask = torch.tensor([[True, False, True], [False, True, False]])
     assert TokenMean()(losses, mask, torch.tensor(10.0), torch.tensor(2.0)).item() == pytest.approx(2.1)
+
+
+def test_the_sequence_mean_counts_every_trajectory_once() -> None:
+    losses = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0], [64.0, 64.0, 64.0]])
+    mask = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
+    value = SequenceMean()(losses, mask, torch.tensor(3.0), torch.tensor(4.0))
+    assert value.item() == pytest.approx((2.5 + 16.0) / 4)
+
+
+def test_the_trajectory_sum_divides_by_trajectories_only() -> None:
+    losses = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    assert TrajectorySum()(losses, mask, torch.tensor(3.0), torch.tensor(4.0)).item() == pytest.approx(21.0 / 4)

@@ -81,7 +81,7 @@ def test_distribution_matching_is_the_expectation_of_the_immediate_policy_gradie
     """Many one-token siblings of one prompt: the sampled gradient approaches the full-vocabulary one."""
     settings = {"prompts_per_window": 2, "samples_per_prompt": 1024, "sampling": Sampling(max_new_tokens=1)}
     gradients = []
-    for objective in (PolicyGradient(clip=None), DistributionMatching()):
+    for objective in (PolicyGradient(shaping=[]), DistributionMatching()):
         module = make_module(double_world, objective, "float64")
         witness = step(tmp_path, module, make_data(**settings))
         gradients.append(torch.cat([g.flatten() for _, g in sorted(witness.gradients[0].items())]))

@@ -110,7 +110,7 @@ def test_metrics_are_exact_means_over_the_window(world: Path, tmp_path: Path) ->
     )
     assert logs[0]["train/reward"] == pytest.approx(float(window.rewards.mean()))
     clipped = (window.teacher_logprobs - window.rollout_logprobs).abs()[mask] > 5
-    assert logs[0]["train/clipped"] == pytest.approx(float(clipped.float().mean()), abs=1e-6)
+    assert logs[0]["train/shaped"] == pytest.approx(float(clipped.float().mean()), abs=1e-6)
 
 
 def test_metrics_reach_the_logger_once_per_step(world: Path, tmp_path: Path) -> None:

@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from lightning_opd.data.collate import collate
-from lightning_opd.functional.divergences import ReverseKL
+from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
+from lightning_opd.functional.baselines import StateKL
+from lightning_opd.functional.divergences import ForwardKL, JensenShannon, ReverseKL
 from lightning_opd.functional.logprobs import predicting, token_logprobs
+from lightning_opd.functional.off_policy import TruncatedImportance
+from lightning_opd.functional.policy_losses import ClippedRatio
+from lightning_opd.functional.reductions import SequenceMean, TrajectorySum
+from lightning_opd.functional.shaping import Clip
+from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, StudentForward
-from lightning_opd.objectives import DistributionMatching, PolicyGradient
+from lightning_opd.objectives import DistributionMatching, Likelihood, OutcomeGradient, PolicyGradient
 from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
 
 HIDDEN, VOCAB = 6, 11
@@ -52,6 +59,8 @@ class World:
         self.batch.teacher_scores = TeacherScores(
             self.batch.teacher_logprobs, self.batch.response_mask, hidden_states=predicting(states)
         )
+        ours = token_logprobs(self.student_logits().detach(), self.batch.token_ids, temperature)
+        self.batch.rollout_logprobs = torch.where(self.batch.response_mask, ours, 0.0)
         self.heads = [LinearHead(weight, None, VOCAB) for weight in self.teacher_weights]
 
     def forward(self, batch: RolloutBatch | None = None) -> StudentForward:
@@ -69,14 +78,14 @@ class World:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_policy_gradient_is_the_clipped_log_ratio_times_the_score(temperature: float) -> None:
     world = World(temperature)
-    objective = PolicyGradient(clip=0.8)
+    objective = PolicyGradient(shaping=[Clip(0.8)])
     terms = objective.loss(world.batch, world.forward())
     logprobs = token_logprobs(world.student_logits(), world.batch.token_ids, temperature)
     ratio = world.batch.teacher_logprobs - logprobs.detach()
     mask = world.batch.response_mask
     expected = -(ratio.clamp(-0.8, 0.8) * logprobs)[mask].sum() / mask.sum()
     assert torch.allclose(world.gradient(terms.loss), world.gradient(expected), atol=1e-12)
-    total, count = terms.metrics["clipped"]
+    total, count = terms.metrics["shaped"]
     assert total / count == pytest.approx(float((ratio.abs() > 0.8)[mask].double().mean()))
     total, count = terms.metrics["teacher_kl/b"]
     rows = mask & (world.batch.teacher_ids == 1)[:, None]
@@ -106,17 +115,33 @@ def test_a_teachers_own_temperature_moves_the_fixed_point() -> None:
 
 
 def objectives() -> list[Objective]:
-    return [PolicyGradient(), DistributionMatching()]
+    """Every distilling objective, and those policy gradients that read more than one log-prob per token."""
+    return [
+        PolicyGradient(),
+        PolicyGradient(Immediate(), StateKL()),
+        PolicyGradient(LogRatioToGo(0.9), policy_loss=ClippedRatio()),
+        PolicyGradient(KLToGo(), reduction=SequenceMean()),
+        PolicyGradient(FullTrajectory(), off_policy=TruncatedImportance(), reduction=TrajectorySum()),
+        DistributionMatching(),
+        DistributionMatching(ForwardKL(), SequenceMean()),
+        DistributionMatching(JensenShannon(), TrajectorySum()),
+        DistributionMatching(TopK(ReverseKL(), 3, support="union")),
+    ]
 
 
-@pytest.mark.parametrize("objective", objectives(), ids=lambda o: type(o).__name__)
+def label(objective: Objective) -> str:
+    parts = (getattr(objective, name, None) for name in ("estimator", "baseline", "divergence"))
+    return "-".join([type(objective).__name__, *(type(part).__name__ for part in parts if part is not None)])
+
+
+@pytest.mark.parametrize("objective", objectives(), ids=label)
 def test_student_equal_to_teacher_has_no_gradient(objective: Objective) -> None:
     world = World(same=True)
     loss = objective.loss(world.batch, world.forward(), heads=world.heads).loss
     assert float(world.gradient(loss).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("objective", objectives(), ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("objective", objectives(), ids=label)
 def test_masked_tokens_receive_no_gradient(objective: Objective) -> None:
     """Neither padding and prompts, nor what callbacks or the teacher exclude."""
     world = World()
@@ -133,7 +158,7 @@ def test_masked_tokens_receive_no_gradient(objective: Objective) -> None:
     assert (gradient[predicts].abs().sum(-1) > 0).all()
 
 
-@pytest.mark.parametrize("objective", objectives(), ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("objective", objectives(), ids=label)
 def test_outcome_advantages_stay_where_the_distillation_is_masked(objective: Objective) -> None:
     world = World()
     world.batch.distill_weights = torch.zeros(4, dtype=torch.float64)
@@ -142,10 +167,11 @@ def test_outcome_advantages_stay_where_the_distillation_is_masked(objective: Obj
     logprobs = token_logprobs(world.student_logits(), world.batch.token_ids)
     mask = world.batch.response_mask
     weighted = torch.where(mask, world.batch.outcome_advantages[:, None] * logprobs, 0.0)
-    assert torch.allclose(world.gradient(loss), world.gradient(-weighted.sum() / mask.sum()), atol=1e-12)
+    expected = -objective.reduction(weighted, mask, world.batch.num_active_tokens, world.batch.num_trajectories)  # type: ignore[attr-defined]
+    assert torch.allclose(world.gradient(loss), world.gradient(expected), atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", objectives(), ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("objective", objectives(), ids=label)
 @pytest.mark.parametrize("value", [-torch.inf, -1e4])
 def test_impossible_tokens_give_finite_gradients(objective: Objective, value: float) -> None:
     world = World()
@@ -157,7 +183,7 @@ def test_impossible_tokens_give_finite_gradients(objective: Objective, value: fl
     assert torch.isfinite(world.gradient(loss)).all()
 
 
-@pytest.mark.parametrize("objective", objectives(), ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("objective", objectives(), ids=label)
 def test_low_precision_states_give_float32_losses(objective: Objective) -> None:
     world = World()
     low = world.batch.map(lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x)
@@ -174,13 +200,16 @@ def test_missing_signals_are_explained() -> None:
     world.batch.teacher_scores = None
     with pytest.raises(ValueError, match="hidden states"):
         DistributionMatching().loss(world.batch, world.forward(), heads=world.heads)
-    with pytest.raises(ValueError, match="`clip` must be positive"):
-        PolicyGradient(clip=0.0)
 
 
 def test_every_objective_says_what_it_requires() -> None:
-    found = {type(objective) for objective in objectives()}
+    found = {type(objective) for objective in objectives()} | {OutcomeGradient, Likelihood}
     assert {cls for cls in Objective.__subclasses__() if cls.__module__.startswith("lightning_opd")} <= found
     for objective in objectives():
         assert objective.requires <= set(Signal)
         assert objective.requires
+    assert not OutcomeGradient().requires
+    assert not Likelihood().requires
+    assert Signal.HIDDEN_STATES in PolicyGradient(KLToGo()).requires
+    assert Signal.HIDDEN_STATES in PolicyGradient(baseline=StateKL()).requires
+    assert Signal.HIDDEN_STATES not in PolicyGradient(LogRatioToGo()).requires

@@ -138,13 +138,17 @@ def _read_step(path: Path, index: int, step: object) -> StepSpec:
     if not isinstance(name, str) or not name or Path(name).name != name:
         msg = f"{where}: expected `name`, a word that can name a folder, got `{name}`."
         raise UsageError(msg)
-    allowed = [other for other in verb_names() if other != "run"]
-    if verb not in allowed:
-        msg = f"{where}: `{verb}` is not a verb.{did_you_mean(str(verb), allowed)} Verbs: {', '.join(allowed)}."
+    if verb not in verb_names():
+        msg = (
+            f"{where}: `{verb}` is not a verb.{did_you_mean(str(verb), verb_names())} Verbs: {', '.join(verb_names())}."
+        )
         raise UsageError(msg)
     overrides = step.get("overrides") or []
     if not isinstance(overrides, list):
         msg = f"{where}: `overrides` must be a list of command line words, got `{overrides}`."
+        raise UsageError(msg)
+    if verb == "run" and (not overrides or str(overrides[0]).startswith("-")):
+        msg = f"{where} (`{name}`): a step that runs another recipe names it first in `overrides`, got {overrides}."
         raise UsageError(msg)
     config = step.get("config") or []
     configs = tuple(path.parent / str(file) for file in (config if isinstance(config, list) else [config]))

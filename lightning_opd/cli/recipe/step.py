@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from lightning_opd import __version__
+from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.verbs import TRAINER_VERBS
 
 if TYPE_CHECKING:
@@ -132,32 +134,48 @@ def resolve(recipe: Recipe, output: str, seed: int) -> list[Step]:
     """Fill in where the outputs lie and the seed; every step's fingerprint covers those before it.
 
     Args:
-        recipe: Speaks of `runs/<recipe>/seed0`.
+        recipe: Speaks of `runs/<recipe>/seed0`; of another recipe's outputs, too, if a step runs that.
         output: Folder that takes the place of `runs`.
-        seed: Takes the place of 0; Trainer verbs also get it as `seed_everything`.
+        seed: Takes the place of 0; Trainer verbs also get it as `seed_everything`, scripts as `seed`.
     """
-    root = f"{output.rstrip('/')}/{recipe.name}/seed{seed}"
-    pattern = re.compile(rf"(?<![\w./-])runs/{re.escape(recipe.name)}/seed0(?![\w-])")
+    home = output.rstrip("/")
+    root = f"{home}/{recipe.name}/seed{seed}"
+    others = {
+        spec.overrides[0]: read_recipe(find_recipe(spec.overrides[0])) for spec in recipe.steps if spec.verb == "run"
+    }
+    names = "|".join(re.escape(name) for name in (recipe.name, *(other.name for other in others.values())))
+    pattern = re.compile(rf"(?<![\w./-])runs/({names})/seed0(?![\w-])")
 
     def relocate(text: str) -> str:
-        return pattern.sub(lambda _: root, text)
+        return pattern.sub(lambda match: f"{home}/{match[1]}/seed{seed}", text)
 
     steps: list[Step] = []
+    scripts = "".join(path.read_text(encoding="utf-8") for path in sorted(recipe.folder.glob("*.py")))
     previous = f"{__version__} {seed}"
     for spec in recipe.steps:
-        steps.append(_resolve_step(spec, relocate, Path(root) / spec.name, seed, previous))
+        if spec.verb == "run":
+            previous += resolve(others[spec.overrides[0]], output, seed)[-1].fingerprint
+            spec = dataclasses.replace(spec, overrides=(*spec.overrides, "--seed", str(seed), "--output", home))  # noqa: PLW2901  # the same step, with its place
+        steps.append(_resolve_step(spec, relocate, Path(root) / spec.name, seed, previous, scripts))
         previous = steps[-1].fingerprint
     return steps
 
 
-def _resolve_step(spec: StepSpec, relocate: Callable[[str], str], folder: Path, seed: int, previous: str) -> Step:
+def _resolve_step(
+    spec: StepSpec, relocate: Callable[[str], str], folder: Path, seed: int, previous: str, scripts: str
+) -> Step:
     texts: dict[str, str] = {}
     for index, path in enumerate(spec.configs, start=1):
         name = path.name if path.name not in texts else f"{index}_{path.name}"
         texts[name] = relocate(path.read_text(encoding="utf-8"))
+        if spec.verb == "script":  # wherever the recipe lies, its scripts lie beside it
+            texts[name] = re.sub(r"^file: recipes/[^/\n]+/", f"file: {path.parent}/", texts[name], flags=re.MULTILINE)
     overrides = tuple(relocate(word) for word in spec.overrides)
     if spec.verb in TRAINER_VERBS:
         overrides += ("--seed_everything", str(seed))
+    if spec.verb == "script":
+        overrides += ("--seed", str(seed))
+        previous += scripts
     meaning = [spec.name, spec.verb, [yaml.safe_load(text) for text in texts.values()], overrides, previous]
     fingerprint = hashlib.sha256(json.dumps(meaning, default=str).encode()).hexdigest()
     return Step(spec.name, spec.verb, folder, texts, overrides, fingerprint)

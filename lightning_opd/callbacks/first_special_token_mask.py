@@ -1,0 +1,58 @@
+"""No distillation on the first special token of a response."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+import lightning as L  # Lightning's own convention
+from typing_extensions import override
+
+from lightning_opd.functional.special_tokens import first_special_token_mask
+from lightning_opd.interfaces import OPDCallback
+from lightning_opd.types import RolloutBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class _TokenizerOwner(Protocol):
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+
+
+class FirstSpecialTokenMask(OPDCallback):
+    """Leave the first special token of every response out of the distillation.
+
+    Where student and teacher were trained with different templates, the place of the first control
+    token (think, tool call, end of turn) dominates Σ|r| while it says nothing about the task. The
+    token keeps its outcome gradient and its place in the denominator. The fixed point is
+    undetermined at masked tokens: not for students whose format is what the teacher should teach.
+
+    Logs `train/special_token_masked` (share of response tokens).
+
+    Args:
+        tokens: Which tokens count as special; by default all of the tokenizer's added ones.
+
+    Reference:
+        Revisiting on-policy distillation, arXiv 2603.25562 (2026).
+    """
+
+    def __init__(self, tokens: list[str] | None = None) -> None:
+        """Remember the tokens; the student's tokenizer knows their ids."""
+        self.tokens = tokens
+
+    @override
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        tokenizer = cast("_TokenizerOwner", module).tokenizer
+        known = tokenizer.get_added_vocab()
+        unknown = [token for token in self.tokens or () if token not in known]
+        if unknown:
+            msg = f"`tokens` names {unknown}, which the tokenizer does not have as added tokens: {sorted(known)}."
+            raise ValueError(msg)
+        ids = [known[token] for token in (known if self.tokens is None else self.tokens)]
+        kept = first_special_token_mask(rollouts.token_ids, rollouts.response_mask, ids)
+        rollouts.distill_mask = rollouts.distill_mask & kept
+        masked = (rollouts.response_mask & ~kept).sum().double()
+        total = rollouts.response_mask.sum().double()
+        rollouts.metrics = {**rollouts.metrics, "train/special_token_masked": (masked, total)}

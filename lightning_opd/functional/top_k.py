@@ -1,0 +1,178 @@
+"""Divergences on a few likely tokens: which tokens, and what becomes of the mass on all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.divergences import Divergence
+from lightning_opd.functional.logprobs import log_softmax, promote
+
+ABSENT_LOGPROB = -1e4
+"""Stands in nats for a token that is not in the support: no mass on either side, and no NaN."""
+
+
+@dataclass(frozen=True)
+class TopK(Divergence):
+    """D between π and T coarsened to a support S of likely tokens, in nats.
+
+    With `tail`, all other tokens are one more outcome that holds the rest of the mass on both
+    sides: a lower bound of the full divergence, 0 exactly if π = T on S; how the rest is spread stays
+    open. With `renormalise`, both are divided by their mass on S: 0 if π ∝ T on S, and the mass off S
+    is left free altogether, so only for supports that hold nearly all mass. π = T is a fixed point of
+    both. The raw sum Σ_S π log(π/T) is not offered: its gradient keeps a "+1" that drives mass off S
+    even at π = T. S is chosen without gradient. Not where the full vocabulary can be compared at
+    the same cost (`DistributionMatching` works in chunks).
+
+    Args:
+        divergence: Compares the coarsened distributions.
+        k: Likeliest tokens per side, at least 1; a vocabulary of at most k is compared in full.
+        support: Whose likeliest tokens. `student` sees what the student would do wrong, `teacher` what
+            it misses (the only one a top-k server can answer), `union` both; `intersection` is the
+            weakest, with `renormalise` it is 0 where the two sides share one token or none.
+        correction: What becomes of the other tokens' mass.
+
+    Reference:
+        Revisiting on-policy distillation, arXiv 2603.25562 (2026): teacher support, k = 32.
+
+    Raises:
+        ValueError: The correction or the support is unknown, or k is not positive.
+    """
+
+    divergence: Divergence
+    k: int
+    support: str = "teacher"
+    correction: str = "tail"
+
+    def __post_init__(self) -> None:
+        """Refuse the raw form, and a support without tokens."""
+        _check(self.correction)
+        if self.support not in {"student", "teacher", "union", "intersection"}:
+            msg = f"`support` must be student, teacher, union or intersection, got {self.support!r}."
+            raise ValueError(msg)
+        if self.k < 1:
+            msg = f"`k` must be at least 1, got {self.k}."
+            raise ValueError(msg)
+
+    @override
+    def __call__(
+        self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
+    ) -> Float[Tensor, "*shape"]:
+        student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
+        ids, present_mask = self._support(student.detach(), teacher.detach())
+        return self.divergence(
+            _coarsened(student, ids, present_mask, self.correction),
+            _coarsened(teacher, ids, present_mask, self.correction),
+        )
+
+    def _support(
+        self, student: Float[Tensor, "*shape vocab"], teacher: Float[Tensor, "*shape vocab"]
+    ) -> tuple[Int[Tensor, "*shape entries"], Bool[Tensor, "*shape entries"]]:
+        """Return token ids, and which of them belong to the support."""
+        if self.support == "student":
+            ids = _top(student, self.k)
+            return ids, torch.ones_like(ids, dtype=torch.bool)
+        teacher_ids = _top(teacher, self.k)
+        if self.support == "teacher":
+            return teacher_ids, torch.ones_like(teacher_ids, dtype=torch.bool)
+        student_ids = _top(student, self.k)
+        is_shared = _is_in(student_ids, teacher_ids)
+        if self.support == "intersection":
+            return student_ids, is_shared
+        everything = torch.ones_like(teacher_ids, dtype=torch.bool)
+        return torch.cat([teacher_ids, student_ids], -1), torch.cat([everything, ~is_shared], -1)
+
+
+def top_k_divergence(
+    divergence: Divergence,
+    student_logits: Float[Tensor, "*shape vocab"],
+    top_ids: Int[Tensor, "*shape k"],
+    top_logprobs: Float[Tensor, "*shape k"],
+    correction: str = "tail",
+) -> Float[Tensor, "*shape"]:
+    """Return `TopK` with teacher support for a teacher that only answers with its likeliest tokens, in nats.
+
+    Args:
+        divergence: Compares the coarsened distributions.
+        student_logits: Over the whole vocabulary, with gradient.
+        top_ids: The teacher's likeliest tokens, each at most once.
+        top_logprobs: Their log-probs in nats under the teacher's whole distribution; −inf marks a
+            missing entry.
+        correction: What becomes of the other tokens' mass. Mass below the precision of the
+            log-probs counts as that precision.
+
+    Raises:
+        ValueError: The correction is unknown.
+    """
+    _check(correction)
+    present_mask = top_logprobs > -torch.inf
+    ids = torch.where(present_mask, top_ids, 0)
+    teacher = torch.where(present_mask, promote(top_logprobs), ABSENT_LOGPROB).detach()
+    if correction == "tail":
+        precision = torch.finfo(teacher.dtype).eps
+        rest = (-torch.expm1(torch.logsumexp(teacher, -1, keepdim=True))).clamp(min=precision)
+        teacher = torch.cat([teacher, rest.log()], -1)
+    return divergence(_coarsened(log_softmax(student_logits), ids, present_mask, correction), teacher)
+
+
+class SupportStatistics(NamedTuple):
+    """How well two sets of likeliest tokens agree, each between 0 and 1 per position."""
+
+    overlap: Tensor
+    """Share of the k tokens that both sets hold."""
+    student_mass: Tensor
+    """The student's probability of the teacher's k tokens."""
+    teacher_mass: Tensor
+    """The teacher's probability of the student's k tokens."""
+
+
+@torch.no_grad()
+def support_statistics(
+    student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"], k: int
+) -> SupportStatistics:
+    """Return the overlap of both sides' k likeliest tokens, and the mass each side puts on the other's."""
+    student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
+    student_ids, teacher_ids = _top(student, k), _top(teacher, k)
+    return SupportStatistics(
+        _is_in(student_ids, teacher_ids).to(student.dtype).mean(-1),
+        student.gather(-1, teacher_ids).exp().sum(-1),
+        teacher.gather(-1, student_ids).exp().sum(-1),
+    )
+
+
+def _check(correction: str) -> None:
+    if correction not in {"tail", "renormalise"}:
+        msg = (
+            f"`correction` must be tail or renormalise, got {correction!r}. The raw sum Σ_S π log(π/T) is not offered: "
+            'its gradient Σ_S π (log(π/T) + 1) ∇log π keeps a "+1" that drives mass off S even where π = T.'
+        )
+        raise ValueError(msg)
+
+
+def _top(logprobs: Float[Tensor, "*shape vocab"], k: int) -> Int[Tensor, "*shape k"]:
+    return logprobs.topk(min(k, logprobs.shape[-1]), -1).indices
+
+
+def _is_in(ids: Int[Tensor, "*shape n"], others: Int[Tensor, "*shape m"]) -> Bool[Tensor, "*shape n"]:
+    return (ids[..., :, None] == others[..., None, :]).any(-1)
+
+
+def _coarsened(
+    logprobs: Float[Tensor, "*shape vocab"],
+    ids: Int[Tensor, "*shape entries"],
+    present_mask: Bool[Tensor, "*shape entries"],
+    correction: str,
+) -> Float[Tensor, "*shape outcomes"]:
+    """Return the log-probs of the support, with the rest as a last outcome under `tail`; unnormalised otherwise."""
+    chosen = logprobs.gather(-1, ids)
+    chosen = torch.where(present_mask & (chosen > -torch.inf), chosen, ABSENT_LOGPROB)
+    if correction == "renormalise":
+        return chosen  # a divergence takes logits, and so normalises
+    in_support = torch.zeros_like(logprobs, dtype=torch.int8).scatter_add(-1, ids, present_mask.to(torch.int8)) > 0
+    rest = torch.where(in_support | (logprobs == -torch.inf), ABSENT_LOGPROB, logprobs)
+    return torch.cat([chosen, torch.logsumexp(rest, -1, keepdim=True)], -1)

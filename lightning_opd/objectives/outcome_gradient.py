@@ -1,0 +1,87 @@
+"""Outcome rewards alone: reinforcement learning without a teacher, as a control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
+from lightning_opd.functional.reductions import Reduction, TokenMean
+from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
+from lightning_opd.objectives.metrics import mean_over
+from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
+
+
+@dataclass(frozen=True)
+class OutcomeGradient(Objective):
+    """Learn from outcome rewards alone: −Σ_t Â_out(y) log π(a_t|s_t).
+
+    The control to distillation. With the callback `OutcomeReward` and its `advantage` set to
+    `LeaveOneOut` it is RLOO, with `GRPO` it is GRPO (without its KL penalty).
+
+    Args:
+        policy_loss: Turns advantages into a loss.
+        reduction: Adds the tokens up.
+
+    Reference:
+        Ahmadian et al., Back to basics: revisiting REINFORCE-style optimization (2024);
+        Shao et al., DeepSeekMath (2024), section 4.1.
+    """
+
+    policy_loss: PolicyLoss = Reinforce()
+    reduction: Reduction = TokenMean()
+
+    @property
+    @override
+    def requires(self) -> frozenset[Signal]:
+        return frozenset()
+
+    @override
+    def check(self, road: Road) -> None:
+        super().check(road)
+        if not road.has_outcome:
+            msg = (
+                "OutcomeGradient learns from outcome rewards, and no callback adds any. Add "
+                "`lightning_opd.callbacks.OutcomeReward` to `trainer.callbacks`."
+            )
+            raise ValueError(msg)
+        if road.updates_per_window > 1 and not self.policy_loss.is_off_policy:
+            msg = (
+                f"`updates_per_window` is {road.updates_per_window}, and {type(self.policy_loss).__name__} does not "
+                "correct for stale rollouts. Use `policy_loss: ClippedRatio`, or one update per window."
+            )
+            raise ValueError(msg)
+        if not road.draws_from_student or road.given_share > 0:
+            msg = "OutcomeGradient needs tokens of the student's whole distribution: `top_p: 1`, no given responses."
+            raise ValueError(msg)
+
+    @override
+    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
+        if context.num_updates > 1:
+            window.old_logprobs = over_window(lambda part, student: student.logprobs)
+
+    @override
+    def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
+        return torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
+
+    @override
+    def loss(
+        self,
+        batch: RolloutBatch,
+        student: StudentForward,
+        advantages: Float[Tensor, "batch time"] | None = None,
+        heads: Sequence[LinearHead | None] = (),
+    ) -> LossTerms:
+        if advantages is None:
+            advantages = self.advantages(batch, student)
+        logprobs, mask = student.logprobs, batch.response_mask
+        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        losses = self.policy_loss(logprobs, old_logprobs, advantages)
+        loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
+        metrics = {"entropy": mean_over(student.entropies, mask), "advantage": mean_over(advantages, mask)}
+        return LossTerms(loss, metrics)

@@ -1,0 +1,64 @@
+"""Every position's student states beside those of its own teacher, one chunk of logits at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_opd.functional.divergences import linear_divergence
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
+from lightning_opd.interfaces import StudentForward
+from lightning_opd.types import LinearHead, RolloutBatch
+
+
+def against_each_teacher(
+    compare: Callable[[int, Tensor, Tensor], Tensor],
+    batch: RolloutBatch,
+    student: StudentForward,
+    heads: Sequence[LinearHead | None],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time *more"]:
+    """Compare the student's logits with those of each row's own teacher where `mask` holds; 0 elsewhere.
+
+    Args:
+        compare: From (teacher index, student logits, teacher logits), each `[positions, vocab]` and
+            divided by its temperature, to one number (or several) per position.
+        batch: Rows with the teachers' hidden states.
+        student: The student's states and head.
+        heads: The teachers' heads in the order of `teacher_ids`.
+        mask: Positions to compare.
+
+    Raises:
+        ValueError: A teacher returned no hidden states, or has no head.
+    """
+    scores = batch.teacher_scores
+    if scores is None or scores.hidden_states is None:
+        msg = (
+            "The objective needs the teachers' hidden states, got log-probs only. Use local teachers, or the objective "
+            "`PolicyGradient` with an estimator that reads sampled tokens only (`Immediate`)."
+        )
+        raise ValueError(msg)
+    total = student.hidden_states.new_zeros(())
+    for index, head in enumerate(heads):
+        if head is None:
+            msg = f"Teacher `{batch.teacher_names[index]}` has no output head; use the objective `PolicyGradient`."
+            raise ValueError(msg)
+        # one vocabulary for both sides, cut before any softmax
+        vocab_size = min(head.vocab_size, student.head.vocab_size)
+        width = scores.hidden_states.shape[-1] if head.weight is None else head.weight.shape[1]
+        total = total + linear_divergence(
+            partial(compare, index),
+            student.hidden_states,
+            dataclasses.replace(student.head, vocab_size=vocab_size).logits,
+            scores.hidden_states[..., :width],
+            dataclasses.replace(head, vocab_size=vocab_size).logits,
+            mask & (batch.teacher_ids == index)[:, None],
+            batch.temperature,
+            head.temperature or batch.temperature,
+            chunk_size=max(1, MAX_CHUNK_ELEMENTS // vocab_size),
+        )
+    return total

@@ -1,0 +1,132 @@
+"""A teacher that reads more than the student: its prompt may use the row's other columns."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from string import Formatter
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.interfaces import Teacher
+from lightning_opd.teachers.local import LocalTeacher
+from lightning_opd.tokenization.chat import render_prompt
+from lightning_opd.types import LinearHead, Message, Messages, Prompt, RolloutBatch, Signal, TeacherScores
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
+
+
+class PrivilegedTeacher(Teacher):
+    """Grades the student's tokens behind a prompt of its own, for example one that holds a hint.
+
+    With the student's own weights as the teacher this is self-distillation: the student learns to
+    answer without the hint as it would with it. The last user message is rewritten by `context`;
+    the response, with all its turns, keeps its tokens, so the tokenizer must be the student's.
+
+    Args:
+        teacher: The model that grades.
+        context: Text of the last user message, with `{content}` for what the student reads there and
+            `{column}` for any other column of the prompt's row.
+
+    Example:
+        >>> teacher = PrivilegedTeacher(LocalTeacher("models/base"), "{content} The answer is {answer}.")
+        >>> prompt = Prompt(({"role": "user", "content": "47+38?"},), "key", "self", "math", {"answer": "85"})
+        >>> teacher.messages(prompt, prompt.messages)[-1]["content"]
+        '47+38? The answer is 85.'
+    """
+
+    def __init__(self, teacher: LocalTeacher, context: str) -> None:
+        """Check the template."""
+        self._teacher, self.context = teacher, context
+        self._fields = [name for _, name, _, _ in Formatter().parse(context) if name is not None]
+        if "content" not in self._fields:
+            msg = f"`context` must hold {{content}}, the message that the student reads; got {context!r}."
+            raise ValueError(msg)
+
+    @property
+    @override
+    def identity(self) -> Hashable:
+        return (type(self), self._teacher.identity, self.context)
+
+    @override
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._teacher.tokenizer()
+
+    @override
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        self._teacher.setup(device, mesh)
+
+    @override
+    def output_head(self) -> LinearHead | None:
+        return self._teacher.output_head()
+
+    @override
+    def close(self) -> None:
+        self._teacher.close()
+
+    def messages(self, prompt: Prompt, chat: Messages) -> list[Message]:
+        """Return the chat that the teacher reads in the place of the one that the student reads.
+
+        Raises:
+            ValueError: The prompt's row lacks a column of the template, or the chat has no user message.
+        """
+        hinted: list[Message] = list(chat)
+        places = [i for i, message in enumerate(hinted) if message.get("role") == "user"]
+        missing = [name for name in self._fields if name != "content" and name not in prompt.columns]
+        if missing or not places:
+            wanted = f"the columns {missing}" if missing else "a user message"
+            msg = (
+                f"`context` of a PrivilegedTeacher needs {wanted}, which the prompt {prompt.key} lacks; its columns "
+                f"are {sorted(prompt.columns)}. Add them to the data, or change `context`."
+            )
+            raise ValueError(msg)
+        last = hinted[places[-1]]
+        values: Mapping[str, object] = {**prompt.columns, "content": last.get("content", "")}
+        hinted[places[-1]] = {**last, "content": self.context.format_map(values)}
+        return hinted
+
+    @override
+    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        if len(batch) == 0:  # another rank has rows: join its collectives
+            return self._teacher.score(batch, wanted)
+        tokenizer = self.tokenizer()
+        prompts = [
+            render_prompt(tokenizer, self.messages(t.prompt, t.turns[0].messages if t.turns else t.prompt.messages))
+            for t in batch.trajectories
+        ]
+        has_response = batch.response_mask.any(dim=1)
+        starts = torch.where(has_response, batch.response_mask.long().argmax(dim=1), batch.token_ids.shape[1])
+        lengths = torch.tensor([len(ids) for ids in prompts], device=starts.device)
+        ends = torch.where(batch.attention_mask, torch.arange(batch.token_ids.shape[1], device=starts.device), -1)
+        num_columns = int((ends.amax(dim=1) + 1 - starts).clamp(min=0).add(lengths).max())
+        own = batch.map(lambda x: _moved(x, starts, lengths, num_columns) if x.ndim >= 2 else x)
+        for row, ids in enumerate(prompts):
+            own.token_ids[row, : len(ids)] = torch.tensor(ids, device=starts.device)
+            own.attention_mask[row, : len(ids)] = True
+        scores = self._teacher.score(own, wanted)
+
+        def back(x: Tensor | None) -> Tensor | None:
+            return None if x is None else _moved(x, lengths, starts, batch.token_ids.shape[1])
+
+        return TeacherScores(
+            _moved(scores.logprobs, lengths, starts, batch.token_ids.shape[1]),
+            _moved(scores.comparable_mask, lengths, starts, batch.token_ids.shape[1]),
+            back(scores.top_ids),
+            back(scores.top_logprobs),
+            back(scores.hidden_states),
+        )
+
+
+def _moved(x: Tensor, starts: Int[Tensor, " batch"], targets: Int[Tensor, " batch"], num_columns: int) -> Tensor:
+    """Return `num_columns` columns in which each row's columns from its start on begin at its target; 0 elsewhere."""
+    columns = torch.arange(num_columns, device=x.device)[None]
+    sources = columns - targets[:, None] + starts[:, None]
+    is_moved = (columns >= targets[:, None]) & (sources < x.shape[1])
+    taken = x[torch.arange(len(x), device=x.device)[:, None], sources.clamp(0, x.shape[1] - 1)]
+    shape = (*is_moved.shape, *[1] * (x.ndim - 2))
+    return torch.where(is_moved.view(shape), taken, torch.zeros((), dtype=x.dtype, device=x.device))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_opd.data.collate import collate
+from lightning_opd.interfaces import Teacher
+from lightning_opd.models import load_causal_lm, load_tokenizer
+from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher
+from lightning_opd.tokenization.chat import render_prompt
+from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
+
+CPU = torch.device("cpu")
+EVERYTHING = frozenset(Signal)
+RESPONSES = ((40, 41, 42, 1), (50, 1), (60, 61, 62))
+
+
+def prompt(index: int) -> Prompt:
+    content = "short" if index % 2 else "a rather longer question"
+    return Prompt(({"role": "user", "content": content},), str(index), "t", "t", {"answer": f"{index}" * (index + 1)})
+
+
+def window(folder: Path) -> RolloutBatch:
+    tokenizer = load_tokenizer(str(folder))
+    trajectories = []
+    for index, response in enumerate(RESPONSES):
+        ids = render_prompt(tokenizer, prompt(index).messages)
+        mask = (False,) * len(ids) + (True,) * len(response)
+        trajectories.append(
+            Trajectory(prompt(index), (*ids, *response), mask, (0.0,) * len(mask), "", is_truncated=False)
+        )
+    return collate(trajectories, [0, 1, 2], [0, 0, 0], ("t",), 0.7, 0, torch.float32, CPU)
+
+
+def ready(teacher: Teacher) -> Teacher:
+    teacher.setup(CPU)
+    return teacher
+
+
+def test_the_student_reads_its_own_prompt_and_the_teacher_the_hint(tiny_model_dir: Path) -> None:
+    """Every grade equals one forward of the model over the hinted prompt and the very same response."""
+    teacher = PrivilegedTeacher(LocalTeacher(str(tiny_model_dir), top_k=5), "{content} It is {answer}.")
+    ready(teacher)
+    batch = window(tiny_model_dir)
+    scores = teacher.score(batch, EVERYTHING)
+    model, tokenizer = load_causal_lm(str(tiny_model_dir)).eval(), load_tokenizer(str(tiny_model_dir))
+    head = teacher.output_head()
+    assert head is not None
+    for row, response in enumerate(RESPONSES):
+        ids = render_prompt(tokenizer, teacher.messages(prompt(row), prompt(row).messages))
+        with torch.no_grad():
+            logits = model(torch.tensor([[*ids, *response]])).logits[0, len(ids) - 1 : -1] / 0.7
+        logprobs = torch.log_softmax(logits, -1)
+        own = batch.response_mask[row]
+        expected = logprobs.gather(-1, torch.tensor(response)[:, None]).squeeze(-1)
+        torch.testing.assert_close(scores.logprobs[row, own], expected, atol=1e-5, rtol=0)
+        assert scores.top_logprobs is not None
+        torch.testing.assert_close(scores.top_logprobs[row, own], logprobs.topk(5).values, atol=1e-5, rtol=0)
+        assert scores.hidden_states is not None
+        from_states = torch.log_softmax(head.logits(scores.hidden_states[row, own]) / 0.7, -1)
+        torch.testing.assert_close(from_states, logprobs, atol=1e-5, rtol=0)
+    assert torch.equal(scores.comparable_mask, batch.response_mask)
+    assert not scores.logprobs[~batch.response_mask].any()
+
+
+def test_a_context_that_adds_nothing_is_the_plain_teacher(tiny_model_dir: Path) -> None:
+    batch = window(tiny_model_dir)
+    plain = ready(LocalTeacher(str(tiny_model_dir))).score(batch, EVERYTHING)
+    same = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content}")).score(batch, EVERYTHING)
+    torch.testing.assert_close(same.logprobs, plain.logprobs)
+    assert torch.equal(same.comparable_mask, plain.comparable_mask)
+
+
+def test_a_rank_without_rows_takes_part(tiny_model_dir: Path) -> None:
+    teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content} {answer}"))
+    none = window(tiny_model_dir).select(torch.zeros(0, dtype=torch.long))
+    assert teacher.score(none, frozenset({Signal.LOGPROBS})).logprobs.shape[0] == 0
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tiny_model_dir: Path) -> None:
+    teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content} {hint}"))
+    with pytest.raises(ValueError, match=r"\['hint'\].*\['answer'\]"):
+        teacher.score(window(tiny_model_dir), frozenset())
+    with pytest.raises(ValueError, match=r"\{content\}"):
+        PrivilegedTeacher(LocalTeacher("x"), "Hint: {answer}")
+
+
+def test_a_trajectory_longer_than_the_teachers_context_is_refused(tiny_model_dir: Path) -> None:
+    teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content}" + " very long" * 200))
+    with pytest.raises(ValueError, match="256 positions of teacher"):
+        teacher.score(window(tiny_model_dir), frozenset())
