@@ -121,10 +121,8 @@ class TeacherResponses(ResponseSource):
                 raise ValueError(msg)
             self._engine.sync(model, 0)
             chosen = [i for i, prompt in enumerate(prompts) if prompt.teacher == name]
-            if not chosen:
-                self._engine.generate([], 1, [])  # another rank has some: join its collectives
-                continue
             rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
+            # played even without any prompt: another rank may have some, and this one joins its collectives
             episodes = scene.play(self._engine, [prompts[i] for i in chosen], [seeds[row] for row in rows])
             written.update(zip(rows, episodes, strict=True))
         return [written[row] for row in range(len(seeds))]

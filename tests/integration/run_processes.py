@@ -12,13 +12,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from lightning_opd.callbacks import HackDetector
 from lightning_opd.functional.advantages import KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import BatchMean
 from lightning_opd.functional.reductions import TrajectorySum
+from lightning_opd.interfaces import Task
 from lightning_opd.models import Lora
 from lightning_opd.modules import Critic
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.types import RolloutBatch
+from tests.agents import Talks
 from tests.world import Letters, Witness, make_data, make_module, make_trainer, whole
 
 RUNS = {
@@ -26,6 +29,7 @@ RUNS = {
     "distribution_matching": DistributionMatching(),
     "batch_mean": PolicyGradient(LogRatioToGo(), BatchMean(), reduction=TrajectorySum()),
     "critic": PolicyGradient(KLToGo()),
+    "many_turns": PolicyGradient(),
 }
 
 
@@ -88,6 +92,7 @@ def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
         trainer = make_trainer(
             folder,
             record,
+            HackDetector(),
             saver,
             devices=1 if name == "single" else 2,
             strategy=strategy_of(name),
@@ -99,7 +104,9 @@ def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
             gradient_clip_val=0.5,
         )
         # a lone teacher's rows may all fall to one rank: the other one still has to join its collectives
-        task = Letters(teachers=("code", "math", "math", "math"))
+        task: Task = Letters(teachers=("code", "math", "math", "math"))
+        if run == "many_turns":  # a rank whose episodes are over still has to join the other's turns
+            task = Talks()
         resumed = str(folder / "step=1.ckpt") if ckpt == "resume" else None
         trainer.fit(module, make_data(task, prompts_per_window=4), ckpt_path=resumed)
         weights = {n: whole(p) for n, p in module.named_parameters() if p.requires_grad}
