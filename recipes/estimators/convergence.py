@@ -13,7 +13,7 @@ def main(
     seed: int,
     models: str,
     output: str,
-    lrs: Sequence[float] = (3e-4, 1e-3, 3e-3),
+    lrs: Sequence[float] = (1e-4, 3e-4, 1e-3),
     steps_to_choose: int = 32,
     steps: int = 80,
     num_seeds: int = 3,

@@ -104,6 +104,7 @@ class Comparison:
 
     def run(self, ledger: Ledger, seeds: Sequence[int]) -> None:
         """Train what the ledger does not hold yet."""
+        brief, every = self.steps_to_choose, max(1, self.steps // NUM_VALIDATIONS)
         for name in self.arms:
             outcomes = [
                 ledger.once(f"choice/{name}/{lr:g}", self._train, name, lr, seeds[0], self.steps_to_choose)[-1][
@@ -115,13 +116,12 @@ class Comparison:
         for seed in seeds:
             ledger.once(f"start/{seed}", self._start, seed)
             for name in self.arms:
-                ledger.once(f"run/{name}/{seed}", self._train, name, ledger[f"lr/{name}"], seed, self.steps)
+                ledger.once(f"run/{name}/{seed}", self._train, name, ledger[f"lr/{name}"], seed, self.steps, every)
 
-    def _train(self, name: str, lr: float, seed: int, num_steps: int) -> list[dict[str, float]]:
+    def _train(self, name: str, lr: float, seed: int, num_steps: int, every: int) -> list[dict[str, float]]:
         L.seed_everything(seed, verbose=False)
         module, data, callbacks = self.make(name, lr, self.steps, seed)
         curve = Curve()
-        every = min(max(1, self.steps // NUM_VALIDATIONS), num_steps)
         make_trainer(num_steps, *callbacks, curve, validate_every=every).fit(module, data)
         return curve.points
 
