@@ -59,7 +59,6 @@ TRAINED: Mapping[str, Arm] = {
     "to-go γ=.9, leave-one-out": DISCOUNTED,
     "to-go, leave-one-out": TO_GO,
     "KL-to-go, critic": KL_TO_GO,
-    "full trajectory, leave-one-out": FULL,
     "GRPO, no teacher": Arm(OutcomeGradient(reduction=TrajectorySum()), has_outcome=True),
     "supervised on teacher samples": SUPERVISED,
 }

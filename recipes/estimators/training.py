@@ -106,13 +106,11 @@ class Comparison:
         """Train what the ledger does not hold yet."""
         brief, every = self.steps_to_choose, max(1, self.steps // NUM_VALIDATIONS)
         for name in self.arms:
-            outcomes = [
-                ledger.once(f"choice/{name}/{lr:g}", self._train, name, lr, seeds[0], self.steps_to_choose)[-1][
-                    "outcome"
-                ]
+            tried = {
+                lr: ledger.once(f"choice/{name}/{lr:g}", self._train, name, lr, seeds[0], brief, brief)
                 for lr in self.lrs
-            ]
-            ledger.once(f"lr/{name}", lambda outcomes: self.lrs[outcomes.index(max(outcomes))], outcomes)
+            }
+            ledger.once(f"lr/{name}", best, tried)
         for seed in seeds:
             ledger.once(f"start/{seed}", self._start, seed)
             for name in self.arms:
