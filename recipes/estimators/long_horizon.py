@@ -21,7 +21,7 @@ ARMS = {
     "to-go γ=.9, leave-one-out": DISCOUNTED,
     "supervised on teacher samples": SUPERVISED,
 }
-BATCH_SIZE = 64
+BATCH_SIZE, SPOILING_STEPS = 32, 12
 VOCABULARY = 280
 ARCHITECTURE = {
     "model_type": "qwen3",
@@ -34,32 +34,26 @@ ARCHITECTURE = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 256,
 }
-SLIP_SHARE = 0.2
 
 
 def make_models(folder: Path, seed: int, num_digits: int, num_steps: int) -> dict[str, float]:
-    """Train a base on right drafts alone, and from it an expert that has learned to mend wrong ones."""
-    clean = RunningSum(num_digits)
-    texts = (
-        f"{message['role']}\n{message['content']}"
-        for messages in clean.demonstrations("train", 64, seed)
-        for message in messages
-    )
+    """Train an expert that mends slips and makes few, and spoil it into a base that makes them and mends fewer."""
+    task = RunningSum(num_digits)
+    chats = task.demonstrations("train", 64, seed)
+    texts = (f"{message['role']}\n{message['content']}" for chat in chats for message in chat)
     train_tokenizer(texts, VOCABULARY).save_pretrained(folder / "tokenizer")
 
-    def demonstrate(make: type[SFTModule], student: Student, task: RunningSum, lr: float, name: str) -> None:
+    def demonstrate(module: SFTModule, writer: RunningSum, num_batches: int, name: str) -> None:
         L.seed_everything(seed, verbose=False)
-        module = make(student, optimizer_at(lr), cosine_to_a_tenth(num_steps))
-        data = SFTDataModule(task, BATCH_SIZE, num_steps * BATCH_SIZE, seed=seed)
-        make_trainer(num_steps, ExportHuggingFace(str(folder / name))).fit(module, data)
+        data = SFTDataModule(writer, BATCH_SIZE, num_batches * BATCH_SIZE, seed=seed)
+        make_trainer(num_batches, ExportHuggingFace(str(folder / name))).fit(module, data)
 
     fresh = Student(random_init=ARCHITECTURE, tokenizer=str(folder / "tokenizer"))
-    demonstrate(SFTModule, fresh, clean, 5e-3, "base")
-    demonstrate(MendingExpert, Student(str(folder / "base")), RunningSum(num_digits, SLIP_SHARE), 3e-3, "expert")
-    module, data = (
-        make_module(folder, "expert", REVERSE_KL, 0.0, 1),
-        make_data(RunningSum(num_digits), REVERSE_KL, seed, 1, 256),
-    )
+    expert = MendingExpert(fresh, optimizer_at(5e-3), cosine_to_a_tenth(num_steps))
+    demonstrate(expert, RunningSum(num_digits, "careful", slip_share=0.4), num_steps, "expert")
+    base = SFTModule(Student(str(folder / "expert")), optimizer_at(1e-3), cosine_to_a_tenth(SPOILING_STEPS))
+    demonstrate(base, RunningSum(num_digits, "sloppy", slip_share=0.15), SPOILING_STEPS, "base")
+    module, data = make_module(folder, "expert", REVERSE_KL, 0.0, 1), make_data(task, REVERSE_KL, seed, 1, 256)
     [metrics] = make_trainer(1, validate_every=1).validate(module, data, verbose=False)
     return {key.removeprefix("val/"): value for key, value in metrics.items()}
 
@@ -89,12 +83,12 @@ def main(
     seed: int,
     output: str,
     num_digits: int = 24,
-    num_demonstrated: int = 400,
+    expert_steps: int = 400,
     lrs: Sequence[float] = (1e-4, 3e-4, 1e-3),
-    steps_to_choose: int = 32,
-    steps: int = 80,
+    steps_to_choose: int = 24,
+    steps: int = 60,
     num_seeds: int = 3,
-    prompts_per_window: int = 16,
+    prompts_per_window: int = 8,
     num_validation: int = 256,
 ) -> None:
     """Make base and expert, then compare as `convergence.py` does.
@@ -105,7 +99,7 @@ def main(
         seed: Names the seeds: `num_seeds` from `seed` · `num_seeds` on.
         output: Folder for `long_horizon.json`, base and expert.
         num_digits: Length of the chain.
-        num_demonstrated: Supervised steps of the base, and again of the expert.
+        expert_steps: Supervised steps of the expert.
         lrs: Learning rates to choose from, the same for every arm.
         steps_to_choose: Steps after which the choice is made.
         steps: Steps of each training.
@@ -115,7 +109,7 @@ def main(
     """
     folder, task = Path(output), RunningSum(num_digits)
     ledger = Ledger(folder / "long_horizon.json")
-    ledger.once("expert", make_models, folder, seed, num_digits, num_demonstrated)
+    ledger.once("expert", make_models, folder, seed, num_digits, expert_steps)
 
     def make(name: str, lr: float, num_steps: int, own_seed: int) -> Ingredients:
         module = make_module(folder, "base", ARMS[name], lr, num_steps)
