@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmarks.record import RECIPES, provenance, record
-
-RECIPE = RECIPES / "merge_tiny"
+RECIPE = Path(__file__).parents[2] / "recipes" / "merge_tiny"
 RUNS = Path(os.environ.get("RUNS", "runs"))
 VARIANTS = {"distribution_matching": "parity", "policy_gradient": "parity_policy_gradient", "lora": "parity_lora"}
-COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python -m tests.benchmarks.merge_tiny {0}"
+COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python tests/benchmarks/merge_tiny.py {0}"
 MODELS = ("student", "teacher", "base", "average", "task_arithmetic")
 
 
@@ -55,24 +56,33 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def tables(results: dict) -> dict[str, str]:
-    """Return each variant's table."""
-    return {variant: table(rows) for variant, rows in results["variants"].items()}
+def with_tables(text: str, results: dict) -> str:
+    """Return the README with each variant's table between its markers."""
+    for variant, rows in results["variants"].items():
+        pattern = rf"(<!-- table:{variant} -->\n).*?(\n<!-- end -->)"
+        text, found = re.subn(pattern, lambda m, rows=rows: m[1] + table(rows) + m[2], text, flags=re.DOTALL)
+        assert found == 1, f"README.md has no place for the table of {variant}"
+    return text
 
 
 def main(seeds: list[str]) -> None:
     """Collect, write `results.json`, and put the tables into the README."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     reports = {
         variant: [json.loads((RUNS / f"merge_tiny/seed{seed}/{folder}/parity.json").read_text()) for seed in seeds]
         for variant, folder in VARIANTS.items()
     }
     results = {
-        **provenance(COMMAND.format(" ".join(seeds))),
+        "command": COMMAND.format(" ".join(seeds)),
+        "commit": commit,
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "seeds": [int(seed) for seed in seeds],
         "experts": [report.get("experts") for report in reports["distribution_matching"]],
         "variants": {variant: pooled(parts) for variant, parts in reports.items()},
     }
-    record(RECIPE, results, tables(results))
+    (RECIPE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    readme = RECIPE / "README.md"
+    readme.write_text(with_tables(readme.read_text(), results))
 
 
 if __name__ == "__main__":
