@@ -1,15 +1,19 @@
-"""Format rules: what a well-formed reply must not do, each rule named and counted."""
+"""Format rules: what a well-formed reply must not do, each rule named and counted.
+
+Each reply of an episode is judged by itself; a rule sees the episode up to and including it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
 
 from lightning_opd.interfaces import FormatRule
-from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, call_bodies, parse_tool_call
+from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, TaggedJson, ToolCallParser
+from lightning_opd.tokenization.tool_schema import Schema, argument_error
 from lightning_opd.types import Trajectory
 
 
@@ -51,11 +55,13 @@ class UnbalancedTags(NamedRule):
 
 @dataclass(frozen=True)
 class UnparsableToolCall(NamedRule):
-    """A tool call is not JSON of the form `{"name": …, "arguments": {…}}`."""
+    """A tool call is not JSON of the form that its parser reads, such as `{"name": …, "arguments": {…}}`."""
+
+    parser: ToolCallParser = TaggedJson()
 
     @override
     def is_broken(self, trajectory: Trajectory) -> bool:
-        return any(parse_tool_call(body) is None for body in call_bodies(trajectory.text))
+        return None in self.parser(trajectory.text)
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,29 @@ class UnknownTool(NamedRule):
     """A well-formed call names a tool that the task does not have."""
 
     tools: Sequence[str]
+    parser: ToolCallParser = TaggedJson()
 
     @override
     def is_broken(self, trajectory: Trajectory) -> bool:
-        calls = [parse_tool_call(body) for body in call_bodies(trajectory.text)]
-        return any(call is not None and call.name not in self.tools for call in calls)
+        return any(call is not None and call.name not in self.tools for call in self.parser(trajectory.text))
+
+
+@dataclass(frozen=True)
+class WrongArguments(NamedRule):
+    """A call of a known tool has arguments that the tool does not take.
+
+    Args:
+        schemas: Tool's name → its JSON schema.
+        parser: Finds the calls.
+    """
+
+    schemas: Mapping[str, Schema]
+    parser: ToolCallParser = TaggedJson()
+
+    @override
+    def is_broken(self, trajectory: Trajectory) -> bool:
+        calls = [call for call in self.parser(trajectory.text) if call is not None and call.name in self.schemas]
+        return any(argument_error(self.schemas[call.name], call.arguments) is not None for call in calls)
 
 
 @dataclass(frozen=True)
@@ -94,3 +118,22 @@ class ThinkOnce(NamedRule):
         text = trajectory.text
         opened, closed = text.find(self.open_tag), text.find(self.close_tag)
         return text.count(self.open_tag) != 1 or text.count(self.close_tag) != 1 or opened > closed
+
+
+@dataclass(frozen=True)
+class SpecialTokenInside(NamedRule):
+    """A control token stands inside the reply: sampled, or spelled out (which is one as soon as it is encoded again).
+
+    Args:
+        pattern: Regular expression of control tokens' text.
+        token_ids: Further control tokens, by id; the reply's last token, which may stop it, is not looked at.
+    """
+
+    pattern: str = r"<\|[^|<>\s]+\|>"
+    token_ids: Sequence[int] = ()
+
+    @override
+    def is_broken(self, trajectory: Trajectory) -> bool:
+        return bool(re.search(self.pattern, trajectory.text)) or any(
+            token in self.token_ids for token in trajectory.reply_ids[:-1]
+        )

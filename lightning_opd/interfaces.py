@@ -39,7 +39,10 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 
 class FormatRule(ABC):
-    """One named rule about how a response must look; decided on token ids and text only."""
+    """One named rule about how a reply must look; decided on token ids and text only.
+
+    In an episode of several turns it is asked once per reply, and shown the episode so far.
+    """
 
     @property
     def name(self) -> str:
@@ -48,7 +51,15 @@ class FormatRule(ABC):
 
     @abstractmethod
     def is_broken(self, trajectory: Trajectory) -> bool:
-        """Return whether the trajectory breaks this rule."""
+        """Return whether the trajectory's last reply, `trajectory.text`, breaks this rule."""
+
+
+class RewardFunction(ABC):
+    """Judges a finished episode, beside the task's own outcome."""
+
+    @abstractmethod
+    def __call__(self, trajectory: Trajectory) -> float:
+        """Return the reward."""
 
 
 class Environment(ABC):
@@ -170,6 +181,14 @@ class Teacher(ABC):
         """Return the tokenizer to compare with the student's, or None where that makes no sense."""
         return None
 
+    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+        """Meet the student's tokenizer; called once, before `setup`."""
+
+    @property
+    def is_retokenized(self) -> bool:
+        """Whether it reads other tokens than the student wrote; known once introduced."""
+        return False
+
     @abstractmethod
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load the model; called once, on every rank."""
@@ -248,9 +267,17 @@ class Objective(ABC):
     def check(self, road: Road) -> None:
         """Refuse settings under which this objective would learn something else than it says.
 
+        An override calls this one, too: by default there is no use for a critic.
+
         Raises:
-            ValueError: Before anything is loaded.
+            ValueError: With the setting and what to change, before anything runs.
         """
+        if road.has_critic:
+            msg = (
+                f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
+                "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
+            )
+            raise ValueError(msg)
 
     def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
         """Store on the graded window whatever needs other rows, before it is cut; on every rank."""
@@ -262,9 +289,8 @@ class Objective(ABC):
         return None
 
     def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
-        """Return what a critic's V(s_t) is fitted to, in nats, detached."""
-        msg = f"{type(self).__name__} has no use for a critic; remove `model.critic`, or use `PolicyGradient`."
-        raise ValueError(msg)
+        """Return what a critic's V(s_t) is fitted to, in nats, detached; only where `check` lets a critic pass."""
+        raise NotImplementedError
 
     @abstractmethod
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:

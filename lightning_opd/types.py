@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Message: TypeAlias = Mapping[str, object]
-"""One chat message: at least `role` and `content`."""
+"""One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
+schemas that its template shows."""
 
 Messages: TypeAlias = Sequence[Message]
 
@@ -42,12 +43,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an engine draws tokens.
+    """How the student writes: the draw of a token, and how far it may go.
 
     Args:
         temperature: Softmax temperature; 0 is greedy (log-probs are then those at temperature 1).
         top_p: Nucleus mass kept; 1 keeps the whole vocabulary.
-        max_new_tokens: Longest response in tokens, the stop token included.
+        max_new_tokens: Longest reply in tokens, the stop token included.
+        max_turns: Most replies of one episode; one that wants more ends truncated.
+        max_episode_tokens: Longest episode in tokens, everything included; by default what the
+            student has positions for. One that has no room for a whole reply ends truncated.
         stop_token_ids: Tokens that end a response; the data module fills in the tokenizer's.
         vocab_size: Ids from here on (padded rows of the output layer) are never drawn; the data
             module fills in the tokenizer's.
@@ -56,6 +60,8 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 64
+    max_turns: int = 16
+    max_episode_tokens: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     vocab_size: int | None = None
 
@@ -67,9 +73,11 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             msg = f"`top_p` must lie in (0, 1], got {self.top_p}."
             raise ValueError(msg)
-        if self.max_new_tokens < 1:
-            msg = f"`max_new_tokens` must be at least 1, got {self.max_new_tokens}."
-            raise ValueError(msg)
+        for name in ("max_new_tokens", "max_turns", "max_episode_tokens"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                msg = f"`{name}` must be at least 1, got {limit}."
+                raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -88,18 +96,40 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One reply of an episode, and the chat it answers.
+
+    Args:
+        messages: The whole chat before the reply, earlier replies and tools' answers included.
+        start: Where the reply begins in the trajectory's `token_ids`.
+        end: Where it ends, its stop token included.
+        text: The reply, decoded without the stop token.
+        format_errors: Names of the format rules it breaks.
+    """
+
+    messages: Messages
+    start: int
+    end: int
+    text: str
+    format_errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A finished episode: the prompt, the tokens of all turns, and the verdict.
+
+    A format rule is shown the episode up to and including the reply it judges, `text` being that reply.
 
     Args:
         prompt: The question.
         token_ids: Rendered prompt and everything after it.
         response_mask: True where the student wrote the token.
         logprobs: Sampling log-prob of each token in nats, 0 where the student did not write.
-        text: The student's words, decoded without the stop token.
-        is_truncated: Whether a length limit ended the episode.
+        text: The student's words, decoded without the stop tokens; a line break between turns.
+        is_truncated: Whether a limit ended the episode: on a reply's tokens, on turns, on all tokens.
         reward: The task's verdict on the outcome.
-        format_errors: Names of the broken format rules.
+        format_errors: Names of the format rules that any turn breaks.
+        turns: The replies in order.
         split: Split the prompt came from.
         mode: "sampled" or "greedy".
         is_repeat: Whether the episode only fills up an evaluation batch and counts nowhere.
@@ -113,9 +143,16 @@ class Trajectory:
     is_truncated: bool
     reward: float = 0.0
     format_errors: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
     split: str = "train"
     mode: str = "sampled"
     is_repeat: bool = False
+
+    @property
+    def reply_ids(self) -> tuple[int, ...]:
+        """Tokens of the last reply, its stop token included."""
+        start, end = (self.turns[-1].start, self.turns[-1].end) if self.turns else (0, len(self.token_ids))
+        return self.token_ids[start:end]
 
 
 class Signal(Enum):
@@ -161,6 +198,7 @@ class TeacherScores:
         top_ids: Teacher's k likeliest token ids at each position, or None.
         top_logprobs: Their log-probs in nats, or None.
         hidden_states: States from which the teacher's head predicts token t, or None.
+        metrics: What the teacher measured, `name → (sum, count)`; the same names on every rank.
     """
 
     logprobs: Float[Tensor, "batch time"]
@@ -168,6 +206,7 @@ class TeacherScores:
     top_ids: Int[Tensor, "batch time k"] | None = None
     top_logprobs: Float[Tensor, "batch time k"] | None = None
     hidden_states: Float[Tensor, "batch time hidden"] | None = None
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,6 +234,7 @@ class Road:
         given_share: Share of windows whose responses were written by a data set or a teacher.
         has_outcome: Whether a callback adds outcome advantages.
         has_reference: Whether a reference model is there.
+        has_critic: Whether a critic learns the baseline.
         teacher_names: Sorted names of the teachers.
     """
 
@@ -203,6 +243,7 @@ class Road:
     given_share: float = 0.0
     has_outcome: bool = False
     has_reference: bool = False
+    has_critic: bool = False
     teacher_names: tuple[str, ...] = ()
 
 

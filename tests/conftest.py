@@ -55,3 +55,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def double_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as `world` in float64."""
     return save_world(tmp_path_factory.mktemp("double_world"), torch.float64)
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's folder with a tokenizer of its own, which merges other letters and has its own ids."""
+    from lightning_opd.tokenization.training import train_tokenizer
+
+    texts = ("user assistant xyz calc", "name arguments result", '": "') * 3
+    tokenizer = train_tokenizer(texts, vocab_size=320, special_tokens=("</tool_call>", "<think>", "</think>"))
+    return save_model(tmp_path_factory.mktemp("foreign"), seed=7, tokenizer=tokenizer)

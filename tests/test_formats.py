@@ -6,17 +6,29 @@ from hypothesis import strategies as st
 
 from lightning_opd.formats import (
     NamedRule,
+    SpecialTokenInside,
     TextAfterFinalTag,
     ThinkOnce,
     Truncated,
     UnbalancedTags,
     UnknownTool,
     UnparsableToolCall,
+    WrongArguments,
 )
 from lightning_opd.interfaces import FormatRule
-from lightning_opd.types import Prompt, Trajectory
+from lightning_opd.tokenization.tool_calls import BareJson
+from lightning_opd.types import Prompt, Trajectory, Turn
 
 CALL = '<tool_call>{"name": "calc", "arguments": {"result": "85"}}</tool_call>'
+RESULT = {
+    "function": {
+        "parameters": {
+            "type": "object",
+            "properties": {"result": {"type": "string"}, "unit": {"type": "string"}},
+            "required": ["result"],
+        }
+    }
+}
 GOOD = f"<think>7+8=15 carry 1</think>{CALL}"
 RULES: tuple[FormatRule, ...] = (
     Truncated(),
@@ -26,6 +38,8 @@ RULES: tuple[FormatRule, ...] = (
     UnknownTool(("calc",)),
     TextAfterFinalTag(),
     ThinkOnce(),
+    WrongArguments({"calc": RESULT}),
+    SpecialTokenInside(),
 )
 
 
@@ -69,7 +83,14 @@ def test_only_the_missing_thoughts_are_missed_in_plain_text() -> None:
         (GOOD.replace("calc", "calc "), {"unknown_tool"}),
         (GOOD + CALL.replace("calc", "shell"), {"unknown_tool"}),
         (GOOD + " The sum is 85.", {"text_after_final_tag"}),
-        (GOOD + "<|im_start|>", {"text_after_final_tag"}),
+        (GOOD + "<|im_start|>", {"text_after_final_tag", "special_token_inside"}),
+        (GOOD.replace("carry", "<|endoftext|>"), {"special_token_inside"}),
+        (GOOD.replace("carry", "<|not one of ours|>"), set()),
+        (GOOD.replace('"85"', "85"), {"wrong_arguments"}),
+        (GOOD.replace('"result"', '"answer"'), {"wrong_arguments"}),
+        (GOOD.replace('{"result": "85"}', "{}"), {"wrong_arguments"}),
+        (GOOD.replace("}}", ', "unit": null}}'), {"wrong_arguments"}),
+        (GOOD.replace("}}", ', "unit": "m"}}'), set()),
         (GOOD + "\N{ZERO WIDTH SPACE}", {"text_after_final_tag"}),
         (GOOD.replace("<think>", "<Think>"), {"unbalanced_think", "think_once"}),
     ],
@@ -87,6 +108,36 @@ def test_tags_of_another_kind_may_be_checked() -> None:
     prompt = Prompt((), "0", "t", "d")
     texts = {"[[a]]": False, "[[a": True, "a]]": True, "[[[[a]]]]": True, "a": False}
     assert {t: rule.is_broken(Trajectory(prompt, (), (), (), t, is_truncated=False)) for t in texts} == texts
+
+
+def test_special_tokens_are_found_by_id_but_not_where_they_stop_the_reply() -> None:
+    rule = SpecialTokenInside(token_ids=(7, 9))
+    prompt = Prompt((), "0", "t", "d")
+
+    def is_broken(*token_ids: int) -> bool:
+        turns = (Turn((), 0, 1, "a"), Turn((), 2, 2 + len(token_ids), "b"))
+        everything = (7, 9, *token_ids)
+        mask = (True, False, *(True for _ in token_ids))
+        trajectory = Trajectory(prompt, everything, mask, (), "b", is_truncated=False, turns=turns)
+        assert trajectory.reply_ids == token_ids
+        return rule.is_broken(trajectory)
+
+    assert not is_broken(1, 2, 9)
+    assert is_broken(1, 7, 2, 9)
+    assert is_broken(9, 9)
+    assert not is_broken()
+
+
+def test_rules_read_calls_in_the_models_own_form() -> None:
+    rules = (UnparsableToolCall(BareJson()), UnknownTool(("calc",), BareJson()))
+    prompt = Prompt((), "0", "t", "d")
+
+    def names(text: str) -> list[str]:
+        return [rule.name for rule in rules if rule.is_broken(Trajectory(prompt, (), (), (), text, is_truncated=False))]
+
+    assert names('{"name": "calc", "parameters": {}}') == names(CALL) == names("85") == []
+    assert names('{"name": "calc"') == ["unparsable_tool_call"]
+    assert names('{"name": "shell"}') == ["unknown_tool"]
 
 
 @given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", "<think>", "</think>", "x", '{"name": "calc"}'])))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 TEXTS = (
@@ -40,18 +44,27 @@ def model_config(vocab_size: int, **changes: object) -> dict[str, object]:
     }
 
 
-def save_model(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+def save_model(
+    folder: Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **changes: object,
+) -> Path:
     """Save a randomly initialised model with its tokenizer and return the folder.
 
     Args:
         folder: Where to write; made if missing.
         seed: Of the weights.
         dtype: Of the saved weights.
+        tokenizer: Saved beside it; by default that of `save_tokenizer`.
         changes: Entries of the configuration that differ from `model_config`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder))
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder))
+    tokenizer.save_pretrained(folder)
     settings = {**model_config(len(tokenizer)), **changes}
     settings |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng():

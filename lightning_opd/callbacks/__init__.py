@@ -3,7 +3,18 @@
 from lightning_opd.callbacks.export import ExportHuggingFace
 from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMask
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
-from lightning_opd.callbacks.outcome_reward import OutcomeReward
+from lightning_opd.callbacks.hack_detector import HackDetector
+from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskOutcome, WeightedReward, WellFormed
 from lightning_opd.callbacks.rollout_table import RolloutTable
 
-__all__ = ["ExportHuggingFace", "FirstSpecialTokenMask", "FormatErrorMask", "OutcomeReward", "RolloutTable"]
+__all__ = [
+    "ExportHuggingFace",
+    "FirstSpecialTokenMask",
+    "FormatErrorMask",
+    "HackDetector",
+    "OutcomeReward",
+    "RolloutTable",
+    "TaskOutcome",
+    "WeightedReward",
+    "WellFormed",
+]

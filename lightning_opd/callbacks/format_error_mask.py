@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_opd.interfaces import OPDCallback
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import RolloutBatch, Trajectory
 
 
 class FormatErrorMask(OPDCallback):
@@ -20,27 +20,33 @@ class FormatErrorMask(OPDCallback):
     breaks; masking those trajectories takes the pay away. Their outcome gradient stays, and the
     denominator stays, so that good trajectories do not weigh more as failures rise.
 
-    Logs `train/masked` (share of trajectories) and `train/format_error/<rule>`.
+    Logs `train/masked` (share of trajectories with an error) and `train/format_error/<rule>`.
 
     Args:
         warn_above: Share of masked trajectories above which to warn.
+        from_erring_turn: Whether an episode keeps the signal of the turns before its first error.
 
     Reference:
         On-policy distillation for model merging, section 2 (2026).
     """
 
-    def __init__(self, warn_above: float = 0.5) -> None:
+    def __init__(self, warn_above: float = 0.5, from_erring_turn: bool = False) -> None:  # a key in YAML
         """Check the share."""
         if not 0 <= warn_above <= 1:
             msg = f"`warn_above` is a share between 0 and 1, got {warn_above}."
             raise ValueError(msg)
-        self.warn_above = warn_above
+        self.warn_above, self.from_erring_turn = warn_above, from_erring_turn
         self._has_warned = False
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         bad = rollouts.has_format_error
-        rollouts.distill_weights = torch.where(bad, 0.0, rollouts.distill_weights)
+        if self.from_erring_turn:
+            starts = torch.tensor([_first_error(t) for t in rollouts.trajectories], device=bad.device)
+            positions = torch.arange(rollouts.token_ids.shape[1], device=bad.device)
+            rollouts.distill_mask = rollouts.distill_mask & (positions < starts[:, None])
+        else:
+            rollouts.distill_weights = torch.where(bad, 0.0, rollouts.distill_weights)
         count = rollouts.num_trajectories.new_tensor(len(rollouts))
         metrics = {"train/masked": (bad.sum().double(), count)}
         names = sorted(rule.name for rule in trainer.datamodule.task.format_rules())  # type: ignore[attr-defined]  # set by Lightning
@@ -56,3 +62,8 @@ class FormatErrorMask(OPDCallback):
                 f"(most broken: {broken.most_common(1)[0][0] if broken else 'unknown'}). Start from a student that "
                 "knows the format (a supervised warm start), or check the task's format rules."
             )
+
+
+def _first_error(trajectory: Trajectory) -> int:
+    """Return where the first reply with a format error begins, or the trajectory's length."""
+    return next((turn.start for turn in trajectory.turns if turn.format_errors), len(trajectory.token_ids))

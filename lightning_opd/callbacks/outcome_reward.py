@@ -2,33 +2,99 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import lightning as L  # Lightning's own convention
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.outcomes import LeaveOneOut, OutcomeAdvantage
-from lightning_opd.interfaces import OPDCallback
-from lightning_opd.types import RolloutBatch
+from lightning_opd.interfaces import OPDCallback, RewardFunction
+from lightning_opd.types import RolloutBatch, Trajectory
+
+
+@dataclass(frozen=True)
+class TaskOutcome(RewardFunction):
+    """The task's own verdict."""
+
+    @override
+    def __call__(self, trajectory: Trajectory) -> float:
+        return trajectory.reward
+
+
+@dataclass(frozen=True)
+class WellFormed(RewardFunction):
+    """1 if no turn breaks a format rule."""
+
+    @override
+    def __call__(self, trajectory: Trajectory) -> float:
+        return float(not trajectory.format_errors)
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """One term of a reward.
+
+    Args:
+        function: Judges a trajectory.
+        weight: Of this term in the sum; a negative one punishes.
+    """
+
+    function: RewardFunction
+    weight: float = 1.0
 
 
 class OutcomeReward(OPDCallback):
     """Add `coef` · Â_outcome to every response token's advantage.
 
     A positive coefficient tilts the fixed point away from the teacher, towards reward
-    (π ∝ T·exp(coef·R) in the exact case); exact parity with the teacher belongs to a coefficient of 0.
+    (π ∝ T·exp(coef·R) in the exact case); exact parity with the teacher belongs to a coefficient of 0,
+    which `final_coef: 0` reaches in the course of training.
 
-    Logs `train/outcome_advantage` (mean of its absolute value) and `train/groups_without_spread`.
+    Logs `train/outcome_advantage` (mean of its absolute value, before the coefficient), `train/outcome_coef`,
+    `train/groups_without_spread` (share of groups whose siblings all have one reward and teach nothing) and, with
+    `rewards`, `train/reward_function/<name>`.
 
     Args:
         coef: Weight of the outcome advantage against the log-ratio in nats.
+        final_coef: Weight at the end; null keeps `coef`.
+        final_from: Share of training from which `final_coef` holds; the way there is linear.
         advantage: Compares the rewards of siblings; needs `data.samples_per_prompt` of 2 or more.
+        rewards: Terms that are summed up; by default the task's outcome alone.
     """
 
-    def __init__(self, coef: float = 1.0, advantage: OutcomeAdvantage = LeaveOneOut()) -> None:  # noqa: B008  # frozen
-        """Check the weight."""
-        if coef < 0:
-            msg = f"`coef` must not be negative, got {coef}: it would reward failure."
+    def __init__(
+        self,
+        coef: float = 1.0,
+        final_coef: float | None = None,
+        final_from: float = 0.8,
+        advantage: OutcomeAdvantage = LeaveOneOut(),  # noqa: B008  # frozen
+        rewards: list[WeightedReward] | None = None,
+    ) -> None:
+        """Check the weights."""
+        for name, value in (("coef", coef), ("final_coef", final_coef or 0.0)):
+            if value < 0:
+                msg = f"`{name}` must not be negative, got {value}: it would reward failure."
+                raise ValueError(msg)
+        if not 0 < final_from <= 1:
+            msg = f"`final_from` is a share of training, above 0 and at most 1, got {final_from}."
             raise ValueError(msg)
-        self.coef, self.advantage = coef, advantage
+        self.coef, self.final_coef, self.final_from = coef, final_coef, final_from
+        self.advantage, self.rewards = advantage, rewards or []
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        num_samples = trainer.datamodule.samples_per_prompt  # type: ignore[attr-defined]  # set by Lightning
+        if num_samples < 2:
+            msg = (
+                f"OutcomeReward compares the siblings of a prompt, got `data.samples_per_prompt` {num_samples}. "
+                "Set it to 2 or more."
+            )
+            raise ValueError(msg)
+        if self.final_coef is not None and trainer.estimated_stepping_batches == float("inf"):
+            msg = "`final_coef` needs to know where training ends; set `trainer.max_steps` or `trainer.max_epochs`."
+            raise ValueError(msg)
 
     @property
     @override
@@ -37,12 +103,42 @@ class OutcomeReward(OPDCallback):
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        advantages = self.advantage(rollouts.rewards, rollouts.group_ids)
-        rollouts.outcome_advantages = rollouts.outcome_advantages + self.coef * advantages
-        count = rollouts.num_trajectories.new_tensor(len(rollouts))
-        is_flat = advantages == 0  # every row of a group without spread
+        rewards, metrics = self._rewards(rollouts)
+        advantages, coef = self.advantage(rewards, rollouts.group_ids), self._coef(trainer)
+        rollouts.outcome_advantages = rollouts.outcome_advantages + coef * advantages
+        one = rollouts.num_trajectories.new_ones(())
         rollouts.metrics = {
             **rollouts.metrics,
-            "train/outcome_advantage": (advantages.abs().double().sum(), count),
-            "train/groups_without_spread": (is_flat.double().sum(), count),
+            **metrics,
+            "train/outcome_advantage": (advantages.abs().double().sum(), one * len(rollouts)),
+            "train/outcome_coef": (one * coef, one),
+            "train/groups_without_spread": _without_spread(rewards, rollouts.group_ids),
         }
+
+    def _coef(self, trainer: L.Trainer) -> float:
+        if self.final_coef is None:
+            return self.coef
+        progress = trainer.global_step / (self.final_from * trainer.estimated_stepping_batches)
+        return self.coef + (self.final_coef - self.coef) * min(1.0, progress)
+
+    def _rewards(self, rollouts: RolloutBatch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Return each trajectory's weighted sum, and the mean of each term to log."""
+        if not self.rewards:
+            return rollouts.rewards, {}
+        total, metrics = torch.zeros_like(rollouts.rewards), {}
+        for term in self.rewards:
+            values = rollouts.rewards.new_tensor([term.function(t) for t in rollouts.trajectories])
+            total = total + term.weight * values
+            name = f"train/reward_function/{type(term.function).__name__}"
+            metrics[name] = (values.double().sum(), values.new_tensor(len(values), dtype=torch.float64))
+        return total, metrics
+
+
+def _without_spread(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many groups have one reward throughout, and how many there are."""
+    groups, group = torch.unique(group_ids, return_inverse=True)
+    empty = rewards.new_zeros(len(groups))
+    lowest = empty.scatter_reduce(0, group, rewards, "amin", include_self=False)
+    highest = empty.scatter_reduce(0, group, rewards, "amax", include_self=False)
+    is_flat = lowest == highest
+    return is_flat.double().sum(), torch.ones_like(is_flat, dtype=torch.float64).sum()

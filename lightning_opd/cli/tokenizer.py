@@ -18,6 +18,7 @@ def tokenizer(
     vocab_size: int = 512,
     num_examples: int = 4096,
     special_tokens: list[str] | None = None,
+    max_merge: int | None = None,
     seed: int = 0,
 ) -> None:
     """Train a byte-level BPE tokenizer on a task's demonstrations and save it as a Hugging Face folder.
@@ -28,6 +29,7 @@ def tokenizer(
         vocab_size: Number of tokens, special ones and the 256 bytes included.
         num_examples: Demonstrations to read.
         special_tokens: Words that are always one token, for example <think>.
+        max_merge: Let tokens run across digits, words and punctuation, up to so many bytes.
         seed: Seed of the demonstrations.
     """
     from lightning_opd.tokenization.training import train_tokenizer
@@ -37,7 +39,7 @@ def tokenizer(
         raise UsageError(msg)
     chats = _build_task(task).demonstrations("train", num_examples, seed)
     texts = (f"{message['role']}\n{message['content']}" for chat in chats for message in chat)
-    trained = train_tokenizer(texts, vocab_size, special_tokens or [])
+    trained = train_tokenizer(texts, vocab_size, special_tokens or [], max_merge)
     Path(output).mkdir(parents=True, exist_ok=True)
     trained.save_pretrained(output)
     sys.stdout.write(f"tokenizer with {len(trained)} tokens written to {output}\n")

@@ -222,7 +222,8 @@ class OPDDataModule(L.LightningDataModule):
             if isinstance(callback, OPDCallback):
                 callback.on_rollout_end(trainer, cast("L.LightningModule", module), window)
                 check_shapes(window, callback)
-        window.metrics = {**statistics, **window.metrics}
+        graded = {} if window.teacher_scores is None else window.teacher_scores.metrics
+        window.metrics = {**statistics, **{f"train/{name}": pair for name, pair in graded.items()}, **window.metrics}
         micro_batches = cut(window, self.updates_per_window, trainer.accumulate_grad_batches)
         for part in micro_batches:
             if self.updates_per_window > 1:

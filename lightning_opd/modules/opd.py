@@ -17,6 +17,7 @@ from lightning_opd.interfaces import Objective, StudentForward, Teacher, WindowC
 from lightning_opd.models import Student, shard_whole
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.records import EvaluationRecords
+from lightning_opd.modules.retokenized import check_retokenized_teachers
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher, TeacherPool
@@ -99,6 +100,9 @@ class OPDModule(StudentModule):
             tokenizer = teacher.tokenizer()
             if tokenizer is not None:
                 check_same_vocabulary(self.tokenizer, tokenizer, name)
+            teacher.introduce(self.tokenizer)
+        if self.trainer.state.fn == "fit":
+            check_retokenized_teachers(self.objective, self.teachers.distinct)
         mesh = self.data_mesh()
         self.teachers.setup(self.trainer.strategy.root_device, mesh)
         if self.reference is not None:

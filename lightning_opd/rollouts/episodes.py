@@ -1,4 +1,4 @@
-"""From prompts to judged trajectories: render, let the engine write, let the task judge."""
+"""From prompts to judged trajectories: many episodes at once, one call of the engine per turn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task
-from lightning_opd.tokenization.chat import decode_response, render_prompt
-from lightning_opd.types import Prompt, Sample, Sampling, Trajectory
+from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
+from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,42 +25,50 @@ def run_episodes(
     max_length: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Trajectory]:
-    """Play `len(seeds) / len(prompts)` one-turn episodes per prompt, prompt by prompt.
+    """Play `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
+
+    All episodes advance together: in each turn the engine writes the replies of those that are not over,
+    the environments answer, and the finished ones leave. Tokens stay as sampled: a reply is decoded for
+    the environment, never encoded again.
 
     Args:
         task: Gives the environments and the format rules.
         prompts: The questions.
         engine: Writes the replies; it already holds the student.
         tokenizer: The student's.
-        seeds: One per episode.
-        sampling: How to draw, with the stop tokens filled in.
+        seeds: One per episode; each turn has its own from it, the first turn the seed itself.
+        sampling: How to draw and how far to go, with the stop tokens filled in.
         max_length: Longest sequence in tokens that the student has positions for.
-        on_progress: Called with the number of finished replies.
+        on_progress: Called with the number of finished episodes and, in between, of the turn's replies.
 
     Raises:
-        ValueError: A prompt leaves no room for the reply, or an episode wants a second turn.
+        ValueError: A prompt leaves no room for the reply.
     """
     num_samples = len(seeds) // len(prompts)
-    episodes = [[task.environment(prompt) for _ in range(num_samples)] for prompt in prompts]
-    token_ids = [render_prompt(tokenizer, siblings[0].reset()) for siblings in episodes]
-    for siblings in episodes:
-        for environment in siblings[1:]:
-            environment.reset()
-    check_lengths(token_ids, prompts, sampling.max_new_tokens, max_length)
-    samples = engine.generate(token_ids, num_samples, seeds, sampling, on_progress)
-    rules = task.format_rules()
-    return [
-        _judge(
-            episodes[i // num_samples][i % num_samples],
-            prompts[i // num_samples],
-            token_ids[i // num_samples],
-            sample,
-            tokenizer,
+    max_length = min(max_length, sampling.max_episode_tokens or max_length)
+    episodes: list[_Episode] = []
+    for i, prompt in enumerate(prompts):
+        environments = [task.environment(prompt) for _ in range(num_samples)]
+        messages, *_ = [environment.reset() for environment in environments]
+        prompt_ids = render_prompt(tokenizer, messages)
+        for environment, seed in zip(environments, seeds[i * num_samples : (i + 1) * num_samples], strict=True):
+            episodes.append(_Episode(environment, prompt, messages, prompt_ids, seed, tokenizer, sampling))
+    check_lengths([e.token_ids for e in episodes[::num_samples]], prompts, sampling.max_new_tokens, max_length)
+    active, turn = episodes, 0
+    while active:
+        num_done = len(episodes) - len(active)
+        samples = engine.generate(
+            [episode.token_ids for episode in (active[::num_samples] if turn == 0 else active)],
+            num_samples if turn == 0 else 1,
+            [episode.seed if turn == 0 else row_seed(episode.seed, "turn", turn) for episode in active],
             sampling,
-            rules,
+            None if on_progress is None else lambda n, done=num_done: on_progress(done + n),  # type: ignore[misc]  # mypy knows no defaults
         )
-        for i, sample in enumerate(samples)
-    ]
+        for episode, sample in zip(active, samples, strict=True):
+            episode.advance(sample, max_length)
+        active, turn = [episode for episode in active if not episode.is_over], turn + 1
+    rules = task.format_rules()
+    return [_judge(episode.trajectory(), rules) for episode in episodes]
 
 
 def check_lengths(
@@ -76,31 +85,83 @@ def check_lengths(
             raise ValueError(msg)
 
 
-def _judge(
-    environment: Environment,
-    prompt: Prompt,
-    prompt_ids: Sequence[int],
-    sample: Sample,
-    tokenizer: PreTrainedTokenizerBase,
-    sampling: Sampling,
-    rules: Sequence[FormatRule],
-) -> Trajectory:
-    text = decode_response(tokenizer, sample.token_ids, sampling.stop_token_ids)
-    if environment.step({"role": "assistant", "content": text}):
-        msg = (
-            f"The environment of domain `{prompt.domain}` answers the student's reply; episodes of several turns "
-            "are not supported yet. Return no messages from `step` to end the episode."
+class _Episode:
+    """One episode while it is played."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        prompt: Prompt,
+        messages: Messages,
+        prompt_ids: Sequence[int],
+        seed: int,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+    ) -> None:
+        self._environment, self._prompt = environment, prompt
+        self._tokenizer, self._sampling, self.seed = tokenizer, sampling, seed
+        self._messages: list[Message] = list(messages)
+        self.token_ids = list(prompt_ids)
+        self._mask = [False] * len(self.token_ids)
+        self._logprobs = [0.0] * len(self.token_ids)
+        self._turns: list[Turn] = []
+        self.is_over = self._is_truncated = False
+
+    def advance(self, sample: Sample, max_length: int) -> None:
+        """Take a reply, let the environment answer it, and see whether there is room to go on."""
+        text = decode_response(self._tokenizer, sample.token_ids, self._sampling.stop_token_ids)
+        start, end = len(self.token_ids), len(self.token_ids) + len(sample.token_ids)
+        before = tuple(self._messages)
+        self._turns.append(Turn(before, start, end, text))
+        self._append(sample.token_ids, sample.logprobs, is_reply=True)
+        reply = {"role": "assistant", "content": text}
+        answer = self._environment.step(reply)
+        self._is_truncated, self.is_over = sample.is_truncated, sample.is_truncated or not answer
+        if self.is_over:
+            return
+        given = render_answer(self._tokenizer, before, answer)
+        has_room = len(self.token_ids) + len(given) + self._sampling.max_new_tokens <= max_length
+        if not has_room or len(self._turns) == self._sampling.max_turns:
+            self._is_truncated = self.is_over = True
+            return
+        self._messages += [reply, *answer]
+        self._append(given, [0.0] * len(given), is_reply=False)
+
+    def _append(self, token_ids: Sequence[int], logprobs: Sequence[float], *, is_reply: bool) -> None:
+        self.token_ids += token_ids
+        self._logprobs += logprobs
+        self._mask += [is_reply] * len(token_ids)
+
+    def trajectory(self) -> Trajectory:
+        """Return the finished episode, not yet judged by format rules."""
+        return Trajectory(
+            prompt=self._prompt,
+            token_ids=tuple(self.token_ids),
+            response_mask=tuple(self._mask),
+            logprobs=tuple(self._logprobs),
+            text="\n".join(turn.text for turn in self._turns),
+            is_truncated=self._is_truncated,
+            reward=float(self._environment.outcome()),
+            turns=tuple(self._turns),
         )
-        raise ValueError(msg)
-    num_prompt, num_reply = len(prompt_ids), len(sample.token_ids)
-    trajectory = Trajectory(
-        prompt=prompt,
-        token_ids=(*prompt_ids, *sample.token_ids),
-        response_mask=(False,) * num_prompt + (True,) * num_reply,
-        logprobs=(0.0,) * num_prompt + sample.logprobs,
-        text=text,
-        is_truncated=sample.is_truncated,
-        reward=float(environment.outcome()),
-    )
-    errors = tuple(rule.name for rule in rules if rule.is_broken(trajectory))
-    return dataclasses.replace(trajectory, format_errors=errors)
+
+
+def _judge(trajectory: Trajectory, rules: Sequence[FormatRule]) -> Trajectory:
+    """Show each reply, with what came before it, to every rule."""
+    turns, judged = trajectory.turns, []
+    for i, turn in enumerate(turns):
+        is_last = i + 1 == len(turns)
+        so_far = dataclasses.replace(
+            trajectory,
+            token_ids=trajectory.token_ids[: turn.end],
+            response_mask=trajectory.response_mask[: turn.end],
+            logprobs=trajectory.logprobs[: turn.end],
+            text=turn.text,
+            is_truncated=trajectory.is_truncated and is_last,
+            turns=turns[: i + 1],
+        )
+        errors = tuple(rule.name for rule in rules if rule.is_broken(so_far))
+        judged.append(dataclasses.replace(turn, format_errors=errors))
+    broken = {name for turn in judged for name in turn.format_errors}
+    names = tuple(rule.name for rule in rules if rule.name in broken)
+    return dataclasses.replace(trajectory, turns=tuple(judged), format_errors=names)

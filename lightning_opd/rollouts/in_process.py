@@ -20,12 +20,18 @@ from lightning_opd.types import Sample, Sampling
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-RETIRE_SHARE = 0.25
-"""Finished rows leave the batch once they are this share of it: copying the cache costs too."""
+RETIRE_SHARE = 0.05
+"""Finished rows leave the batch once they are this share of it, so that fewer are ever carried along.
+
+A step copies the cache anyway to make room for its token, so that leaving costs little."""
 
 
 class InProcessEngine(RolloutEngine):
     """Generates with the training weights themselves: exactly on-policy, no copy, no server.
+
+    Every call begins with one forward over its prompts; keys and values are not kept from one turn of an
+    episode to the next. Tools' answers are of uneven length, so that kept rows would have holes, and
+    what is written after a hole differs in its last bits from what is written after the same tokens in one piece.
 
     Args:
         batch_size: Most responses written at once; longer lists are split. Bounds memory only:
@@ -39,6 +45,12 @@ class InProcessEngine(RolloutEngine):
             raise ValueError(msg)
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
+        self._num_tokens = self._num_row_steps = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Tokens written since the last `sync`, as a share of decode steps × rows still in the batch."""
+        return self._num_tokens / max(1, self._num_row_steps)
 
     @property
     @override
@@ -48,6 +60,7 @@ class InProcessEngine(RolloutEngine):
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
         self._model = causal_lm(student)
+        self._num_tokens = self._num_row_steps = 0
 
     @override
     @torch.no_grad()
@@ -84,6 +97,8 @@ class InProcessEngine(RolloutEngine):
                     )
                     for row, sample in zip(rows, decoding.run(on_progress, len(samples)), strict=True):
                         samples[row] = sample
+                        self._num_tokens += len(sample.token_ids)
+                    self._num_row_steps += decoding.num_row_steps
         finally:
             self._model.train(was_training)
         return [samples[row] for row in range(len(seeds))]
@@ -118,6 +133,7 @@ class _Decoding:
         self._logprobs = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64, device=device)
         self._lengths = torch.full((rows,), sampling.max_new_tokens, dtype=torch.long, device=device)
         self._is_stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.num_row_steps = 0
 
     def run(self, on_progress: Callable[[int], None] | None, num_done: int) -> list[Sample]:
         """Write every row to its end and return them in order."""
@@ -126,6 +142,7 @@ class _Decoding:
         attention = self._attention.repeat_interleave(self._num_samples, dim=0)
         for step in range(self._sampling.max_new_tokens):
             tokens, logprobs = draw(logits, self._seeds[rows], step, self._sampling)
+            self.num_row_steps += len(rows)
             is_alive = ~self._is_stopped[rows]
             self._tokens[rows, step] = tokens
             self._logprobs[rows, step] = logprobs.double()

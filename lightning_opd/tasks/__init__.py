@@ -1,8 +1,10 @@
 """Tasks: prompts with a verifiable outcome."""
 
 from lightning_opd.tasks.arithmetic import Arithmetic
+from lightning_opd.tasks.calculator_agent import CalculatorAgent
 from lightning_opd.tasks.jsonl import Jsonl
 from lightning_opd.tasks.mixture import Curriculum, Mixture, Phase
 from lightning_opd.tasks.strings import Strings
+from lightning_opd.tasks.text_agent import TextAgent
 
-__all__ = ["Arithmetic", "Curriculum", "Jsonl", "Mixture", "Phase", "Strings"]
+__all__ = ["Arithmetic", "CalculatorAgent", "Curriculum", "Jsonl", "Mixture", "Phase", "Strings", "TextAgent"]

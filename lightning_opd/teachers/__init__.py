@@ -3,5 +3,6 @@
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.teachers.pool import TeacherPool
 from lightning_opd.teachers.privileged import PrivilegedTeacher
+from lightning_opd.teachers.retokenized import RetokenizedTeacher
 
-__all__ = ["LocalTeacher", "PrivilegedTeacher", "TeacherPool"]
+__all__ = ["LocalTeacher", "PrivilegedTeacher", "RetokenizedTeacher", "TeacherPool"]

@@ -74,18 +74,20 @@ class TeacherPool:
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         """Let each teacher grade its own rows, and put the grades in one place.
 
-        Hidden states of unequal width are padded with zeros to the widest teacher's; top-k lists of
-        unequal length are cut to the shortest.
+        What it measured is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
+        with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest.
         """
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         comparable_mask = torch.zeros_like(batch.response_mask)
         parts: list[tuple[Tensor, slice, TeacherScores]] = []
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, name in enumerate(self.names):  # every rank, every teacher, one order
             rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
             part, columns = batch.select(rows), batch.span(rows)
             scores = self._teachers[name].score(part, wanted)
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
             comparable_mask[rows, columns] = scores.comparable_mask
+            metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             parts.append((rows, columns, scores))
 
         def together(pick: Callable[[TeacherScores], Tensor | None], *, narrowest: bool) -> Tensor | None:
@@ -105,6 +107,7 @@ class TeacherPool:
             together(lambda s: s.top_ids, narrowest=True),
             together(lambda s: s.top_logprobs, narrowest=True),
             together(lambda s: s.hidden_states, narrowest=False),
+            metrics,
         )
 
     def heads(self) -> list[LinearHead | None]:

@@ -17,21 +17,77 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
 
 
-def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
-    """Return a whole chat's tokens and a mask that is True on its last message, stop token included.
+def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: Messages) -> list[int]:
+    """Return the tokens between a reply's stop token and the next reply: the template's own.
 
-    The prompt's tokens are exactly those of `render_prompt`; the reply is tokenised apart from
-    them, as it is when the student writes it. A template that does not end a turn with the stop
-    token gets it appended, so that what is learned can stop.
+    The chat is rendered with stand-ins for the student's words, and what follows the last of them is
+    taken. So no word of the student is rendered (its tokens stay as sampled), and no template that
+    rewrites earlier replies, such as one that drops their thoughts, can disagree with them.
+
+    Args:
+        tokenizer: Whose template to use.
+        messages: The chat before the reply that is answered.
+        answer: What the environment says to that reply.
 
     Raises:
-        ValueError: The last message is not the assistant's, or the template does not show it
+        ValueError: The template does not show assistant messages word for word.
+    """
+    stand_in, everything = "reply", str((messages, answer))
+    while stand_in in everything:
+        stand_in += "_"
+    shown = [{**m, "content": stand_in} if m.get("role") == "assistant" else m for m in messages]
+    chat = (*shown, {"role": "assistant", "content": stand_in}, *answer)
+    _, found, rest = _render(tokenizer, chat, add_generation_prompt=True).rpartition(stand_in)
+    if not found:
+        msg = "The chat template does not show an assistant's content, so an answer to it has no place. Use another."
+        raise ValueError(msg)
+    return _encode(tokenizer, rest.removeprefix(_stop(tokenizer)))
+
+
+def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
+    """Return a whole chat's tokens and a mask that is True on the replies to learn, stop tokens included.
+
+    Those are the last reply and, where it followed from tools' answers, the calls before it: all turns
+    of an agent's episode. The tokens are laid out as in an episode: the prompt's are those of
+    `render_prompt`, those between replies are `render_answer`'s, and a reply is tokenised apart, as it
+    is when the student writes it. A template that does not end a turn with the stop token gets it
+    appended, so that what is learned can stop.
+
+    Raises:
+        ValueError: The last message is not the assistant's, or the template does not show a reply
             right behind the generation prompt.
     """
     if not messages or messages[-1].get("role") != "assistant":
         role = messages[-1].get("role") if messages else "no message"
         msg = f"A demonstration must end with a message of role `assistant`, got {role}."
         raise ValueError(msg)
+    replies = _replies([message.get("role") for message in messages])
+    token_ids, mask = [], []
+    for i, reply in enumerate(replies):
+        if i == 0:
+            given = render_prompt(tokenizer, messages[:reply])
+        else:
+            given = render_answer(tokenizer, messages[: replies[i - 1]], messages[replies[i - 1] + 1 : reply])
+        written = _encode(tokenizer, _reply(tokenizer, messages[: reply + 1]))
+        token_ids += given + written
+        mask += [False] * len(given) + [True] * len(written)
+    return token_ids, mask
+
+
+def _replies(roles: Sequence[object]) -> list[int]:
+    """Return where the replies to learn stand: the last message, and the calls that led to it."""
+    replies = [len(roles) - 1]
+    while True:
+        before = replies[0] - 1
+        while before >= 0 and roles[before] == "tool":
+            before -= 1
+        if before == replies[0] - 1 or before < 0 or roles[before] != "assistant":
+            return replies
+        replies.insert(0, before)
+
+
+def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """Return the last message as the template shows it behind the generation prompt, with its stop token."""
     prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
     whole = _render(tokenizer, messages, add_generation_prompt=False)
     if not whole.startswith(prompt):
@@ -40,13 +96,11 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
             "learned would not be what is sampled. Use a template whose generation prompt begins the assistant's turn."
         )
         raise ValueError(msg)
-    reply = whole[len(prompt) :]
-    stop = tokenizer.eos_token
-    if isinstance(stop, str):  # what follows the stop token (a line break, usually) is never sampled
+    reply, stop = whole[len(prompt) :], _stop(tokenizer)
+    if stop:  # what follows the stop token (a line break, usually) is never sampled
         before, _, _ = reply.rpartition(stop)
         reply = (before if stop in reply else reply) + stop
-    prompt_ids, reply_ids = _encode(tokenizer, prompt), _encode(tokenizer, reply)
-    return prompt_ids + reply_ids, [False] * len(prompt_ids) + [True] * len(reply_ids)
+    return reply
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop_token_ids: Sequence[int]) -> str:
@@ -72,12 +126,39 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence
     return tuple(dict.fromkeys([*own, *more]))
 
 
+def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what the chat template puts between the generation prompt and a reply, and what behind the reply.
+
+    The first is often a space; it is empty where the template shows a reply in another place.
+    """
+    question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": "reply"}
+    prompt = _render(tokenizer, [question], add_generation_prompt=True)
+    whole = _render(tokenizer, [question, reply], add_generation_prompt=False)
+    before, _, after = whole.rpartition("reply")
+    return before[len(prompt) :] if before.startswith(prompt) else "", after
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
         raise ValueError(missing_template(tokenizer))
-    chat = cast("list[dict[str, str]]", [dict(message) for message in messages])
-    return cast("str", tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
+    chat = cast("list[dict[str, str]]", [{k: v for k, v in message.items() if k != "tools"} for message in messages])
+    tools = cast("list[dict[str, object]] | None", messages[0].get("tools") if messages else None)
+    return cast(
+        "str",
+        tokenizer.apply_chat_template(
+            chat,
+            tools=list(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        ),
+    )
+
+
+def _stop(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else ""
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # half an emoji (a lone surrogate, which JSON can carry) is no text to any tokenizer
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return cast("list[int]", tokenizer.encode(text, add_special_tokens=False))

@@ -1,14 +1,15 @@
-"""Tool calls in a reply: the Hermes and Qwen form, JSON between tags."""
+"""Tool calls in a reply: JSON between tags (Hermes, Qwen), bare JSON (Llama), or a form of one's own."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_CALL = re.compile(re.escape(OPEN) + "(.*?)" + re.escape(CLOSE), re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,83 @@ class ToolCall:
     arguments: Mapping[str, object]
 
 
+class ToolCallParser(ABC):
+    """Finds the calls that a reply makes; a model family has one."""
+
+    @abstractmethod
+    def __call__(self, text: str) -> Sequence[ToolCall | None]:
+        """Return the reply's calls in order, None for one that cannot be read; nothing if it makes none."""
+
+
+@dataclass(frozen=True)
+class TaggedJson(ToolCallParser):
+    """Calls as `<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes and Qwen.
+
+    Args:
+        open_tag: Begins a call.
+        close_tag: Ends it.
+        is_lenient: Whether a last call that is left open counts as well.
+
+    Example:
+        >>> TaggedJson()('Let me see. <tool_call>{"name": "now"}</tool_call><tool_call>what?</tool_call>')
+        [ToolCall(name='now', arguments={}), None]
+    """
+
+    open_tag: str = OPEN
+    close_tag: str = CLOSE
+    is_lenient: bool = False
+
+    @override
+    def __call__(self, text: str) -> list[ToolCall | None]:
+        return [parse_tool_call(body) for body in self.bodies(text)]
+
+    def bodies(self, text: str) -> list[str]:
+        """Return what stands between each pair of tags."""
+        bodies: list[str] = []
+        _, found, rest = text.partition(self.open_tag)
+        while found:
+            body, is_closed, rest = rest.partition(self.close_tag)
+            if is_closed or self.is_lenient:
+                bodies.append(body)
+            _, found, rest = rest.partition(self.open_tag)
+        return bodies
+
+
+@dataclass(frozen=True)
+class BareJson(ToolCallParser):
+    """The reply itself is `{"name": …, "parameters": {…}}`, several separated by `;`: Llama 3.
+
+    Args:
+        prefix: What may stand before it.
+
+    Example:
+        >>> BareJson()('{"name": "now", "parameters": {}}; {"name": "here", "parameters": {}}')
+        [ToolCall(name='now', arguments={}), ToolCall(name='here', arguments={})]
+        >>> BareJson()("It is noon.")
+        []
+    """
+
+    prefix: str = "<|python_tag|>"
+
+    @override
+    def __call__(self, text: str) -> list[ToolCall | None]:
+        rest = text.strip().removeprefix(self.prefix).strip()
+        if not rest.startswith("{"):
+            return []
+        calls: list[ToolCall | None] = []
+        while rest:
+            try:
+                value, end = _DECODER.raw_decode(rest)
+            except (ValueError, RecursionError):
+                return [*calls, None]
+            calls.append(_as_call(value, "parameters"))
+            rest = rest[end:].lstrip(" \t\r\n;")
+        return calls
+
+
 def call_bodies(text: str) -> list[str]:
     """Return what stands between each pair of tool-call tags."""
-    return _CALL.findall(text)
+    return TaggedJson().bodies(text)
 
 
 def parse_tool_call(body: str) -> ToolCall | None:
@@ -30,12 +105,29 @@ def parse_tool_call(body: str) -> ToolCall | None:
     A call without arguments may leave them out. A key given twice, and NaN, are no JSON here.
     """
     try:
-        value = json.loads(body, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        return _as_call(_DECODER.decode(body), "arguments")
     except (ValueError, RecursionError):
         return None
+
+
+def only_call(text: str) -> ToolCall | None:
+    """Return the reply's tool call if it makes exactly one and makes it well, else None."""
+    bodies = call_bodies(text)
+    if len(bodies) != 1 or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
+        return None
+    return parse_tool_call(bodies[0])
+
+
+def render_tool_call(name: str, arguments: Mapping[str, object]) -> str:
+    """Return a call as an expert writes it: tagged JSON without spaces."""
+    call = json.dumps({"name": name, "arguments": dict(arguments)}, separators=(",", ":"), ensure_ascii=False)
+    return f"{OPEN}{call}{CLOSE}"
+
+
+def _as_call(value: object, arguments_key: str) -> ToolCall | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get("arguments", {})
+    arguments = value.get(arguments_key, {})
     return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
 
 
@@ -53,9 +145,4 @@ def _refuse(constant: str) -> object:
     raise ValueError(msg)
 
 
-def only_call(text: str) -> ToolCall | None:
-    """Return the reply's tool call if it makes exactly one and makes it well, else None."""
-    bodies = call_bodies(text)
-    if len(bodies) != 1 or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
-        return None
-    return parse_tool_call(bodies[0])
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse)

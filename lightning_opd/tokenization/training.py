@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_BYTES = 256
 CHATML = (
+    "{% if tools %}"
+    "{{ '<|im_start|>system\\nYou may call these functions:\\n<tools>' }}"
+    "{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}"
+    '{{ \'\\n</tools>\\nCall one by <tool_call>{"name": …, "arguments": {…}}</tool_call>.<|im_end|>\\n\' }}'
+    "{% endif %}"
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}"
@@ -20,16 +25,21 @@ CHATML = (
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 384, special_tokens: Sequence[str] = ()
+    texts: Iterable[str],
+    vocab_size: int = 384,
+    special_tokens: Sequence[str] = (),
+    max_merge: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with the ChatML template; it can spell any text.
 
-    Digits are single tokens, so that numbers of one length have one tokenisation.
+    Digits are single tokens, so that numbers of one length have one tokenisation, and no token holds
+    parts of two words.
 
     Args:
         texts: What to train on.
         vocab_size: All tokens, the 256 bytes and the special ones included.
         special_tokens: Further control tokens, such as `<think>`, besides those of ChatML.
+        max_merge: Let tokens run across digits, words and punctuation instead, up to so many bytes.
 
     Raises:
         ValueError: The vocabulary has no room for bytes and special tokens.
@@ -44,8 +54,9 @@ def train_tokenizer(
         msg = f"`vocab_size` must be at least {smallest} ({needed}), got {vocab_size}."
         raise ValueError(msg)
     tokenizer = Tokenizer(models.BPE())
+    borders = [pre_tokenizers.Digits(individual_digits=True)] if max_merge is None else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [*borders, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=max_merge is None)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -53,6 +64,7 @@ def train_tokenizer(
         special_tokens=control,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+        max_token_length=max_merge,
     )
     between = re.compile("|".join(map(re.escape, control)))  # control tokens teach the merges nothing
     tokenizer.train_from_iterator((piece for text in texts for piece in between.split(text)), trainer)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from lightning_opd.models import load_tokenizer
-from lightning_opd.tokenization.chat import decode_response, render_demonstration, render_prompt, stop_token_ids
+from lightning_opd.tokenization.chat import (
+    decode_response,
+    render_answer,
+    render_demonstration,
+    render_prompt,
+    stop_token_ids,
+)
 from lightning_opd.tokenization.training import train_tokenizer
 from tests.tiny import SPECIAL_TOKENS, TEXTS
 
@@ -110,3 +117,75 @@ def test_without_a_stop_token_the_word_none_is_only_a_word(tiny_tokenizer_dir: P
     without = changed(tiny_tokenizer_dir, eos_token=None)
     token_ids, _ = render_demonstration(without, [USER, {"role": "assistant", "content": "None of it"}])
     assert without.decode(token_ids).endswith("None of it<|im_end|>\n")
+
+
+THINKING = (  # drops the thoughts of replies before the last user message, and shows an empty block in the last reply
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set content = m['content'] %}{% set thoughts = '' %}"
+    "{% if m['role'] == 'assistant' and '</think>' in content %}"
+    "{% set thoughts = content.split('</think>')[0].split('<think>')[-1] %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.index0 > ns.last and (loop.last or thoughts) %}"
+    "{{ '<think>' + thoughts + '</think>' }}{% endif %}"
+    "{{ content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ANSWER = ({"role": "tool", "name": "calc", "content": "75"},)
+
+
+@pytest.mark.parametrize("template", ["ChatML", "one that rewrites earlier replies"])
+@given(chat=chats, answer=contents)
+def test_an_answer_is_what_the_template_shows_between_two_replies(
+    template: str, chat: list[dict[str, str]], answer: str
+) -> None:
+    own = tokenizer() if template == "ChatML" else thinking()
+    given_ids = render_answer(own, chat, [{"role": "tool", "content": answer}])
+    assert own.decode(given_ids) == f"\n<|im_start|>tool\n{answer}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@cache
+def thinking() -> PreTrainedTokenizerBase:
+    other = train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS)
+    other.chat_template = THINKING
+    return other
+
+
+def test_half_an_emoji_is_replaced() -> None:
+    ids = render_answer(tokenizer(), [USER], [{"role": "tool", "content": "\ud83d!"}])
+    assert "tool\n\ufffd!<" in tokenizer().decode(ids)
+    ids = render_answer(tokenizer(), [USER], [{"role": "tool", "content": "\ud83d\ude00!"}])
+    assert "tool\n\N{GRINNING FACE}!<" in tokenizer().decode(ids)
+
+
+def test_a_template_without_the_assistants_words_has_no_place_for_an_answer(tiny_tokenizer_dir: Path) -> None:
+    template = "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    with pytest.raises(ValueError, match="does not show an assistant's content"):
+        render_answer(changed(tiny_tokenizer_dir, chat_template=template), [USER], ANSWER)
+
+
+@pytest.mark.parametrize("own", [tokenizer, thinking])
+def test_an_agents_demonstration_is_laid_out_like_its_episode(own: Callable[[], PreTrainedTokenizerBase]) -> None:
+    calls = ("<think>a</think><tool_call>{}</tool_call>", "<think>b</think>no call", "<think>c</think>85")
+    before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, USER]
+    chat, expected = list(before), render_prompt(own(), before)
+    mask = [False] * len(expected)
+    for i, call in enumerate(calls):
+        reply = [*own().encode(call, add_special_tokens=False), own().eos_token_id]
+        given_ids = render_answer(own(), chat, ANSWER) if i + 1 < len(calls) else []
+        expected += reply + given_ids
+        mask += [True] * len(reply) + [False] * len(given_ids)
+        chat += [{"role": "assistant", "content": call}, *(ANSWER if i + 1 < len(calls) else ())]
+    assert render_demonstration(own(), chat) == (expected, mask)
+
+
+def test_a_template_shows_the_tools_of_the_first_message() -> None:
+    schema = {"type": "function", "function": {"name": "calc", "description": "Work it out.", "parameters": {}}}
+    for own in (tokenizer(), thinking()):
+        plain, shown = (own.decode(render_prompt(own, [message])) for message in (USER, {**USER, "tools": (schema,)}))
+        assert shown.endswith(plain)
+        assert '"name": "calc"' in shown.removesuffix(plain)
+        after = render_answer(own, [{**USER, "tools": (schema,)}], ANSWER)
+        assert after == render_answer(own, [USER], ANSWER)

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_opd.tokenization.tool_calls import ToolCall, call_bodies, only_call, parse_tool_call
+from lightning_opd.tokenization.tool_calls import (
+    BareJson,
+    TaggedJson,
+    ToolCall,
+    call_bodies,
+    only_call,
+    parse_tool_call,
+    render_tool_call,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -75,3 +83,39 @@ def test_the_only_call_must_be_the_only_one() -> None:
 
 def test_bodies_may_span_lines_and_do_not_overlap() -> None:
     assert call_bodies("<tool_call>\na\n</tool_call> <tool_call>b</tool_call>") == ["\na\n", "b"]
+
+
+BARE, TAGGED, LENIENT = BareJson(), TaggedJson(), TaggedJson(is_lenient=True)
+
+
+def test_an_open_call_counts_only_in_a_lenient_harness() -> None:
+    closed, left_open = '<tool_call>{"name": "a"}</tool_call>', '<tool_call>{"name": "b"}'
+    assert TAGGED(closed + left_open) == [ToolCall("a", {})]
+    assert LENIENT(closed + left_open) == [ToolCall("a", {}), ToolCall("b", {})]
+    assert TAGGED(closed + "<tool_call>{</tool_call>") == LENIENT(closed + "<tool_call>{") == [ToolCall("a", {}), None]
+    assert TAGGED("no call") == LENIENT("no call") == []
+    assert TaggedJson("[[", "]]")('[[{"name": "a"}]]') == [ToolCall("a", {})]
+
+
+def test_bare_json_is_a_call_only_if_it_is_the_whole_reply() -> None:
+    call = '{"name": "calc", "parameters": {"x": 1}}'
+    assert BARE(call) == BARE(f" <|python_tag|>{call}\n") == [ToolCall("calc", {"x": 1})]
+    assert BARE(f"{call}; {call}") == [ToolCall("calc", {"x": 1})] * 2
+    assert BARE(f"Let me see: {call}") == BARE("") == BARE("85") == []
+    assert BARE(f"{call} Done.") == [ToolCall("calc", {"x": 1}), None]
+    assert BARE("{") == BARE('{"a": 1}') == BARE('{"name": "a", "name": "b"}') == [None]
+
+
+@given(st.dictionaries(st.text(), values, max_size=4), st.text())
+def test_a_rendered_call_is_read_back(arguments: dict[str, object], name: str) -> None:
+    assert TAGGED(render_tool_call("calc", arguments)) == [ToolCall("calc", arguments)] or any(
+        tag in json.dumps(arguments, ensure_ascii=False) for tag in ("<tool_call>", "</tool_call>")
+    )
+    assert BARE(json.dumps({"name": name, "parameters": arguments})) == [ToolCall(name, arguments)]
+
+
+@given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", "{", "}", '"name"', ":", '"a"', ";", "x"])))
+def test_no_text_breaks_a_parser(pieces: list[str]) -> None:
+    for parser in (BARE, TAGGED, LENIENT):
+        assert all(call is None or isinstance(call, ToolCall) for call in parser("".join(pieces)))
+    assert len(TAGGED("".join(pieces))) <= len(LENIENT("".join(pieces))) <= len(TAGGED("".join(pieces))) + 1

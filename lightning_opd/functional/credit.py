@@ -1,0 +1,204 @@
+"""Credit across tokenisations: which teacher log-prob each of the student's tokens is compared with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.alignment import Alignment
+from lightning_opd.functional.logprobs import promote
+
+
+class Credit(ABC):
+    """Brings a teacher's log-probs of its own tokens onto the student's tokens of the same text.
+
+    The answer c_i takes the place of log T(a_i|s_i), so that c_i − log π(a_i|s_i) is the token's
+    log-ratio. With one token on either side c_i is the teacher's log-prob, to the last bit.
+    """
+
+    is_spliced: ClassVar[bool] = False
+    """Whether the teacher reads the student's pieces instead of its own tokens; refused for training."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        student_logprobs: Float[Tensor, " student"],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        alignment: Alignment,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        """Return what each student token is compared with, in nats, and where there is such a thing.
+
+        Args:
+            student_logprobs: Of the tokens of one response, in nats.
+            teacher_logprobs: Of the teacher's tokens of the same response, in nats.
+            alignment: Pairs the two.
+        """
+
+
+@dataclass(frozen=True)
+class Strict(Credit):
+    """Keep the tokens that both sides cut alike; drop the rest.
+
+    c_i = log T(b_j) where student token i and teacher token j cover the same bytes. The default: no
+    token answers for another. Not where what must be learned lies in tokens that the two sides cut
+    differently, for example numbers that only the teacher merges: those tokens learn nothing.
+
+    Reference:
+        On-policy distillation for model merging, second finding (2026).
+
+    Example:
+        >>> from lightning_opd.functional.alignment import align
+        >>> alignment = align([(0, 1), (1, 2), (2, 5)], [(0, 2), (2, 5)])
+        >>> Strict()(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -0.25]), alignment)
+        (tensor([ 0.0000,  0.0000, -0.2500]), tensor([False, False,  True]))
+    """
+
+    @override
+    def __call__(
+        self,
+        student_logprobs: Float[Tensor, " student"],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        alignment: Alignment,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        compared, is_comparable = _nothing(student_logprobs, teacher_logprobs)
+        if alignment.strict:
+            student, teacher = torch.tensor(alignment.strict, device=compared.device).unbind(dim=1)
+            compared[student] = teacher_logprobs[teacher].to(compared.dtype)
+            is_comparable[student] = True
+        return compared, is_comparable
+
+
+@dataclass(frozen=True)
+class Span(Credit):
+    """Compare the smallest runs of tokens that cover the same bytes: L_T = Σ log T, L_S = Σ log π.
+
+    The log-ratio of a run of n student tokens, L_T − L_S, becomes each token's own (`whole`: the
+    score function of the run), is cut into n equal parts (`equal`), or is cut in proportion to
+    log π_i (`proportional`). Nothing but over-long runs is dropped, yet a teacher token that says
+    what does not follow ("1" as a token: no digit follows) credits that to the wrong place.
+
+    Args:
+        share: How a run's log-ratio falls to its tokens.
+        max_tokens: Runs with more tokens on either side are dropped.
+
+    Reference:
+        Proportional shares: DPCA, arXiv 2606.09456 (2026).
+
+    Example:
+        >>> from lightning_opd.functional.alignment import align
+        >>> alignment = align([(0, 1), (1, 2), (2, 5)], [(0, 2), (2, 5)])
+        >>> compared, _ = Span()(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -0.25]), alignment)
+        >>> compared - torch.tensor([-1.0, -2.0, -0.5])
+        tensor([1.5000, 1.5000, 0.2500])
+    """
+
+    share: Literal["whole", "equal", "proportional"] = "whole"
+    max_tokens: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse runs of no tokens."""
+        if self.max_tokens < 1:
+            msg = f"`max_tokens` of a span must be at least 1, got {self.max_tokens}."
+            raise ValueError(msg)
+
+    @override
+    def __call__(
+        self,
+        student_logprobs: Float[Tensor, " student"],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        alignment: Alignment,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        compared, is_comparable = _nothing(student_logprobs, teacher_logprobs)
+        spans = [(s, t) for s, t in alignment.spans if max(len(s), len(t)) <= self.max_tokens]
+        if not spans:
+            return compared, is_comparable
+        student, student_runs = _runs([s for s, _ in spans], compared.device)
+        teacher, teacher_runs = _runs([t for _, t in spans], compared.device)
+        own = student_logprobs[student].to(compared.dtype)
+        zeros = compared.new_zeros(len(spans))
+        teacher_sums = zeros.index_add(0, teacher_runs, teacher_logprobs[teacher].to(compared.dtype))[student_runs]
+        student_sums = zeros.index_add(0, student_runs, own)[student_runs]
+        lengths = zeros.index_add(0, student_runs, torch.ones_like(own))[student_runs]
+        if self.share == "whole":
+            credited = teacher_sums - (student_sums - own)
+        elif self.share == "equal":
+            credited = own + (teacher_sums - student_sums) / lengths
+        else:  # a run the student was sure of has no proportions: equal parts
+            is_sure = student_sums == 0
+            parts = torch.where(is_sure, 1 / lengths, own / torch.where(is_sure, 1.0, student_sums))
+            credited = own + parts * (teacher_sums - student_sums)
+        compared[student] = torch.where(lengths == 1, teacher_sums, credited)
+        is_comparable[student] = True
+        return compared, is_comparable
+
+
+@dataclass(frozen=True)
+class WholeText(Credit):
+    """Give every token the log-ratio of the whole response: log T(y) − log π(y).
+
+    The only exact one: its expected gradient is that of −KL(π ‖ T) over texts, and π = T as text its
+    fixed point. Its variance grows like that of the full trajectory, so it is for short responses.
+    A response with any token that has no counterpart is dropped. Leave log-ratios unclipped.
+
+    Reference:
+        On-policy distillation for model merging, Theorem 1 (i), on texts (2026).
+    """
+
+    @override
+    def __call__(
+        self,
+        student_logprobs: Float[Tensor, " student"],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        alignment: Alignment,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        compared, is_comparable = _nothing(student_logprobs, teacher_logprobs)
+        num_paired = sum(len(s) for s, _ in alignment.spans), sum(len(t) for _, t in alignment.spans)
+        if num_paired != (len(student_logprobs), len(teacher_logprobs)):
+            return compared, is_comparable
+        student = student_logprobs.to(compared.dtype)
+        others = student.sum() - student
+        return teacher_logprobs.to(compared.dtype).sum() - others, torch.ones_like(is_comparable)
+
+
+@dataclass(frozen=True)
+class Splice(Credit):
+    """Grade a teacher sequence that was assembled from the student's pieces: the failure, to be looked at.
+
+    Each student token's text is tokenised by the teacher on its own, and the token gets the sum of its
+    pieces' log-probs. The teacher never saw such sequences and finds them absurd, although the text is
+    the same. A diagnostic: training with it is refused.
+
+    Reference:
+        On-policy distillation for model merging, second finding (2026).
+    """
+
+    is_spliced: ClassVar[bool] = True
+
+    @override
+    def __call__(
+        self,
+        student_logprobs: Float[Tensor, " student"],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        alignment: Alignment,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        longest = max((len(t) for _, t in alignment.spans), default=1)
+        return Span(max_tokens=longest)(student_logprobs, teacher_logprobs, alignment)
+
+
+def _nothing(student: Tensor, teacher: Tensor) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+    """Return zeros in at least float32, and a mask that is False everywhere."""
+    zeros = torch.zeros_like(promote(student), dtype=torch.promote_types(promote(student).dtype, teacher.dtype))
+    return zeros, torch.zeros_like(student, dtype=torch.bool)
+
+
+def _runs(ranges: list[range], device: torch.device) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+    """Return the index of every token in a list of ranges, and the number of its range."""
+    index = torch.tensor([i for r in ranges for i in r], device=device)
+    number = torch.tensor([n for n, r in enumerate(ranges) for _ in r], device=device)
+    return index, number

@@ -1,0 +1,59 @@
+"""What training with a teacher of another tokenizer cannot mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning_opd.functional.credit import Strict
+from lightning_opd.interfaces import Objective, Teacher
+from lightning_opd.objectives import PolicyGradient
+from lightning_opd.teachers import RetokenizedTeacher
+from lightning_opd.types import Signal
+
+
+def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teacher]) -> None:
+    """Refuse objectives that have no meaning with re-tokenised teachers.
+
+    Args:
+        objective: What is to be trained.
+        teachers: Name → teacher, all introduced to the student's tokenizer.
+
+    Raises:
+        ValueError: The estimator sums other positions' log-ratios, the objective needs the teacher's
+            states, or the credit is a mere diagnostic.
+    """
+    names = [name for name, teacher in teachers.items() if teacher.is_retokenized]
+    if names and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:
+        msg = (
+            f"`{type(objective.estimator).__name__}` adds up log-ratios of later tokens, which count twice where a "
+            f"teacher cuts the text in other places, and teacher {_listed(names)} has another tokenizer than the "
+            "student. Use `Immediate`, with the credit `WholeText` for the exact gradient of the text."
+        )
+        raise ValueError(msg)
+    if names and Signal.HIDDEN_STATES in objective.requires:
+        msg = (
+            f"`{type(objective).__name__}` compares whole distributions over one vocabulary, and teacher "
+            f"{_listed(names)} has another tokenizer than the student. Use `PolicyGradient`, or `DistributionMatching` "
+            "with `teacher_signal: top_k`."
+        )
+        raise ValueError(msg)
+    credits = {name: t.credit for name, t in teachers.items() if isinstance(t, RetokenizedTeacher)}
+    loose = [name for name in names if not isinstance(credits.get(name), Strict)]
+    if loose and Signal.TOP_LOGPROBS in objective.requires:
+        msg = (
+            f"Likeliest tokens can be compared only where both sides cut the text alike, and teacher {_listed(loose)} "
+            "has another credit. Use `Strict`, or the objective `PolicyGradient`."
+        )
+        raise ValueError(msg)
+    spliced = [name for name, credit in credits.items() if credit.is_spliced]
+    if spliced:
+        msg = (
+            f"Teacher {_listed(spliced)} grades sequences assembled from the student's pieces (`Splice`), which no "
+            "teacher was trained on: a diagnostic, not a training signal. Use the credit `Strict`, `Span` or "
+            "`WholeText`."
+        )
+        raise ValueError(msg)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

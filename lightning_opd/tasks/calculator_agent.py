@@ -1,0 +1,76 @@
+"""Sums and differences that a calculator works out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from typing_extensions import override
+
+from lightning_opd.tasks.splits import question_key
+from lightning_opd.tasks.tool_agent import Harness, ToolAgent
+from lightning_opd.tasks.tools import Tool, calculate
+from lightning_opd.tokenization.tool_calls import ToolCall
+from lightning_opd.types import Prompt
+
+CALCULATE = Tool(calculate, isolated=False)
+SIGNS = {"add": "+", "subtract": "-"}
+
+
+class CalculatorAgent(ToolAgent):
+    """Add or subtract two numbers of two digits with `calculate`; the reply has one to three digits.
+
+    5,430 questions. The typical slip takes the wrong sign.
+
+    Args:
+        right_share: Share of demonstrations that make the right call.
+        open_share: Share of demonstrations that leave the call open.
+        harness: "strict" or "lenient" towards open calls.
+
+    Example:
+        >>> task = CalculatorAgent()
+        >>> prompt = next(p for p in task.questions() if p.columns["answer"] == "105")
+        >>> prompt.messages[0]["content"], task.call(prompt).arguments
+        ('Please add 36 and 69.', {'expression': '36+69'})
+    """
+
+    def __init__(self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict") -> None:
+        """Choose the demonstrator."""
+        super().__init__(right_share, open_share, harness)
+
+    @override
+    def questions(self) -> Sequence[Prompt]:
+        return _questions()
+
+    @override
+    def tools(self) -> Sequence[Tool]:
+        return (CALCULATE,)
+
+    @override
+    def call(self, prompt: Prompt) -> ToolCall:
+        return _call(prompt, SIGNS[str(prompt.columns["action"])])
+
+    @override
+    def slip(self, prompt: Prompt) -> ToolCall:
+        return _call(prompt, "-" if prompt.columns["action"] == "add" else "+")
+
+
+def _call(prompt: Prompt, sign: str) -> ToolCall:
+    return ToolCall("calculate", {"expression": f"{prompt.columns['a']}{sign}{prompt.columns['b']}"})
+
+
+@cache
+def _questions() -> Sequence[Prompt]:
+    numbers = range(10, 70)
+    sums = [_prompt("add", a, b) for a in numbers for b in numbers]
+    return sums + [_prompt("subtract", a, b) for a in numbers for b in numbers if b <= a]
+
+
+def _prompt(action: str, a: int, b: int) -> Prompt:
+    return Prompt(
+        messages=({"role": "user", "content": f"Please {action} {a} and {b}."},),
+        key=question_key("calculator", action, str(a), str(b)),
+        teacher="calculator",
+        domain="calculator",
+        columns={"action": action, "a": a, "b": b, "answer": str(a + b if action == "add" else a - b)},
+    )

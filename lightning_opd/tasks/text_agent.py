@@ -1,0 +1,77 @@
+"""Letters in another order, with two tools of which one is a trap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import permutations
+
+from typing_extensions import override
+
+from lightning_opd.tasks.splits import question_key
+from lightning_opd.tasks.tool_agent import Harness, ToolAgent
+from lightning_opd.tasks.tools import Tool, reverse_text, sort_text
+from lightning_opd.tokenization.tool_calls import ToolCall
+from lightning_opd.types import Prompt
+
+TOOLS = {"sort": Tool(sort_text, isolated=False), "reverse": Tool(reverse_text, isolated=False)}
+ALPHABET = "abcdefghijklmnop"
+
+
+class TextAgent(ToolAgent):
+    """Sort or reverse three letters with `sort_text` or `reverse_text`; the reply has three letters.
+
+    6,720 questions. Each tool answers whatever it is given, so that the wrong one's answer looks like an
+    answer: that is the trap, and the typical slip. One question in six survives it.
+
+    Args:
+        right_share: Share of demonstrations that make the right call.
+        open_share: Share of demonstrations that leave the call open.
+        harness: "strict" or "lenient" towards open calls.
+
+    Example:
+        >>> task = TextAgent()
+        >>> prompt = task.questions()[1]
+        >>> prompt.messages[0]["content"], task.call(prompt), prompt.columns["answer"]
+        ('Please reverse a b c.', ToolCall(name='reverse_text', arguments={'text': 'a b c'}), 'c b a')
+    """
+
+    def __init__(self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict") -> None:
+        """Choose the demonstrator."""
+        super().__init__(right_share, open_share, harness)
+
+    @override
+    def questions(self) -> Sequence[Prompt]:
+        return _questions()
+
+    @override
+    def tools(self) -> Sequence[Tool]:
+        return tuple(TOOLS.values())
+
+    @override
+    def call(self, prompt: Prompt) -> ToolCall:
+        return _call(prompt, str(prompt.columns["action"]))
+
+    @override
+    def slip(self, prompt: Prompt) -> ToolCall:
+        return _call(prompt, "sort" if prompt.columns["action"] == "reverse" else "reverse")
+
+
+def _call(prompt: Prompt, action: str) -> ToolCall:
+    return ToolCall(TOOLS[action].name, {"text": str(prompt.columns["letters"])})
+
+
+@cache
+def _questions() -> Sequence[Prompt]:
+    letters = [" ".join(chosen) for chosen in permutations(ALPHABET, 3)]
+    return [_prompt(action, text) for text in letters for action in TOOLS]
+
+
+def _prompt(action: str, letters: str) -> Prompt:
+    return Prompt(
+        messages=({"role": "user", "content": f"Please {action} {letters}."},),
+        key=question_key("text", action, letters),
+        teacher="text",
+        domain="text",
+        columns={"action": action, "letters": letters, "answer": TOOLS[action].function(letters)},
+    )

@@ -1,0 +1,126 @@
+"""What is lost between two tokenizers, and what the seed's failure would look like on the same texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_opd.teachers.retokenized import RetokenizedTeacher, View
+from lightning_opd.types import RolloutBatch, Signal
+
+NUM_WORST = 10
+
+
+@dataclass(frozen=True)
+class GradedToken:
+    """One token of the student and what it was compared with.
+
+    Args:
+        row: Trajectory in the batch.
+        log_ratio: Credited log-ratio in nats.
+        student_pieces: The student's tokens of the same bytes.
+        teacher_pieces: The teacher's.
+    """
+
+    row: int
+    log_ratio: float
+    student_pieces: tuple[str, ...]
+    teacher_pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RetokenizationReport:
+    """How well a teacher of another tokenizer can grade a batch.
+
+    Args:
+        kept_tokens: Share of the response tokens that get a grade.
+        dropped_logprob: Share of Σ|log π| on the tokens that do not.
+        role_log_ratios: Mean log-ratio in nats of each kind of control token that occurs.
+        dominant_token: Token id with the largest share of Σ|r|, as text.
+        dominant_share: That share; above .2 one token rules the gradient.
+        worst: The tokens of largest |r|.
+        native: Log-prob of the texts in the teacher's own tokens, nats per response.
+        spliced: The same texts assembled from the student's pieces.
+        per_character: The same texts spelt character by character.
+    """
+
+    kept_tokens: float
+    dropped_logprob: float
+    role_log_ratios: dict[str, float]
+    dominant_token: str
+    dominant_share: float
+    worst: tuple[GradedToken, ...]
+    native: float
+    spliced: float
+    per_character: float
+
+
+def retokenization_report(teacher: RetokenizedTeacher, batch: RolloutBatch) -> RetokenizationReport:
+    """Grade a batch and say what re-tokenising cost.
+
+    Args:
+        teacher: Introduced and set up.
+        batch: Rollouts of the student with their trajectories; needs no grades.
+    """
+    scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
+    log_ratio = torch.where(scores.comparable_mask, scores.logprobs - batch.rollout_logprobs, 0.0)
+    views = teacher.views(batch)
+    token, share = _dominant(teacher, batch, log_ratio)
+    return RetokenizationReport(
+        kept_tokens=_quotient(*scores.metrics["kept_tokens"]),
+        dropped_logprob=_quotient(*scores.metrics["dropped_logprob"]),
+        role_log_ratios={
+            name.removeprefix("role_log_ratio_"): _quotient(*pair)
+            for name, pair in scores.metrics.items()
+            if name.startswith("role_log_ratio_") and pair[1] > 0
+        },
+        dominant_token=token,
+        dominant_share=share,
+        worst=tuple(_worst(teacher, batch, views, log_ratio)),
+        native=_nats_per_response(teacher.grade(views, batch)),
+        spliced=_nats_per_response(teacher.grade(teacher.views(batch, lambda pieces: pieces), batch)),
+        per_character=_nats_per_response(teacher.grade(teacher.views(batch, _characters), batch)),
+    )
+
+
+def _characters(pieces: list[bytes]) -> list[bytes]:
+    return [character.encode() for character in b"".join(pieces).decode(errors="replace")]
+
+
+def _nats_per_response(grades: list[Tensor]) -> float:
+    return float(torch.stack([grade.sum() for grade in grades]).mean())
+
+
+def _quotient(value: Tensor, count: Tensor) -> float:
+    return float(value / count.clamp(min=1e-30))
+
+
+def _dominant(teacher: RetokenizedTeacher, batch: RolloutBatch, log_ratio: Tensor) -> tuple[str, float]:
+    """Return the token id with the largest share of Σ|r|, as text, and the share."""
+    sizes: Counter[int] = Counter()
+    for token_id, size in zip(batch.token_ids.flatten().tolist(), log_ratio.abs().flatten().tolist(), strict=True):
+        sizes[token_id] += size
+    token_id, size = sizes.most_common(1)[0]
+    return str(teacher.translator.student.decode([token_id])), size / max(sizes.total(), 1e-30)
+
+
+def _worst(teacher: RetokenizedTeacher, batch: RolloutBatch, views: list[View], log_ratio: Tensor) -> list[GradedToken]:
+    """Return the tokens of largest |r| with the run of tokens on either side that they belong to."""
+    ours, theirs = teacher.translator.student, teacher.translator.teacher
+    sizes = log_ratio.abs().flatten()
+    found = []
+    for index in sizes.topk(min(NUM_WORST, len(sizes))).indices.tolist():
+        row, column = divmod(index, log_ratio.shape[1])
+        view = views[row]
+        reply = [i for i, counts in zip(view.reply.token_ids, view.reply.response_mask, strict=True) if counts]
+        place = view.columns.tolist().index(column) if column in view.columns else -1
+        for student, other in view.reply.alignment.spans:
+            if place in student:
+                own = batch.token_ids[row, view.columns[student.start : student.stop]].tolist()
+                ours_cut = tuple(str(ours.decode([i])) for i in own)
+                theirs_cut = tuple(str(theirs.decode([reply[j]])) for j in other)
+                found.append(GradedToken(row, float(log_ratio[row, column]), ours_cut, theirs_cut))
+    return found

@@ -1,0 +1,235 @@
+"""A teacher with another tokenizer: it reads the student's text in its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional.credit import Credit, Strict
+from lightning_opd.interfaces import Teacher
+from lightning_opd.models import load_tokenizer
+from lightning_opd.teachers.local import LocalTeacher
+from lightning_opd.tokenization.roles import ROLES
+from lightning_opd.tokenization.translation import Translation, Translator
+from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class View:
+    """One response as the teacher reads it.
+
+    Args:
+        columns: Where the student's tokens of the response stand in the batch.
+        prompt_ids: The chat before it, by the teacher's template.
+        reply: The response in the teacher's tokens.
+    """
+
+    columns: Tensor
+    prompt_ids: list[int]
+    reply: Translation
+
+
+class RetokenizedTeacher(Teacher):
+    """Grade the student's text in the teacher's own tokens, and bring the grades back to the student's.
+
+    The prompt is rendered from the trajectory's messages by the teacher's own chat template; the
+    response is the student's text as the teacher's tokenizer cuts it, apart from the prompt; control
+    tokens become their counterparts. Grades of tokens that are cut differently are settled by `credit`,
+    with the log-probs at which the student sampled: exact for the first update of a window, and off by
+    the drift of the other tokens of a run in later ones. With the student's own tokenizer nothing is
+    re-tokenised and the grades are those of the scorer.
+
+    Not with estimators that look ahead (log-ratio-to-go, full trajectory, KL-to-go): earlier teacher
+    tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need
+    hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
+    vocabularies have, at the positions that both sides cut alike.
+
+    Args:
+        path: Folder or hub name of the tokenizer, with its chat template, and of the model.
+        credit: Brings grades of the teacher's tokens onto the student's.
+        roles: Student's control token → teacher's, or null for none; for what is not found by itself.
+        scorer: Answers log-probs of the teacher's own tokens; by default the model at `path` in this
+            process.
+        trust_remote_code: Run code shipped with the tokenizer; only for models you trust.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        credit: Credit = Strict(),  # frozen, hence safe to share
+        roles: dict[str, str | None] | None = None,
+        scorer: Teacher | None = None,
+        trust_remote_code: bool = False,  # a key in YAML
+    ) -> None:
+        """Remember the settings; tokenizers meet in `introduce`, the model loads in `setup`."""
+        self.path, self.credit, self.roles = path, credit, roles or {}
+        self.scorer = LocalTeacher(path, trust_remote_code=trust_remote_code) if scorer is None else scorer
+        self.trust_remote_code = trust_remote_code
+        self._translator: Translator | None = None
+
+    @property
+    @override
+    def identity(self) -> Hashable:
+        return type(self), self.path, self.credit, tuple(self.roles.items()), self.scorer.identity
+
+    @override
+    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+        own = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+        self._translator = Translator(student, own, self.roles)
+
+    @property
+    def translator(self) -> Translator:
+        """From the student's tokens to the teacher's."""
+        if self._translator is None:
+            msg = f"Teacher `{self.path}` does not know the student's tokenizer; call `introduce(tokenizer)` first."
+            raise RuntimeError(msg)
+        return self._translator
+
+    @property
+    @override
+    def is_retokenized(self) -> bool:
+        return not self.translator.is_identity
+
+    @override
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        self.scorer.setup(device, mesh)
+
+    @override
+    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        if self.is_retokenized and Signal.HIDDEN_STATES in wanted:
+            msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
+            raise ValueError(msg)
+        views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
+        own = self._own_batch(views, batch)
+        scores = self.scorer.score(own, wanted)
+        logprobs = torch.zeros_like(batch.rollout_logprobs)
+        comparable_mask = torch.zeros_like(batch.response_mask)
+        strict: list[tuple[int, int, int]] = []
+        for row, view in enumerate(views):
+            theirs = own.response_mask[row].nonzero().squeeze(-1)
+            compared, is_comparable = self.credit(
+                batch.rollout_logprobs[row, view.columns], scores.logprobs[row, theirs], view.reply.alignment
+            )
+            logprobs[row, view.columns] = compared.to(logprobs.dtype)
+            comparable_mask[row, view.columns] = is_comparable
+            strict += [(row, int(view.columns[i]), int(theirs[j])) for i, j in view.reply.alignment.strict]
+
+        def back(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            out = x.new_zeros(*batch.token_ids.shape, x.shape[-1])
+            if strict:
+                rows, columns, others = torch.tensor(strict, device=x.device).unbind(dim=1)
+                out[rows, columns] = x[rows, others]
+            return out
+
+        top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
+        if top_ids is not None and top_logprobs is not None and self.is_retokenized:
+            shared = self._shared.to(top_ids.device)[top_ids]
+            top_ids, top_logprobs = shared.clamp(min=0), torch.where(shared >= 0, top_logprobs, -torch.inf)
+        return TeacherScores(
+            logprobs,
+            comparable_mask,
+            back(top_ids),
+            back(top_logprobs),
+            back(scores.hidden_states),
+            self._metrics(batch, logprobs, comparable_mask),
+        )
+
+    @cached_property
+    def _shared(self) -> Tensor:
+        """The student's id of every token of the teacher, -1 where the student has no such token."""
+        pairs = self.translator.shared_tokens()
+        return torch.tensor([pairs.get(token_id, -1) for token_id in range(len(self.translator.teacher))])
+
+    def views(self, batch: RolloutBatch, cut: Callable[[list[bytes]], list[bytes]] | None = None) -> list[View]:
+        """Return every row's response as the teacher reads it.
+
+        Args:
+            batch: Rollouts with their trajectories.
+            cut: See `Translator.reply`.
+        """
+        views = []
+        for row, trajectory in enumerate(batch.trajectories):
+            columns = batch.response_mask[row].nonzero().squeeze(-1)
+            reply = self.translator.reply(batch.token_ids[row, columns].tolist(), cut)
+            views.append(View(columns, self.translator.prompt(trajectory.prompt.messages), reply))
+        return views
+
+    def grade(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:
+        """Return the scorer's log-probs (nats) of the teacher's response tokens, view by view."""
+        own = self._own_batch(views, batch)
+        scores = self.scorer.score(own, frozenset({Signal.LOGPROBS}))
+        return [scores.logprobs[row][mask] for row, mask in enumerate(own.response_mask)]
+
+    def _own_batch(self, views: Sequence[View], batch: RolloutBatch) -> RolloutBatch:
+        """Return the views as rollouts in the teacher's tokens, right padded."""
+        device, num_rows = batch.token_ids.device, len(views)
+        length = max((len(v.prompt_ids) + len(v.reply.token_ids) for v in views), default=1)
+        pad = self.translator.teacher.pad_token_id
+        token_ids = torch.full((num_rows, length), 0 if pad is None else int(cast("int", pad)))
+        attention_mask = torch.zeros(num_rows, length, dtype=torch.bool)
+        response_mask = torch.zeros_like(attention_mask)
+        for row, view in enumerate(views):
+            ids = [*view.prompt_ids, *view.reply.token_ids]
+            token_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = True
+            response_mask[row, len(view.prompt_ids) : len(ids)] = torch.tensor(view.reply.response_mask)
+        rows = batch.rewards.new_zeros(num_rows)
+        tokens = rows.new_zeros(num_rows, length)
+        response_mask = response_mask.to(device)
+        return RolloutBatch(
+            token_ids=token_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            response_mask=response_mask,
+            rollout_logprobs=tokens,
+            teacher_logprobs=tokens,
+            comparable_mask=response_mask,
+            distill_mask=response_mask,
+            distill_weights=rows,
+            outcome_advantages=rows,
+            rewards=rows,
+            group_ids=rows.long(),
+            teacher_ids=rows.long(),
+            is_truncated=rows.bool(),
+            has_format_error=rows.bool(),
+            num_active_tokens=response_mask.sum().double(),
+            num_trajectories=rows.new_tensor(num_rows),
+            temperature=batch.temperature,
+        )
+
+    def _metrics(
+        self, batch: RolloutBatch, logprobs: Tensor, comparable_mask: Tensor
+    ) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return what re-tokenising cost: shares of tokens and of |log π|, and the mean r per role in nats."""
+        mask, own = batch.response_mask, batch.rollout_logprobs.double()
+        size = torch.where(mask, own.abs(), 0.0)
+        dropped = torch.where(comparable_mask, 0.0, size)
+        metrics = {
+            "kept_tokens": (comparable_mask.sum(), mask.sum()),
+            "dropped_logprob": (dropped.sum(), size.sum()),
+        }
+        log_ratio = torch.where(comparable_mask, logprobs - own, 0.0)
+        for role in ROLES:
+            ids = [token_id for token_id, name in self.translator.roles.names.items() if name == role]
+            has_role = comparable_mask & torch.isin(batch.token_ids, batch.token_ids.new_tensor(ids))
+            metrics[f"role_log_ratio_{role}"] = (torch.where(has_role, log_ratio, 0.0).sum(), has_role.sum())
+        return metrics
+
+    @override
+    def output_head(self) -> LinearHead | None:
+        return None if self.is_retokenized else self.scorer.output_head()
+
+    @override
+    def close(self) -> None:
+        self.scorer.close()

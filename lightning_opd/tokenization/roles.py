@@ -1,0 +1,112 @@
+"""Control tokens by what they do, so that they can travel between two tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from lightning_opd.tokenization.chat import reply_surroundings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TURN = "end_of_turn"
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "think_open": ("<think>", "<thinking>", "[THINK]", "<|begin_of_thought|>"),
+    "think_close": ("</think>", "</thinking>", "[/THINK]", "<|end_of_thought|>"),
+    "tool_call_open": ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<｜tool▁call▁begin｜>"),  # noqa: RUF001  # DeepSeek's
+    "tool_call_close": ("</tool_call>", "<｜tool▁call▁end｜>"),  # noqa: RUF001  # DeepSeek's
+}
+"""Role → how model families write it; a role is found only where it is one token."""
+
+ROLES = (END_OF_TURN, *SPELLINGS)
+
+
+@dataclass(frozen=True)
+class RoleTable:
+    """Which control token of the teacher stands for which of the student.
+
+    Args:
+        pairs: Student id → teacher id; control tokens that are not here have no counterpart.
+        names: Student id → role, for those that have one.
+        student_ids: All control tokens of the student.
+        teacher_ids: All control tokens of the teacher.
+    """
+
+    pairs: Mapping[int, int]
+    names: Mapping[int, str]
+    student_ids: frozenset[int]
+    teacher_ids: frozenset[int]
+
+
+def role_table(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    overrides: Mapping[str, str | None] | None = None,
+) -> RoleTable:
+    """Find the counterpart of each of the student's control tokens.
+
+    In order of precedence: what is given; control tokens written alike, except an end of turn that is
+    none to the teacher; ends of a turn (the stop token, and the token with which the chat template
+    closes a reply); roles by their known spellings.
+
+    Args:
+        student: The student's tokenizer.
+        teacher: The teacher's tokenizer.
+        overrides: Student's token → teacher's token, or None for no counterpart.
+
+    Raises:
+        ValueError: A given token is not one token of its tokenizer.
+    """
+    overrides = overrides or {}
+    given = {_id(student, ours): None if theirs is None else _id(teacher, theirs) for ours, theirs in overrides.items()}
+    ours, theirs = control_tokens(student), control_tokens(teacher)
+    pairs: dict[int, int | None] = {ours[token]: theirs[token] for token in ours.keys() & theirs.keys()}
+    names: dict[int, str] = {}
+    for role, spellings in SPELLINGS.items():
+        counterparts = [theirs[token] for token in spellings if token in theirs]
+        for token in spellings:
+            if token in ours:
+                names[ours[token]] = role
+                if counterparts and ours[token] not in pairs:
+                    pairs[ours[token]] = counterparts[0]
+    stops = turn_ends(teacher)
+    for token_id in turn_ends(student):
+        names[token_id] = END_OF_TURN
+        if stops and pairs.get(token_id) not in stops:
+            pairs[token_id] = stops[0]
+    pairs |= given
+    return RoleTable(
+        {own: other for own, other in pairs.items() if other is not None},
+        names,
+        frozenset({*ours.values(), *given}),
+        frozenset(theirs.values()) | {token_id for token_id in given.values() if token_id is not None},
+    )
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the added tokens that are no text: those marked special, and those with a known role."""
+    known = {token for spellings in SPELLINGS.values() for token in spellings}
+    added = tokenizer.added_tokens_decoder
+    return {str(entry): token_id for token_id, entry in added.items() if entry.special or str(entry) in known}
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the control tokens that end a turn: first the one with which the chat template closes a reply."""
+    _, after = reply_surroundings(tokenizer)
+    placed = [(after.find(token), token_id) for token, token_id in control_tokens(tokenizer).items() if token in after]
+    stop = tokenizer.eos_token_id
+    ends = [min(placed)[1]] if placed else []
+    return list(dict.fromkeys(ends if stop is None else [*ends, int(cast("int", stop))]))
+
+
+def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    token_id = tokenizer.get_vocab().get(token)
+    if token_id is None:
+        msg = (
+            f"`roles` names `{token}`, which is not one token of the tokenizer `{tokenizer.name_or_path}`. Give the "
+            "student's token → the teacher's token as their vocabularies write them, or null for no counterpart."
+        )
+        raise ValueError(msg)
+    return token_id

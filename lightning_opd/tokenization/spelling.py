@@ -1,0 +1,177 @@
+"""A tokenizer without its control tokens: the bytes each token spells, and the tokens of plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+METASPACE = "▁"
+"""How SentencePiece writes a space."""
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte behind every character in which byte-level vocabularies are written.
+
+    Printable bytes of Latin-1 stand for themselves, the others for code points from 256 on.
+
+    Reference:
+        Radford et al., Language Models are Unsupervised Multitask Learners (2019), released code.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class Spelling:
+    """Bytes of tokens and tokens of text, for byte-level and for SentencePiece tokenizers.
+
+    Control tokens spell nothing, and text that merely looks like one stays text. No space is added
+    before the text, so that pieces of one text are cut as they are inside it.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer.
+        control_ids: Tokens that are never text.
+
+    Raises:
+        ValueError: The tokenizer does not say how its tokens spell bytes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: Iterable[int]) -> None:
+        """Read how the tokenizer writes bytes."""
+        self.name = str(tokenizer.name_or_path)
+        self.control_ids = frozenset(control_ids)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            msg = (
+                f"The tokenizer `{self.name}` has no tokenizer.json, so the bytes of its tokens are unknown. "
+                "Convert it to a fast tokenizer with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
+            )
+            raise ValueError(msg)
+        self._settings: dict[str, Any] = json.loads(backend.to_str())
+        self._vocabulary: dict[int, str] = {id_: token for token, id_ in tokenizer.get_vocab().items()}
+        self._added = {entry["id"]: entry["content"] for entry in self._settings["added_tokens"]}
+        kinds = _types(self._settings["decoder"])
+        self._is_byte_level = "ByteLevel" in kinds
+        if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
+            msg = (
+                f"Expected a byte-level or SentencePiece tokenizer at `{self.name}`, got one that decodes by "
+                f"{sorted(kinds) or 'nothing'}. Only those two say which bytes a token stands for."
+            )
+            raise ValueError(msg)
+        self._alphabet = byte_alphabet()
+        self._pieces: dict[int, bytes] = {}
+
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes a token spells: none for a control token, and for an id without a token."""
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self._spell(token_id)
+        return self._pieces[token_id]
+
+    def _spell(self, token_id: int) -> bytes:
+        token = self._vocabulary.get(token_id, "")
+        if token_id in self.control_ids:
+            return b""
+        if not self._is_byte_level:
+            is_byte = len(token) == len("<0x00>") and token.startswith("<0x") and token.endswith(">")
+            return bytes.fromhex(token[3:5]) if is_byte else token.replace(METASPACE, " ").encode()
+        if token_id in self._added or any(c not in self._alphabet for c in token):
+            return token.encode()
+        return bytes(self._alphabet[c] for c in token)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of plain text, whatever it looks like."""
+        if not text:
+            return []
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return [self._moved.get(token_id, token_id) for token_id in ids]
+
+    def encode_bytes(self, piece: bytes) -> list[int]:
+        """Return tokens of bytes that need not be whole characters; whole ones are cut as text."""
+        try:
+            return self.encode(piece.decode())
+        except UnicodeDecodeError:
+            return [self._byte_ids[byte] for byte in piece if byte in self._byte_ids]
+
+    @cached_property
+    def _byte_ids(self) -> dict[int, int]:
+        single = {token_id: self.piece(token_id) for token_id in self._vocabulary}
+        return {piece[0]: token_id for token_id, piece in single.items() if len(piece) == 1}
+
+    @cached_property
+    def _encoder(self) -> Tokenizer:
+        """The tokenizer without control tokens and without a space of its own at the beginning."""
+        from tokenizers import Tokenizer
+
+        settings = {
+            **self._settings,
+            "added_tokens": [e for e in self._settings["added_tokens"] if e["id"] not in self.control_ids],
+            "normalizer": _without_prefix(self._settings["normalizer"]),
+            "pre_tokenizer": _without_prefix(self._settings["pre_tokenizer"]),
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
+        return Tokenizer.from_str(json.dumps(settings))
+
+    @cached_property
+    def _moved(self) -> dict[int, int]:
+        """Id in the encoder → id in the tokenizer: added tokens are numbered anew where some are left out."""
+        kept = [e for e in self._settings["added_tokens"] if e["id"] not in self.control_ids]
+        ids = ((self._encoder.token_to_id(e["content"]), e["id"]) for e in kept)
+        return {new: old for new, old in ids if new is not None and new != old}
+
+
+def spans_of(pieces: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:
+    """Return the bytes of `text` that each piece covers, as far as the pieces spell it.
+
+    Where a piece spells something else (a tokenizer that normalises, half a character), it and all
+    that follow cover nothing: an empty span at the place where the text is lost.
+
+    Args:
+        pieces: Bytes of each token.
+        text: What they should spell.
+
+    Example:
+        >>> spans_of([b"ab", b"c"], b"abc"), spans_of([b"ab", b"C"], b"abc")
+        ([(0, 2), (2, 3)], [(0, 2), (2, 2)])
+    """
+    spans, place = [], 0
+    pending = iter(pieces)
+    for piece in pending:
+        if not text.startswith(piece, place):
+            spans.append((place, place))
+            break
+        spans.append((place, place + len(piece)))
+        place += len(piece)
+    return spans + [(place, place) for _ in pending]
+
+
+def _types(node: object) -> set[str]:
+    """Return the names of all components inside a part of tokenizer.json."""
+    if isinstance(node, list):
+        return {name for part in node for name in _types(part)}
+    if not isinstance(node, dict):
+        return set()
+    return {str(node.get("type"))} | {name for part in node.values() for name in _types(part)}
+
+
+def _without_prefix(node: object) -> object:
+    """Return a part of tokenizer.json that puts no space before the text."""
+    if isinstance(node, list):
+        return [changed for part in node if (changed := _without_prefix(part)) is not None]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "Prepend":
+        return None
+    changed = {key: _without_prefix(part) for key, part in node.items()}
+    if node.get("type") == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    if node.get("type") == "ByteLevel":
+        changed["add_prefix_space"] = False
+    return changed

@@ -1,0 +1,108 @@
+"""An enumerable world: all texts of three characters, a student and a teacher with a merge each or none."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_opd.functional.advantages import AdvantageEstimator
+from lightning_opd.functional.alignment import Alignment, align
+from lightning_opd.functional.credit import Credit
+
+WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
+"""Name → merges of the student, merges of the teacher."""
+
+TEXTS = ["".join(letters) for letters in itertools.product("ab", repeat=3)]
+
+
+def tokens_of(text: str, merges: tuple[str, ...]) -> list[str]:
+    """Cut a text as a byte-pair encoding does."""
+    tokens = list(text)
+    for merge in merges:
+        i = 0
+        while i < len(tokens) - 1:
+            if tokens[i] + tokens[i + 1] == merge:
+                tokens[i : i + 2] = [merge]
+            i += 1
+    return tokens
+
+
+def spans_of(tokens: list[str]) -> list[tuple[int, int]]:
+    ends = list(itertools.accumulate(map(len, tokens)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+class Policy:
+    """A distribution over the native tokenisations of all texts: one softmax per prefix of tokens."""
+
+    def __init__(self, merges: tuple[str, ...]) -> None:
+        self.sequences = [tokens_of(text, merges) for text in TEXTS]
+        children: dict[tuple[str, ...], list[str]] = {}
+        for tokens in self.sequences:
+            for i, token in enumerate(tokens):
+                following = children.setdefault(tuple(tokens[:i]), [])
+                if token not in following:
+                    following.append(token)
+        width = max(map(len, children.values()))
+        state = {prefix: i for i, prefix in enumerate(children)}
+        self.allowed = torch.tensor([[i < len(following) for i in range(width)] for following in children.values()])
+        self.places = [
+            torch.tensor([(state[tuple(t[:i])], children[tuple(t[:i])].index(t[i])) for i in range(len(t))])
+            for t in self.sequences
+        ]
+
+    def logits(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.allowed.shape, dtype=torch.float64, generator=generator)
+
+    def logprobs(self, logits: Tensor) -> list[Tensor]:
+        """Return the log-probs of the tokens of every text."""
+        table = torch.log_softmax(logits.masked_fill(~self.allowed, -math.inf), dim=-1)
+        return [table[place[:, 0], place[:, 1]] for place in self.places]
+
+
+class Texts:
+    """A student and a teacher over the same texts."""
+
+    def __init__(self, student_merges: tuple[str, ...], teacher_merges: tuple[str, ...], seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.student, teacher = Policy(student_merges), Policy(teacher_merges)
+        self.logits = self.student.logits(generator).requires_grad_()
+        self.teacher_logprobs = teacher.logprobs(teacher.logits(generator))
+        self.alignments: list[Alignment] = [
+            align(spans_of(ours), spans_of(theirs))
+            for ours, theirs in zip(self.student.sequences, teacher.sequences, strict=True)
+        ]
+
+    def exact_gradient(self) -> Tensor:
+        """Return the gradient of −KL(π ‖ T) over texts by automatic differentiation."""
+        student = torch.stack([x.sum() for x in self.student.logprobs(self.logits)])
+        teacher = torch.stack([x.sum() for x in self.teacher_logprobs])
+        return torch.autograd.grad((student.exp() * (teacher - student)).sum(), self.logits)[0]
+
+    def gradient(self, credit: Credit, estimator: AdvantageEstimator) -> Tensor:
+        """Return the expected policy gradient E_y Σ_i Â_i ∇log π(a_i|s_i)."""
+        total = self.logits.new_zeros(())
+        for own, theirs, alignment in zip(
+            self.student.logprobs(self.logits), self.teacher_logprobs, self.alignments, strict=True
+        ):
+            compared, is_comparable = credit(own.detach(), theirs, alignment)
+            log_ratio = torch.where(is_comparable, compared - own.detach(), 0.0)
+            advantages = torch.where(is_comparable, estimator(log_ratio[None], is_comparable[None])[0], 0.0)
+            total = total + own.detach().sum().exp() * (advantages * own).sum()
+        return torch.autograd.grad(total, self.logits)[0]
+
+    def fixed_point(self, credit: Credit, estimator: AdvantageEstimator, num_steps: int = 150) -> float:
+        """Follow the expected gradient to its end; return the total variation from the teacher's texts."""
+        self.logits = self.logits.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([self.logits], lr=0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+        for _ in range(num_steps):
+            self.logits.grad = -self.gradient(credit, estimator)
+            optimizer.step()
+            schedule.step()
+        student = torch.stack([x.sum() for x in self.student.logprobs(self.logits.detach())]).exp()
+        teacher = torch.stack([x.sum() for x in self.teacher_logprobs]).exp()
+        return float((student - teacher).abs().sum() / 2)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_opd.formats import NamedRule
+from lightning_opd.functional.logprobs import token_logprobs
+from lightning_opd.interfaces import FormatRule
+from lightning_opd.models import Student, build_student, causal_lm, load_tokenizer
+from lightning_opd.rollouts import InProcessEngine
+from lightning_opd.rollouts.episodes import run_episodes
+from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
+from lightning_opd.tokenization.training import train_tokenizer
+from lightning_opd.types import Sample, Sampling, Trajectory
+from tests.agents import HOSTILE, AnythingEngine, Talk, Talks
+from tests.tiny import SPECIAL_TOKENS, TEXTS
+from tests.world import STOPS, Letters
+
+TOKENIZER = train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS)
+ONE_STOP = stop_token_ids(TOKENIZER)
+SAMPLING = Sampling(max_new_tokens=8, stop_token_ids=STOPS)
+LONG = 10**9
+answers = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8)), min_size=1, max_size=12)
+
+
+def seeds(num: int) -> list[int]:
+    return [row_seed(0, i) for i in range(num)]
+
+
+def talk(
+    answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2
+) -> tuple[list[Trajectory], AnythingEngine]:
+    """Play episodes of `turns` answers each with an engine that writes anything."""
+
+    class Long(Talks):
+        def environment(self, prompt):  # noqa: ANN001, ANN202
+
+            return Talk(prompt, [answers[i % len(answers)] for i in range(turns)])
+
+    engine, sampling = AnythingEngine(288), Sampling(max_new_tokens=6, max_turns=max_turns, stop_token_ids=ONE_STOP)
+    prompts = Long().prompts("train")[:num]
+    return run_episodes(Long(), prompts, engine, TOKENIZER, seeds(2 * num), sampling, LONG), engine
+
+
+def check_layout(trajectory: Trajectory, samples: list[Sample]) -> None:
+    """The tokens are the prompt's, the sampled ones and the template's between them, nothing else."""
+    ids = render_prompt(TOKENIZER, trajectory.turns[0].messages)
+    mask = [False] * len(ids)
+    logprobs = [0.0] * len(ids)
+    for turn, following, sample in zip(trajectory.turns, [*trajectory.turns[1:], None], samples, strict=True):
+        assert (turn.start, turn.end) == (len(ids), len(ids) + len(sample.token_ids))
+        assert turn.text == decode_response(TOKENIZER, sample.token_ids, ONE_STOP)
+        ids += sample.token_ids
+        mask += [True] * len(sample.token_ids)
+        logprobs += sample.logprobs
+        if following is not None:
+            reply, *answer = following.messages[len(turn.messages) :]
+            assert reply == {"role": "assistant", "content": turn.text}
+            given = render_answer(TOKENIZER, turn.messages, answer)
+            ids += given
+            mask += [False] * len(given)
+            logprobs += [0.0] * len(given)
+    assert trajectory.token_ids == tuple(ids)
+    assert trajectory.response_mask == tuple(mask)
+    assert trajectory.logprobs == tuple(logprobs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(answers, st.integers(0, 12))
+def test_tokens_and_mask_survive_whatever_is_said(answers: list[str], turns: int) -> None:
+    trajectories, engine = talk(answers, turns)
+    assert engine.calls == turns + 1
+    for row, trajectory in enumerate(trajectories):
+        check_layout(trajectory, [samples[row] for samples in engine.written])
+        assert not trajectory.is_truncated
+
+
+def test_tokens_and_mask_survive_hundreds_of_turns() -> None:
+    trajectories, engine = talk(list(HOSTILE), 300, num=1)
+    for row, trajectory in enumerate(trajectories):
+        assert len(trajectory.turns) == 301
+        check_layout(trajectory, [samples[row] for samples in engine.written])
+
+
+def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, torch.nn.Module]:
+    model = build_student(Student(str(folder), dtype=dtype))
+    engine = InProcessEngine()
+    engine.sync(model, 0)
+    return engine, model
+
+
+def test_one_reply_is_what_the_engine_writes_from_the_episodes_seed(tiny_model_dir: Path) -> None:
+    engine, _ = student_of(tiny_model_dir, "float32")
+    prompts = Letters().prompts("train")[:4]
+    episodes = run_episodes(Letters(), prompts, engine, TOKENIZER, seeds(8), SAMPLING, 256)
+    rendered = [render_prompt(TOKENIZER, prompt.messages) for prompt in prompts]
+    for episode, sample in zip(episodes, engine.generate(rendered, 2, seeds(8), SAMPLING), strict=True):
+        assert episode.token_ids[-len(sample.token_ids) :] == episode.reply_ids == sample.token_ids
+        assert len(episode.turns) == 1
+
+
+def test_logprobs_of_later_turns_equal_those_of_a_plain_forward(double_world: Path) -> None:
+    engine, model = student_of(double_world / "student")
+    prompts = Talks().prompts("train")[:8]
+    trajectories = run_episodes(Talks(), prompts, engine, TOKENIZER, seeds(16), SAMPLING, 256)
+    assert max(len(t.turns) for t in trajectories) > 2
+    model.eval()
+    for trajectory in trajectories:
+        ids = torch.tensor([trajectory.token_ids])
+        with torch.no_grad():
+            expected = token_logprobs(causal_lm(model)(ids).logits, ids)[0]
+        written = torch.tensor(trajectory.response_mask)
+        got = torch.tensor(trajectory.logprobs, dtype=torch.float64)
+        assert torch.allclose(got[written], expected[written], atol=1e-9)
+
+
+def test_an_episode_does_not_depend_on_those_beside_it(double_world: Path) -> None:
+    engine, _ = student_of(double_world / "student")
+    prompts = Talks().prompts("train")[:8]
+    together = run_episodes(Talks(), prompts, engine, TOKENIZER, seeds(16), SAMPLING, 256)
+    alone = run_episodes(Talks(), prompts[3:4], engine, TOKENIZER, seeds(16)[6:8], SAMPLING, 256)
+    assert [t.token_ids for t in alone] == [t.token_ids for t in together[6:8]]
+    siblings = [t.token_ids for t in together[6:8]]
+    assert len(set(siblings)) == 2
+
+
+def test_rows_leave_the_batch_so_that_few_are_carried_along(tiny_model_dir: Path) -> None:
+    engine, _ = student_of(tiny_model_dir, "float32")
+    prompts = Talks(num_prompts=32).prompts("train")
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=40)
+    trajectories = run_episodes(Talks(32), prompts, engine, TOKENIZER, seeds(128), sampling, 250)
+    lengths = [turn.end - turn.start for t in trajectories for turn in t.turns]
+    assert max(lengths) > 4 * min(lengths), "replies must have uneven lengths"
+    assert len({len(t.turns) for t in trajectories}) > 2
+    assert engine.occupancy >= 0.95
+
+
+def test_limits_end_an_episode_as_truncated() -> None:
+    by_turns, engine = talk(["again"], 50, max_turns=3)
+    assert engine.calls == 3
+    assert all(t.is_truncated and len(t.turns) == 3 and t.response_mask[-1] for t in by_turns)
+    within, _ = talk(["again"], 2, max_turns=3)
+    assert not any(t.is_truncated for t in within)
+    prompts, sampling = Talks(turns=4).prompts("train"), Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
+    engine = AnythingEngine(288)
+    limited = dataclasses.replace(sampling, max_episode_tokens=60)
+    for trajectory in run_episodes(Talks(), prompts, engine, TOKENIZER, seeds(12), limited, LONG):
+        assert len(trajectory.token_ids) <= 60
+        wanted = int(str(trajectory.prompt.columns["number"])) % 4 + 1
+        assert trajectory.is_truncated == (len(trajectory.turns) < wanted)
+
+
+def test_a_cut_reply_ends_the_episode_but_is_still_judged(tiny_model_dir: Path) -> None:
+    engine, _ = student_of(tiny_model_dir, "float32")
+    never = Sampling(max_new_tokens=3, stop_token_ids=(287,), vocab_size=287)
+    for trajectory in run_episodes(Talks(), Talks().prompts("train"), engine, TOKENIZER, seeds(12), never, 256):
+        assert trajectory.is_truncated
+        assert len(trajectory.turns) == 1
+        assert trajectory.reward == float(len(trajectory.text) < 20)
+
+
+class SecondTurn(NamedRule):
+    """Broken by the second reply, which it knows from the turns so far."""
+
+    def is_broken(self, trajectory: Trajectory) -> bool:
+        assert trajectory.text == trajectory.turns[-1].text
+        assert len(trajectory.token_ids) == trajectory.turns[-1].end
+        return len(trajectory.turns) == 2
+
+
+def test_each_reply_is_judged_by_itself() -> None:
+    class Ruled(Talks):
+        def format_rules(self) -> list[FormatRule]:
+            return [SecondTurn()]
+
+    sampling = Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
+    prompts = Ruled().prompts("train")
+    trajectories = run_episodes(Ruled(), prompts, AnythingEngine(288), TOKENIZER, seeds(12), sampling, LONG)
+    for trajectory in trajectories:
+        expected = [("second_turn",) if i == 1 else () for i in range(len(trajectory.turns))]
+        assert [turn.format_errors for turn in trajectory.turns] == expected
+        assert trajectory.format_errors == (("second_turn",) if len(trajectory.turns) > 1 else ())
+
+
+def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
+    engine, seen = student_of(tiny_model_dir, "float32")[0], []
+    prompts = Talks().prompts("train")
+    run_episodes(Talks(), prompts, engine, load_tokenizer(str(tiny_model_dir)), seeds(12), SAMPLING, 256, seen.append)
+    assert max(seen) <= 12
+    assert seen[-1] >= 11
+
+
+def test_limits_must_be_positive() -> None:
+    for wrong in ({"max_turns": 0}, {"max_episode_tokens": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Sampling(**wrong)

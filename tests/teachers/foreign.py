@@ -1,0 +1,49 @@
+"""A teacher that cuts text differently from the student, and windows that it grades."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lightning_opd.data.collate import collate
+from lightning_opd.functional.credit import Credit, Strict
+from lightning_opd.models import load_tokenizer
+from lightning_opd.teachers import RetokenizedTeacher
+from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
+
+CPU = torch.device("cpu")
+REPLIES = (
+    "<think>7+8=15 carry</think>xyz",
+    'an answer: {"name": "calc", "arguments": {"result": "75"}}',
+    "",
+    "é😀  \n\nassistant",
+    "result result calculator",
+)
+
+
+def foreign_teacher(world: Path, folder: Path, credit: Credit = Strict()) -> RetokenizedTeacher:
+    """Return the teacher in a folder, ready to grade the student of `world`."""
+    teacher = RetokenizedTeacher(str(folder), credit)
+    teacher.introduce(load_tokenizer(str(world / "student")))
+    teacher.setup(CPU)
+    return teacher
+
+
+def graded_window(
+    world: Path, teacher: RetokenizedTeacher, replies: tuple[str, ...] = REPLIES, *, has_end: bool = True
+) -> RolloutBatch:
+    """Return replies as the student of `world` cuts them, with random log-probs, graded by the teacher."""
+    tokenizer, trajectories = load_tokenizer(str(world / "student")), []
+    for reply in replies:
+        prompt = Prompt(({"role": "user", "content": f"Question {len(reply)}"},), reply, "math", "math")
+        head = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_dict=False)
+        tail = tokenizer.encode(reply) + [int(tokenizer.eos_token_id)] * has_end
+        logprobs = (0.0,) * len(head) + tuple((-torch.rand(len(tail)) * 3).tolist())
+        mask = (False,) * len(head) + (True,) * len(tail)
+        trajectories.append(Trajectory(prompt, (*head, *tail), mask, logprobs, reply, is_truncated=not has_end))
+    rows = list(range(len(replies)))
+    batch = collate(trajectories, rows, [0] * len(rows), ["math"], 1.0, tokenizer.pad_token_id, torch.float32, CPU)
+    scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
+    batch.teacher_logprobs, batch.comparable_mask = scores.logprobs, scores.comparable_mask
+    return batch

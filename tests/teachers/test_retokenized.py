@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_opd import functional
+from lightning_opd.functional.advantages import AdvantageEstimator
+from lightning_opd.functional.credit import Credit, Span, Splice, Strict, WholeText
+from lightning_opd.functional.divergences import ReverseKL
+from lightning_opd.functional.logprobs import token_logprobs
+from lightning_opd.functional.top_k import TopK
+from lightning_opd.interfaces import Objective, OPDCallback, Teacher
+from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
+from lightning_opd.modules import OPDModule
+from lightning_opd.objectives import DistributionMatching, PolicyGradient
+from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
+from lightning_opd.teachers.retokenization_report import retokenization_report
+from lightning_opd.types import RolloutBatch, Signal
+from tests.implementations import implementations
+from tests.teachers.foreign import foreign_teacher, graded_window
+from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
+
+CREDITS: tuple[Credit, ...] = (Strict(), Span(), Span("equal"), Span("proportional"), WholeText())
+TOKEN_CREDITS = CREDITS[:-1]
+ESTIMATORS = [parameter.values[0] for parameter in implementations(AdvantageEstimator, functional)]
+IDENTITY_CASES = [
+    *[(objective, Strict()) for objective in (DistributionMatching(), *map(PolicyGradient, ESTIMATORS))],
+    *[(PolicyGradient(), credit) for credit in TOKEN_CREDITS[1:]],
+]
+every_credit = pytest.mark.parametrize("credit", CREDITS, ids=str)
+
+
+def train(
+    world: Path, folder: Path, teachers: dict[str, Teacher], objective: Objective | None = None, **settings: object
+) -> Witness:
+    """Train two steps against the given teachers and return what was seen."""
+    plain, witness = make_module(world), Witness()
+    module = OPDModule(plain.student_config, dict(teachers), objective or PolicyGradient(), plain._optimizer)
+    make_trainer(folder, witness, **settings).fit(module, make_data(Letters(teachers=sorted(teachers))))
+    return witness
+
+
+# --- the student's own tokenizer -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("objective", "credit"), IDENTITY_CASES, ids=str)
+def test_with_one_tokenizer_training_is_equal_to_the_last_bit(
+    objective: Objective, credit: Credit, world: Path, tmp_path: Path
+) -> None:
+    plain = train(world, tmp_path, {name: LocalTeacher(str(world / name)) for name in ("math", "code")}, objective)
+    same = {name: RetokenizedTeacher(str(world / name), credit) for name in ("math", "code")}
+    witness = train(world, tmp_path, dict(same), objective)
+    assert not any(teacher.is_retokenized for teacher in same.values())
+    for ours, theirs in zip(plain.windows, witness.windows, strict=True):
+        assert torch.equal(ours.teacher_logprobs, theirs.teacher_logprobs)
+        assert torch.equal(ours.comparable_mask, theirs.comparable_mask)
+    for ours_gradients, theirs_gradients in zip(plain.gradients, witness.gradients, strict=True):
+        assert largest_difference(ours_gradients, theirs_gradients) == 0
+        assert any(bool(gradient.any()) for gradient in ours_gradients.values())
+    shared = plain.logged[-1].keys()
+    assert {k: v for k, v in plain.logged[-1].items() if "time" not in k} == {
+        k: witness.logged[-1][k] for k in shared if "time" not in k
+    }
+    assert witness.logged[-1]["train/kept_tokens/math"] == 1
+    assert witness.logged[-1]["train/dropped_logprob/math"] == 0
+
+
+# --- another tokenizer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_end", [True, False])
+def test_the_whole_text_is_graded_in_the_teachers_native_tokens(has_end: bool, world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign, WholeText())
+    batch = graded_window(world, teacher, has_end=has_end)
+    own, model = load_tokenizer(str(foreign)), load_causal_lm(str(foreign))
+    assert torch.equal(batch.comparable_mask, batch.response_mask)
+    for row, trajectory in enumerate(batch.trajectories):
+        prompt = own.apply_chat_template(list(trajectory.prompt.messages), tokenize=False, add_generation_prompt=True)
+        head, tail = (own.encode(text) for text in (prompt, trajectory.text + "<|im_end|>" * has_end))
+        ids = torch.tensor([[*head, *tail]])
+        native = float(token_logprobs(model(ids).logits, ids).detach()[0, len(head) :].sum())
+        mask = batch.response_mask[row]
+        log_ratio = (batch.teacher_logprobs - batch.rollout_logprobs)[row][mask]
+        expected = native - float(batch.rollout_logprobs[row].sum())
+        assert log_ratio.tolist() == pytest.approx([expected] * int(mask.sum()), abs=1e-3)
+
+
+def test_strict_grades_are_log_probs_of_single_tokens(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher)
+    views = teacher.views(batch)
+    for row, (view, grade) in enumerate(zip(views, teacher.grade(views, batch), strict=True)):
+        expected = {student: float(grade[other]) for student, other in view.reply.alignment.strict}
+        kept = batch.comparable_mask[row, view.columns].nonzero().flatten().tolist()
+        assert kept == list(expected)
+        assert batch.teacher_logprobs[row, view.columns[kept]].tolist() == list(expected.values())
+    assert not torch.equal(batch.comparable_mask, batch.response_mask)
+
+
+@every_credit
+def test_a_foreign_teacher_trains_beside_a_native_one(
+    credit: Credit, world: Path, foreign: Path, tmp_path: Path
+) -> None:
+    teachers = {"code": LocalTeacher(str(world / "code")), "math": RetokenizedTeacher(str(foreign), credit)}
+    witness = train(world, tmp_path, teachers)
+    window = witness.windows[0]
+    own = (window.teacher_ids == 0)[:, None] & window.response_mask
+    assert torch.equal(window.comparable_mask & own, own)
+    assert torch.isfinite(window.teacher_logprobs).all()
+    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+    logged = witness.logged[0]
+    assert 0 < logged["train/kept_tokens/math"] <= 1
+    assert 0 <= logged["train/dropped_logprob/math"] < 1
+    assert "train/kept_tokens/code" not in logged
+    if isinstance(credit, Strict):
+        assert logged["train/kept_tokens/math"] < 1
+
+
+@pytest.mark.parametrize("settings", [{"accumulate_grad_batches": 4}, {"accumulate_grad_batches": 2}], ids=str)
+def test_gradients_do_not_depend_on_the_micro_batches(
+    settings: dict[str, object], world: Path, foreign: Path, tmp_path: Path
+) -> None:
+    teachers = {"math": RetokenizedTeacher(str(foreign), Span())}
+    whole = train(world, tmp_path, dict(teachers), max_steps=1)
+    parts = train(world, tmp_path, {"math": RetokenizedTeacher(str(foreign), Span())}, max_steps=1, **settings)
+    assert largest_difference(whole.gradients[0], parts.gradients[0]) < 1e-5
+    for name, value in whole.logged[-1].items():
+        if "time" not in name:
+            assert parts.logged[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path, tmp_path: Path) -> None:
+    class SomeRowsOnly(OPDCallback):
+        def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+            rollouts.distill_mask = rollouts.distill_mask.clone()
+            rollouts.distill_mask[::2] = False
+
+    plain, gradients = make_module(world, lora=Lora(rank=4)), []
+    for callbacks in ((), (SomeRowsOnly(),)):
+        witness = Witness()
+        teachers: dict[str, str | Teacher] = {"math": RetokenizedTeacher(str(foreign))}
+        module = OPDModule(plain.student_config, teachers, PolicyGradient(), plain._optimizer)
+        trainer = make_trainer(tmp_path, *callbacks, witness, max_steps=1)
+        trainer.fit(module, make_data(Letters(teachers=["math"])))
+        gradients.append(witness.gradients[0])
+    assert all("lora" in name for name in gradients[0])
+    assert largest_difference(*gradients) > 0
+    assert any(bool(g.any()) for g in gradients[1].values())
+
+
+def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher)
+    scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
+    assert scores.top_ids is not None
+    assert scores.top_logprobs is not None
+    ours, theirs = teacher.translator.student_spelling, teacher.translator.teacher_spelling
+    views = teacher.views(batch)
+    own = teacher.scorer.score(teacher._own_batch(views, batch), frozenset({Signal.TOP_LOGPROBS}))
+    student_pieces = {ours.piece(i) for i in range(len(teacher.translator.student))}
+    num_shared = num_missing = 0
+    for row, view in enumerate(views):
+        reply = [i for i, counts in enumerate(view.reply.response_mask) if counts]
+        for i, j in view.reply.alignment.strict:
+            place = row, int(view.columns[i])
+            native = row, len(view.prompt_ids) + reply[j]
+            for k, other in enumerate(own.top_ids[native].tolist()):
+                if scores.top_logprobs[place][k] > -torch.inf:
+                    token_id = int(scores.top_ids[place][k])
+                    assert ours.piece(token_id) == theirs.piece(other)
+                    assert scores.top_logprobs[place][k] == own.top_logprobs[native][k]
+                    num_shared += 1
+                else:
+                    assert other in theirs.control_ids or theirs.piece(other) not in student_pieces
+                    num_missing += 1
+    assert min(num_shared, num_missing) > 50
+
+
+def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
+    world: Path, foreign: Path, tmp_path: Path
+) -> None:
+    objective = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
+    teachers: dict[str, Teacher] = {
+        "code": LocalTeacher(str(world / "code")),
+        "math": RetokenizedTeacher(str(foreign)),
+    }
+    witness = train(world, tmp_path, teachers, objective)
+    assert 0 < witness.logged[0]["train/kept_tokens/math"] < 1
+    assert witness.logged[0]["train/teacher_kl/math"] > 0
+    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+
+
+def test_one_teacher_under_two_credits_is_two_teachers() -> None:
+    one, same, other = (RetokenizedTeacher("a", credit) for credit in (Strict(), Strict(), Span()))
+    assert one.identity == same.identity != other.identity
+    assert RetokenizedTeacher("a", roles={"x": None}).identity != one.identity
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+class Ahead(AdvantageEstimator):
+    """Gives every token the sum of the whole row."""
+
+    looks_ahead = True
+
+    def __call__(self, log_ratio: torch.Tensor, response_mask: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return torch.where(response_mask, log_ratio.sum(dim=1, keepdim=True), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "credit", "words"),
+    [
+        (PolicyGradient(Ahead()), Strict(), r"`Ahead` adds up log-ratios.*teacher `math`.*Use `Immediate`"),
+        (DistributionMatching(), Strict(), r"`DistributionMatching` compares whole distributions.*`PolicyGradient`"),
+        (DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"), Span(), r"cut the text alike.*`Strict`"),
+        (PolicyGradient(), Splice(), r"`math` grades sequences assembled from the student's pieces.*`Strict`"),
+    ],
+    ids=["looks ahead", "distributions", "top-k of runs", "splice"],
+)
+def test_what_has_no_meaning_is_refused_before_training(
+    objective: Objective, credit: Credit, words: str, world: Path, foreign: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(world, tmp_path, {"math": RetokenizedTeacher(str(foreign), credit)}, objective)
+
+
+def test_estimators_that_look_ahead_work_with_the_students_own_tokenizer(world: Path, tmp_path: Path) -> None:
+    train(world, tmp_path, {"math": RetokenizedTeacher(str(world / "math"))}, PolicyGradient(Ahead()))
+
+
+def test_the_splice_may_be_looked_at(world: Path, foreign: Path, tmp_path: Path) -> None:
+    plain = make_module(world)
+    module = OPDModule(
+        plain.student_config, {"math": RetokenizedTeacher(str(foreign), Splice())}, PolicyGradient(), plain._optimizer
+    )
+    trainer = make_trainer(tmp_path, limit_val_batches=1.0)
+    (metrics,) = trainer.validate(module, make_data(Letters(teachers=["math"])), verbose=False)
+    assert metrics["val/teacher_kl/math"] != 0
+
+
+def test_a_teacher_that_was_not_introduced_says_so(foreign: Path) -> None:
+    with pytest.raises(RuntimeError, match="introduce"):
+        _ = RetokenizedTeacher(str(foreign)).is_retokenized
+
+
+def test_hidden_states_cannot_be_asked_for(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher)
+    with pytest.raises(ValueError, match="its hidden states say nothing here"):
+        teacher.score(batch, frozenset({Signal.HIDDEN_STATES}))
+
+
+# --- diagnostics -----------------------------------------------------------------------------------
+
+
+def test_the_report_says_what_was_lost(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher)
+    report = retokenization_report(teacher, batch)
+    kept = int(batch.comparable_mask.sum()) / int(batch.response_mask.sum())
+    assert report.kept_tokens == pytest.approx(kept)
+    lost = batch.response_mask & ~batch.comparable_mask
+    assert report.dropped_logprob == pytest.approx(
+        float(batch.rollout_logprobs[lost].sum() / batch.rollout_logprobs[batch.response_mask].sum()), rel=1e-5
+    )
+    log_ratio = torch.where(batch.comparable_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0)
+    assert abs(report.worst[0].log_ratio) == pytest.approx(float(log_ratio.abs().max()))
+    assert len(report.worst) == 10
+    for token in report.worst:
+        assert len(token.student_pieces) == len(token.teacher_pieces) == 1  # strict
+    assert 0 < report.dominant_share <= 1
+    ids = {int(i) for i in batch.token_ids[batch.comparable_mask]}
+    assert report.dominant_token in {teacher.translator.student.decode([i]) for i in ids}
+
+
+def test_the_report_compares_native_spliced_and_spelt_texts(world: Path, foreign: Path) -> None:
+    """With one tokenizer the student's pieces are the native ones only where it wrote natively."""
+    teacher = foreign_teacher(world, foreign)
+    report = retokenization_report(teacher, graded_window(world, teacher))
+    assert len({report.native, report.spliced, report.per_character}) == 3
+    same = foreign_teacher(world, world / "math")
+    one = retokenization_report(same, graded_window(world, same))
+    assert one.native == one.spliced
+    assert one.kept_tokens == 1
+    assert one.dropped_logprob == 0

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from lightning_opd.tokenization.roles import control_tokens, role_table, turn_ends
+from tests.tokenization.families import CONTROL, END_OF_TURN, FAMILIES, STOP, family
+
+
+def token_id(name: str, token: str) -> int:
+    return int(family(name).get_vocab()[token])
+
+
+def counterparts(student: str, teacher: str, **settings: str | None) -> dict[str, str]:
+    overrides = settings or None
+    table = role_table(family(student), family(teacher), overrides)
+    ours, theirs = (family(name).convert_ids_to_tokens for name in (student, teacher))
+    return {ours(own): theirs(other) for own, other in table.pairs.items()}
+
+
+@pytest.mark.parametrize(("student", "teacher"), list(itertools.permutations(FAMILIES, 2)))
+def test_the_end_of_a_turn_becomes_the_teachers(student: str, teacher: str) -> None:
+    pairs = counterparts(student, teacher)
+    for token in {STOP[student], END_OF_TURN[student]}:
+        assert pairs[token] == END_OF_TURN[teacher]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_tokenizer_maps_every_control_token_to_itself(name: str) -> None:
+    assert counterparts(name, name) == {token: token for token in CONTROL[name]}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_turn_ends_as_the_template_closes_it_and_with_the_stop_token(name: str) -> None:
+    expected = dict.fromkeys([END_OF_TURN[name], STOP[name]])
+    assert turn_ends(family(name)) == [token_id(name, token) for token in expected]
+
+
+def test_roles_are_found_by_their_spellings() -> None:
+    assert counterparts("chatml", "deepseek") == {"<|im_end|>": "<|eos|>", "<think>": "<think>", "</think>": "</think>"}
+    assert counterparts("chatml", "mistral")["<tool_call>"] == "[TOOL_CALLS]"
+    assert "</tool_call>" not in counterparts("chatml", "mistral")
+    assert "<think>" not in counterparts("chatml", "llama3")
+
+
+def test_what_is_given_comes_first() -> None:
+    pairs = counterparts("chatml", "deepseek", **{"<tool_call>": "<think>", "<think>": None, "<|im_end|>": "<|User|>"})
+    assert pairs == {"<tool_call>": "<think>", "</think>": "</think>", "<|im_end|>": "<|User|>"}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("<reflect>", "<think>"), ("<think>", "<reflect>")])
+def test_a_given_token_must_exist(ours: str, theirs: str) -> None:
+    with pytest.raises(ValueError, match="`roles` names `<reflect>`, which is not one token"):
+        role_table(family("chatml"), family("deepseek"), {ours: theirs})
+
+
+def test_known_roles_are_control_tokens_even_where_they_are_not_marked_special() -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=family("llama3").backend_tokenizer.from_str(family("llama3").backend_tokenizer.to_str())
+    )
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("<table>", special=False)])
+    assert "<tool_call>" in control_tokens(tokenizer)
+    assert "<table>" not in control_tokens(tokenizer)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lightning_opd.tokenization.chat import reply_surroundings
+from lightning_opd.tokenization.translation import Translation, Translator
+from tests.tokenization.families import END_OF_TURN, FAMILIES, TEMPLATES, family
+
+REPLY = '7+8=15 carry, é😀  "name": "calc"\n\n\tfin'
+NUM_RANDOM = 16
+
+
+@functools.cache
+def translator(student: str, teacher: str) -> Translator:
+    return Translator(family(student), family(teacher))
+
+
+def check(translation: Translation, translator: Translator, token_ids: list[int], *, is_whole: bool) -> None:
+    """Check that aligned runs spell the same bytes, are disjoint, and in order."""
+    ours = [translator.student_spelling.piece(i) for i in token_ids]
+    kept = [i for i, counts in zip(translation.token_ids, translation.response_mask, strict=True) if counts]
+    theirs = [translator.teacher_spelling.piece(i) for i in kept]
+    spans = translation.alignment.spans
+    for side in (0, 1):
+        places = [i for pair in spans for i in pair[side]]
+        assert places == sorted(set(places))
+        if is_whole:
+            assert places == list(range(len((ours, theirs)[side])))
+    for student, teacher in spans:
+        assert b"".join(ours[i] for i in student) == b"".join(theirs[i] for i in teacher)
+    assert translation.alignment.strict == [(s[0], t[0]) for s, t in spans if len(s) == len(t) == 1]
+
+
+@pytest.mark.parametrize(("student", "teacher"), list(itertools.product(FAMILIES, repeat=2)))
+def test_families_render_and_align_in_all_directions(student: str, teacher: str) -> None:
+    both = translator(student, teacher)
+    stop = family(student).get_vocab()[END_OF_TURN[student]]
+    lead = reply_surroundings(family(student))[0]
+    token_ids = [*both.student_spelling.encode(lead + REPLY), stop]
+    translation = both.reply(token_ids)
+    aligned = [i for ours, _ in translation.alignment.spans for i in ours]
+    assert aligned == list(range(len(token_ids)))[-len(aligned) :]
+    assert len(aligned) >= len(token_ids) - len(lead)  # a lone space that the template wants is nobody's
+    check(translation, both, token_ids, is_whole=len(aligned) == len(token_ids))
+    assert family(teacher).decode(translation.token_ids).strip() == REPLY + END_OF_TURN[teacher]
+    assert both.is_identity == (student == teacher)
+    if both.is_identity:
+        assert translation.token_ids == token_ids
+        assert translation.alignment.strict == [(i, i) for i in range(len(token_ids))]
+    chat = [{"role": "user", "content": "What?"}]
+    prompt = both.prompt(chat)
+    expected = family(teacher).apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert prompt == family(teacher).encode(expected, add_special_tokens=False)
+    native = family(teacher).apply_chat_template([*chat, {"role": "assistant", "content": REPLY}], tokenize=False)
+    assert native.startswith(family(teacher).decode([*prompt, *translation.token_ids]))
+
+
+def test_a_teacher_without_a_system_role_says_so() -> None:
+    with pytest.raises(ValueError, match=r"chat template of .* no system role"):
+        translator("chatml", "gemma").prompt([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+
+
+@pytest.mark.parametrize("teacher", FAMILIES)
+def test_a_typed_look_alike_stays_text_and_a_control_token_travels(teacher: str) -> None:
+    both, vocabulary = translator("chatml", teacher), family("chatml").get_vocab()
+    typed = both.student_spelling.encode("<think>a</think><tool_call>")
+    emitted = [vocabulary["<think>"], *both.student_spelling.encode("a"), vocabulary["</think>"]]
+    if not both.is_identity:
+        check(both.reply(typed), both, typed, is_whole=True)
+        assert not both.roles.teacher_ids & set(both.reply(typed).token_ids)
+    theirs = family(teacher).get_vocab()
+    if "<think>" in both.teacher_spelling._added.values():
+        assert both.reply(emitted).token_ids[0] == theirs["<think>"]
+        assert len(both.reply(emitted).alignment.strict) == 3
+
+
+def test_a_control_token_without_counterpart_is_shown_as_text_and_not_aligned() -> None:
+    both, vocabulary = translator("chatml", "llama3"), family("chatml").get_vocab()
+    token_ids = [vocabulary["<think>"], *both.student_spelling.encode("a"), vocabulary["<|im_end|>"]]
+    translation = both.reply(token_ids)
+    assert family("llama3").decode(translation.token_ids) == "<think>a<|eot_id|>"
+    assert translation.alignment.strict == [(1, 0), (2, 1)]
+    num_shown = len(both.teacher_spelling.encode("<think>"))
+    assert translation.response_mask == [False] * num_shown + [True] * 2
+
+
+def test_control_tokens_split_the_text() -> None:
+    """What the teacher would merge across the border stays apart."""
+    both, vocabulary = translator("chatml", "deepseek"), family("chatml").get_vocab()
+    digits = both.student_spelling.encode("15")
+    joined, parted = both.reply(digits), both.reply([digits[0], vocabulary["</think>"], digits[1]])
+    assert (len(joined.token_ids), len(parted.token_ids)) == (1, 3)
+    assert parted.alignment.strict == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_what_a_template_puts_before_a_reply_belongs_to_neither_side() -> None:
+    both = translator("chatml", "mistral")
+    token_ids = both.student_spelling.encode("name")
+    translation = both.reply(token_ids)
+    assert family("mistral").decode(translation.token_ids) == " name"
+    check_spans = [(s[0], s[-1]) for s, _ in translation.alignment.spans]
+    assert check_spans[0][0] == 0
+    back = translator("mistral", "chatml")
+    emitted = family("mistral").encode("name", add_special_tokens=False)
+    assert family("mistral").convert_ids_to_tokens(emitted)[0].startswith("▁")
+    assert family("chatml").decode(back.reply(emitted).token_ids) == "name"
+
+
+@pytest.mark.parametrize("teacher", [name for name in FAMILIES if name != "chatml"])
+def test_half_a_character_at_the_end_spoils_nothing_before_it(teacher: str) -> None:
+    both = translator("chatml", teacher)
+    token_ids = both.student_spelling.encode("name 😀")[:-1]
+    whole = both.student_spelling.encode("name ")
+    aligned = [i for s, _ in both.reply(token_ids).alignment.spans for i in s]
+    assert aligned == list(range(len(whole)))
+
+
+def test_after_the_text_is_lost_nothing_is_aligned_not_even_the_end() -> None:
+    teacher = Tokenizer.from_str(family("llama3").backend_tokenizer.to_str())
+    teacher.normalizer = normalizers.NFC()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=teacher, eos_token="<|end_of_text|>", chat_template=TEMPLATES["llama3"]
+    )
+    both, vocabulary = Translator(family("chatml"), wrapped), family("chatml").get_vocab()
+    text = both.student_spelling.encode("ab e\N{COMBINING ACUTE ACCENT} cd")
+    translation = both.reply([*text, vocabulary["<think>"], vocabulary["<|im_end|>"]])
+    aligned = [i for s, _ in translation.alignment.spans for i in s]
+    assert aligned == list(range(len(both.student_spelling.encode("ab "))))
+
+
+def test_an_empty_reply_is_empty() -> None:
+    for student, teacher in itertools.product(FAMILIES, repeat=2):
+        assert translator(student, teacher).reply([]) == Translation()
+
+
+def test_pieces_can_be_cut_one_by_one() -> None:
+    both = translator("chatml", "deepseek")
+    token_ids = both.student_spelling.encode("15 😀")
+    spliced = both.reply(token_ids, cut=lambda pieces: pieces)
+    assert all(len(student) == 1 for student, _ in spliced.alignment.spans)
+    assert len(spliced.alignment.spans) == len(token_ids)
+    assert spliced.token_ids != both.reply(token_ids).token_ids
+
+
+# --- random tokenizers -----------------------------------------------------------------------------
+
+
+@functools.cache
+def random_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of random merges, mostly of bytes that texts are full of."""
+    noise = random.Random(seed)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    noise.shuffle(alphabet)
+    likely = [c for c in alphabet if c in '0123456789abcdefABÃðŁĺĠĊ"{}:,'] or alphabet
+    vocabulary, merges = {c: i for i, c in enumerate(alphabet)}, []
+    for _ in range(noise.randrange(120)):
+        pair = noise.choice([*likely, *map("".join, merges)]), noise.choice([*likely, *map("".join, merges)])
+        if "".join(pair) not in vocabulary:
+            vocabulary["".join(pair)] = len(vocabulary)
+            merges.append(pair)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=noise.random() < 0.5)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(noise.sample(["<|im_start|>", "<|im_end|>", "<think>", "</s>"], k=4))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=TEMPLATES["chatml"]
+    )
+
+
+@functools.cache
+def random_translator(student: int, teacher: int) -> Translator:
+    return Translator(random_tokenizer(student), random_tokenizer(teacher))
+
+
+seeds = st.integers(0, NUM_RANDOM - 1)
+texts = st.lists(st.one_of(st.text(max_size=12), st.text('0123456789 abc{}:"é😀\n', max_size=12))).map("".join)
+
+
+@settings(max_examples=2000)
+@given(student=seeds, teacher=seeds, text=texts)
+def test_random_pairs_partition_random_texts(student: int, teacher: int, text: str) -> None:
+    both = random_translator(student, teacher)
+    token_ids = both.student_spelling.encode(text)
+    check(both.reply(token_ids), both, token_ids, is_whole=True)
+
+
+@settings(max_examples=500)
+@given(student=seeds, teacher=seeds, noise=st.randoms(use_true_random=False), length=st.integers(0, 30))
+def test_whatever_a_student_emits_is_aligned_where_it_can_be(
+    student: int, teacher: int, noise: random.Random, length: int
+) -> None:
+    """Random ids: half characters, control tokens anywhere, and texts that no tokenizer cuts that way."""
+    both = random_translator(student, teacher)
+    token_ids = [noise.randrange(len(random_tokenizer(student))) for _ in range(length)]
+    check(both.reply(token_ids), both, token_ids, is_whole=both.is_identity)
+    check(both.reply(token_ids, cut=lambda pieces: pieces), both, token_ids, is_whole=both.is_identity)
