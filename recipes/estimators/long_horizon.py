@@ -84,11 +84,11 @@ def main(
     output: str,
     num_digits: int = 24,
     expert_steps: int = 400,
-    lrs: Sequence[float] = (1e-4, 3e-4, 1e-3),
-    steps_to_choose: int = 24,
-    steps: int = 60,
+    lrs: Sequence[float] = (3e-4, 1e-3, 3e-3),
+    steps_to_choose: int = 32,
+    steps: int = 80,
     num_seeds: int = 3,
-    prompts_per_window: int = 8,
+    prompts_per_window: int = 16,
     num_validation: int = 256,
 ) -> None:
     """Make base and expert, then compare as `convergence.py` does.
