@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 
 from lightning_opd import OPDCallback, OPDModule, Prompt, Task
+from lightning_opd.formats import NamedRule
 from lightning_opd.functional.advantages import AdvantageEstimator
+from lightning_opd.tasks.tools import Tool, ToolEnvironment
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,33 @@ class Echo(Task):
         return float(text in prompt.messages[0]["content"])
 
 
+def price(item: str) -> int:
+    """Look up what something costs.
+
+    Args:
+        item: Its name.
+    """
+    return len(item)
+
+
+class NoShouting(NamedRule):
+    """Nothing is written in capitals only."""
+
+    def is_broken(self, trajectory):
+        return trajectory.text.isupper()
+
+
+class Shop(Echo):
+    """The same words as an agent that may look prices up."""
+
+    def environment(self, prompt):
+        judge = lambda reply: self.outcome(prompt, reply)
+        return ToolEnvironment(prompt.messages, [Tool(price)], judge, shows_tools=False)
+
+    def format_rules(self):
+        return [NoShouting()]
+
+
 class MyModule(OPDModule):
     def compute_advantages(self, batch, student):
         print("my hook", flush=True)
@@ -58,6 +87,7 @@ class MyModule(OPDModule):
 class MyCallback(OPDCallback):
     def on_rollout_end(self, trainer, module, rollouts):
         print("my callback", len(rollouts), flush=True)
+        print("my rule", [rule.name for rule in trainer.datamodule.task.format_rules()], flush=True)
 '''
 
 
@@ -89,7 +119,7 @@ def test_the_readmes_python_example_runs_and_is_short(models: Path) -> None:
     assert (models / "runs" / "example" / "model" / "model.safetensors").exists()
 
 
-def test_a_users_own_task_estimator_module_and_callback_run_from_yaml(models: Path) -> None:
+def test_a_users_own_agent_estimator_module_and_callback_run_from_yaml(models: Path) -> None:
     (models / "my_pkg.py").write_text(MINE)
     config = {
         "model": {
@@ -104,7 +134,7 @@ def test_a_users_own_task_estimator_module_and_callback_run_from_yaml(models: Pa
             },
         },
         "data": {
-            "task": {"class_path": "my_pkg.Echo", "init_args": {"words": ["a", "b", "c", "d"]}},
+            "task": {"class_path": "my_pkg.Shop", "init_args": {"words": ["a", "b", "c", "d"]}},
             "prompts_per_window": 4,
             "sampling": {"max_new_tokens": 4},
         },
@@ -121,3 +151,4 @@ def test_a_users_own_task_estimator_module_and_callback_run_from_yaml(models: Pa
     out = run([sys.executable, "-m", "lightning_opd", "fit", "--config", "mine.yaml"], models)
     assert out.count("my hook") == 2
     assert out.count("my callback 4") == 2
+    assert out.count("my rule ['no_shouting']") == 2
