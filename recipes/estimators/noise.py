@@ -121,7 +121,7 @@ def main(
     seed: int,
     models: str,
     output: str,
-    windows: int = 40,
+    windows: int = 32,
     warm_up: int = 24,
     prompts_per_window: int = 16,
     steps_to_midway: int = 40,
