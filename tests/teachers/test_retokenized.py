@@ -92,7 +92,7 @@ def test_strict_grades_are_log_probs_of_single_tokens(world: Path, foreign: Path
     batch = graded_window(world, teacher)
     views = teacher.views(batch)
     for row, (view, grade) in enumerate(zip(views, teacher.grade(views, batch), strict=True)):
-        expected = {student: float(grade[other]) for student, other in view.reply.alignment.strict}
+        expected = {student: float(grade[other]) for student, other in view.alignment.strict}
         kept = batch.comparable_mask[row, view.columns].nonzero().flatten().tolist()
         assert kept == list(expected)
         assert batch.teacher_logprobs[row, view.columns[kept]].tolist() == list(expected.values())
@@ -162,10 +162,10 @@ def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, fore
     student_pieces = {ours.piece(i) for i in range(len(teacher.translator.student))}
     num_shared = num_missing = 0
     for row, view in enumerate(views):
-        reply = [i for i, counts in enumerate(view.reply.response_mask) if counts]
-        for i, j in view.reply.alignment.strict:
+        reply = [i for i, counts in enumerate(view.response_mask) if counts]
+        for i, j in view.alignment.strict:
             place = row, int(view.columns[i])
-            native = row, len(view.prompt_ids) + reply[j]
+            native = row, reply[j]
             for k, other in enumerate(own.top_ids[native].tolist()):
                 if scores.top_logprobs[place][k] > -torch.inf:
                     token_id = int(scores.top_ids[place][k])
