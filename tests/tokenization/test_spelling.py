@@ -27,7 +27,8 @@ def spelt(speller: Spelling, token_ids: list[int]) -> bytes:
 @every_family
 @given(text=st.text())
 def test_tokens_of_any_text_spell_its_bytes(name: str, text: str) -> None:
-    speller = spelling(name)
+    """SentencePiece cannot write its own mark for a space."""
+    speller, text = spelling(name), text.replace("▁", "_")
     assert spelt(speller, speller.encode(text.encode())) == text.encode()
 
 
