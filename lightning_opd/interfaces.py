@@ -267,9 +267,17 @@ class Objective(ABC):
     def check(self, road: Road) -> None:
         """Refuse settings under which this objective would learn something else than it says.
 
+        An override calls this one, too: by default there is no use for a critic.
+
         Raises:
-            ValueError: Before anything is loaded.
+            ValueError: With the setting and what to change, before anything runs.
         """
+        if road.has_critic:
+            msg = (
+                f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
+                "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
+            )
+            raise ValueError(msg)
 
     def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
         """Store on the graded window whatever needs other rows, before it is cut; on every rank."""
@@ -281,9 +289,8 @@ class Objective(ABC):
         return None
 
     def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
-        """Return what a critic's V(s_t) is fitted to, in nats, detached."""
-        msg = f"{type(self).__name__} has no use for a critic; remove `model.critic`, or use `PolicyGradient`."
-        raise ValueError(msg)
+        """Return what a critic's V(s_t) is fitted to, in nats, detached; only where `check` lets a critic pass."""
+        raise NotImplementedError
 
     @abstractmethod
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:

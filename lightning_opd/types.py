@@ -234,6 +234,7 @@ class Road:
         given_share: Share of windows whose responses were written by a data set or a teacher.
         has_outcome: Whether a callback adds outcome advantages.
         has_reference: Whether a reference model is there.
+        has_critic: Whether a critic learns the baseline.
         teacher_names: Sorted names of the teachers.
     """
 
@@ -242,6 +243,7 @@ class Road:
     given_share: float = 0.0
     has_outcome: bool = False
     has_reference: bool = False
+    has_critic: bool = False
     teacher_names: tuple[str, ...] = ()
 
 

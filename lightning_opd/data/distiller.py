@@ -24,6 +24,7 @@ class Distiller(Protocol):
     teachers: TeacherPool
     objective: Objective
     reference: Teacher | None
+    critic: torch.nn.Module | None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -51,6 +52,7 @@ def check_objective(
         given_share=0.0 if given is None else given.share,
         has_outcome=any(callback.adds_outcome for callback in callbacks),
         has_reference=module.reference is not None,
+        has_critic=module.critic is not None,
         teacher_names=module.teachers.names,
     )
     module.objective.check(road)

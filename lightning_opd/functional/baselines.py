@@ -61,8 +61,9 @@ class LeaveOneOut(Baseline):
     """b_t = mean over the other rows of the group of their return at the same response-token ordinal.
 
     A row that has ended counts as 0 (nothing is to go), or with its total where the return is
-    constant in time (`FullTrajectory`). Exact because siblings are drawn independently. Costs
-    several samples per prompt; not for one sample per prompt, and weak where siblings part early.
+    constant in time (`FullTrajectory`). Exact because siblings are drawn independently; all of a
+    prompt's siblings must lie on one rank. Costs several samples per prompt; not for one sample per
+    prompt, and weak where siblings part early.
 
     Reference:
         Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (2019).
@@ -117,7 +118,7 @@ class BatchMean(Baseline):
     than responses do (`LeaveOneOut`), nor for returns that shrink along the response.
 
     Reference:
-        Greensmith, Bartlett, Baxter, Variance reduction techniques for gradient estimates (2004), section 4.
+        Greensmith, Bartlett, Baxter, Variance reduction techniques for gradient estimates (2004).
 
     Raises:
         ValueError: The window has one row only.
@@ -148,7 +149,7 @@ class BatchMean(Baseline):
         )
         if int(num_rows) < 2:  # a row and another one
             msg = f"Expected at least 2 rows per window for the batch-mean baseline, got {int(num_rows)}."
-            raise ValueError(f"{msg} Enlarge `data.prompts_per_window`, or drop the baseline.")
+            raise ValueError(f"{msg} Set `data.prompts_per_window` to 2 or more, or drop the baseline.")
         others = (total - own) / (num_tokens - tokens).clamp(min=1)
         return torch.where(response_mask, others[:, None], 0.0)
 
@@ -157,9 +158,9 @@ class BatchMean(Baseline):
 class StateKL(Baseline):
     """b(s_t) = −KL(π(·|s_t) ‖ T(·|s_t)): the mean of r at the state, so that r_t − b(s_t) has mean 0.
 
-    Takes out all that the state says about the token's own log-ratio: with `Immediate` the lowest
-    variance of a state-only baseline. Needs the whole vocabulary at every state (then
-    `DistributionMatching` is usually better still); says nothing about what is to go.
+    Takes out all that the state alone says about the token's own log-ratio. Needs the whole vocabulary
+    at every state (then `DistributionMatching` is usually better still), and says nothing about what
+    is to go: not for long sums over the future.
 
     Reference:
         vOPD (2026).

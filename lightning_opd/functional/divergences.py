@@ -70,7 +70,7 @@ class ForwardKL(Divergence):
     visits it weighs tokens by the teacher.
 
     Reference:
-        Hinton et al., Distilling the knowledge in a neural network (2015); GKD, arXiv 2306.13649 (2024), section 3.
+        Hinton et al., Distilling the knowledge in a neural network (2015); GKD, arXiv 2306.13649 (2024).
 
     Example:
         >>> ForwardKL()(torch.zeros(3), torch.zeros(3)).item()
@@ -101,7 +101,7 @@ class JensenShannon(Divergence):
         weight: w in (0, 1), the teacher's share of the mixture.
 
     Reference:
-        Generalised Jensen–Shannon divergence: GKD, arXiv 2306.13649 (2024), equation (1), β = w.
+        Generalised Jensen–Shannon divergence: GKD, arXiv 2306.13649 (2024), with β = w.
 
     Example:
         >>> JensenShannon()(torch.zeros(3), torch.zeros(3)).item()

@@ -43,7 +43,7 @@ class TruncatedImportance(OffPolicyWeight):
         max_weight: c; 5 was published.
 
     Reference:
-        Ionides, Truncated importance sampling (2008), equation (4).
+        Ionides, Truncated importance sampling (2008).
 
     Example:
         >>> TruncatedImportance(5.0)(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -9.0]]))

@@ -73,8 +73,8 @@ class ImportanceSampled(PolicyLoss):
         max_ratio: c, without unit.
 
     Reference:
-        Ionides, Truncated importance sampling (2008), equation (4);
-        MiniMax-M1 (CISPO), arXiv 2506.13585 (2025), equation (4).
+        Ionides, Truncated importance sampling (2008);
+        MiniMax-M1 (CISPO), arXiv 2506.13585 (2025).
     """
 
     is_off_policy: ClassVar[bool] = True

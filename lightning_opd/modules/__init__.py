@@ -1,6 +1,7 @@
 """Lightning modules: what is trained."""
 
+from lightning_opd.modules.critic import Critic
 from lightning_opd.modules.opd import OPDModule
 from lightning_opd.modules.supervised import SFTModule
 
-__all__ = ["OPDModule", "SFTModule"]
+__all__ = ["Critic", "OPDModule", "SFTModule"]

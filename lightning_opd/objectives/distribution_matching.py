@@ -65,6 +65,7 @@ class DistributionMatching(Objective):
 
     @override
     def check(self, road: Road) -> None:
+        super().check(road)
         if not road.teacher_names:
             msg = (
                 "DistributionMatching learns from teachers, and there is none. Name them under `model.teachers`, or "

@@ -40,6 +40,7 @@ class Likelihood(Objective):
 
     @override
     def check(self, road: Road) -> None:
+        super().check(road)
         if road.given_share < 1 or road.has_outcome:
             msg = (
                 f"Likelihood learns from given responses only, got a share of {road.given_share:g} of the windows"

@@ -43,6 +43,7 @@ class OutcomeGradient(Objective):
 
     @override
     def check(self, road: Road) -> None:
+        super().check(road)
         if not road.has_outcome:
             msg = (
                 "OutcomeGradient learns from outcome rewards, and no callback adds any. Add "

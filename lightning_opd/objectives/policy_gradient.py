@@ -74,6 +74,14 @@ class PolicyGradient(Objective):
 
     @override
     def check(self, road: Road) -> None:
+        if not self.estimator.looks_ahead:
+            super().check(road)
+        if road.has_critic and self.baseline is not None:
+            msg = (
+                f"Both a critic and the baseline {type(self.baseline).__name__} would be subtracted. Remove "
+                "`model.critic` or `objective.baseline`."
+            )
+            raise ValueError(msg)
         unknown = sorted(set(self.teacher_shaping) - set(road.teacher_names))
         if unknown:
             msg = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from typing_extensions import override
 
@@ -19,7 +20,7 @@ SIGNS = {"add": "+", "subtract": "-"}
 class CalculatorAgent(ToolAgent):
     """Add or subtract two numbers of two digits with `calculate`; the reply has one to three digits.
 
-    12,195 questions. The typical slip takes the wrong sign.
+    5,430 questions. The typical slip takes the wrong sign.
 
     Args:
         right_share: Share of demonstrations that make the right call.
@@ -30,7 +31,7 @@ class CalculatorAgent(ToolAgent):
         >>> task = CalculatorAgent()
         >>> prompt = next(p for p in task.questions() if p.columns["answer"] == "105")
         >>> prompt.messages[0]["content"], task.call(prompt).arguments
-        ('Please add 10 and 95.', {'expression': '10+95'})
+        ('Please add 36 and 69.', {'expression': '36+69'})
     """
 
     def __init__(self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict") -> None:
@@ -39,9 +40,7 @@ class CalculatorAgent(ToolAgent):
 
     @override
     def questions(self) -> Sequence[Prompt]:
-        numbers = range(10, 100)
-        sums = [_prompt("add", a, b) for a in numbers for b in numbers]
-        return sums + [_prompt("subtract", a, b) for a in numbers for b in numbers if b <= a]
+        return _questions()
 
     @override
     def tools(self) -> Sequence[Tool]:
@@ -58,6 +57,13 @@ class CalculatorAgent(ToolAgent):
 
 def _call(prompt: Prompt, sign: str) -> ToolCall:
     return ToolCall("calculate", {"expression": f"{prompt.columns['a']}{sign}{prompt.columns['b']}"})
+
+
+@cache
+def _questions() -> Sequence[Prompt]:
+    numbers = range(10, 70)
+    sums = [_prompt("add", a, b) for a in numbers for b in numbers]
+    return sums + [_prompt("subtract", a, b) for a in numbers for b in numbers if b <= a]
 
 
 def _prompt(action: str, a: int, b: int) -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import permutations
 
 from typing_extensions import override
@@ -41,8 +42,7 @@ class TextAgent(ToolAgent):
 
     @override
     def questions(self) -> Sequence[Prompt]:
-        letters = [" ".join(chosen) for chosen in permutations(ALPHABET, 3)]
-        return [_prompt(action, text) for text in letters for action in TOOLS]
+        return _questions()
 
     @override
     def tools(self) -> Sequence[Tool]:
@@ -59,6 +59,12 @@ class TextAgent(ToolAgent):
 
 def _call(prompt: Prompt, action: str) -> ToolCall:
     return ToolCall(TOOLS[action].name, {"text": str(prompt.columns["letters"])})
+
+
+@cache
+def _questions() -> Sequence[Prompt]:
+    letters = [" ".join(chosen) for chosen in permutations(ALPHABET, 3)]
+    return [_prompt(action, text) for text in letters for action in TOOLS]
 
 
 def _prompt(action: str, letters: str) -> Prompt:

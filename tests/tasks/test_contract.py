@@ -12,7 +12,7 @@ import pytest
 import lightning_opd.tasks
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.tasks import Arithmetic, Curriculum, Jsonl, Mixture, Phase, Strings
-from lightning_opd.types import Message, Prompt, Trajectory
+from lightning_opd.types import Message, Messages, Prompt, Trajectory
 from tests.implementations import implementations
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -48,6 +48,16 @@ def trajectory(prompt: Prompt, reply: Message) -> Trajectory:
     return Trajectory(prompt, (), (), (), str(reply["content"]), is_truncated=False)
 
 
+def demonstrated(task: Task, seed: int) -> list[tuple[Prompt, Messages]]:
+    """Return demonstrations as the prompt that is answered, and everything behind it."""
+    prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
+    found = []
+    for chat in task.demonstrations("train", 100, seed):
+        length = next(i for i in range(len(chat)) if str(tuple(chat[:i])) in prompts)
+        found.append((prompts[str(tuple(chat[:length]))], chat[length:]))
+    return found
+
+
 @every_task
 def test_no_question_is_in_two_splits(task: Task) -> None:
     keys = {split: {prompt.key for prompt in task.prompts(split)} for split in SPLITS}
@@ -65,11 +75,25 @@ def test_prompts_come_in_the_same_order_every_time(task: Task) -> None:
 
 @every_task
 def test_every_demonstration_of_an_expert_is_right_and_well_formed(task: Task) -> None:
-    prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
-    for *question, reply in task.demonstrations("train", 300, seed=0):
-        prompt = prompts[str(tuple(question))]
-        assert task.outcome(prompt, str(reply["content"])) == 1
-        assert [rule.name for rule in task.format_rules() if rule.is_broken(trajectory(prompt, reply))] == []
+    for prompt, answers in demonstrated(task, seed=0):
+        assert task.outcome(prompt, str(answers[-1]["content"])) == 1
+        for reply in answers:
+            if reply["role"] == "assistant":
+                assert [rule.name for rule in task.format_rules() if rule.is_broken(trajectory(prompt, reply))] == []
+
+
+@every_task
+def test_a_demonstration_is_an_episode_of_its_environment(task: Task) -> None:
+    for prompt, answers in demonstrated(task, seed=1):
+        environment = task.environment(prompt)
+        assert environment.reset() == prompt.messages
+        place, given = 0, list(prompt.messages)
+        while place < len(answers):
+            given = list(environment.step(answers[place]))
+            assert list(answers[place + 1 : place + 1 + len(given)]) == given
+            place += 1 + len(given)
+        assert given == []
+        assert environment.outcome() == 1
 
 
 @every_task
