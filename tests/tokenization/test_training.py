@@ -61,3 +61,15 @@ def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 263 \(256 bytes and 7 special tokens\), got 170"):
         train_tokenizer(TEXTS, 170, SPECIAL_TOKENS)
     assert len(train_tokenizer(TEXTS, 263, SPECIAL_TOKENS)) == 263
+
+
+def test_tokens_may_run_across_digits_words_and_punctuation_up_to_a_length() -> None:
+    texts = ["7+8=15 carry, 27+8=35", '{"result":"15"}'] * 20
+    merged = train_tokenizer(texts, 330, SPECIAL_TOKENS, max_merge=6)
+    pieces = [merged.decode([i]) for i in merged.encode(texts[0] + texts[1])]
+    assert "".join(pieces) == texts[0] + texts[1]
+    assert any("=" in piece and piece[-1].isdigit() for piece in pieces)
+    assert any(" " in piece and len(piece) > 2 and not piece.startswith(" ") for piece in pieces)
+    assert 3 < max(map(len, pieces)) <= 6
+    apart = train_tokenizer(texts, 330, SPECIAL_TOKENS)
+    assert not any("=" in piece and len(piece) > 1 for piece in map(apart.decode, apart.encode(texts[0])))

@@ -1,0 +1,182 @@
+"""Collects the seeds of recipes/cross_tokenizer into its results.json, and writes its README's tables.
+
+python -m tests.benchmarks.cross_tokenizer splice 1     # the merge of seed 1 once more, on spliced grades
+python -m tests.benchmarks.cross_tokenizer collect
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.tables import commit, markdown, parity_table, pooled, reports, write
+
+NAME = "cross_tokenizer"
+RUNS = Path(os.environ.get("RUNS", "runs"))
+SEEDS = (0, 1, 2)
+SEED = 1
+"""Of the credits that were run once."""
+CREDITS = {
+    "span_proportional": "",
+    "span_equal": "_span_equal",
+    "span_whole": "_span_whole",
+    "strict": "_strict",
+    "whole_text": "_whole_text",
+    "splice": "_splice",
+}
+"""Name → what the folders of its outputs end in; the first is the recipe's own."""
+
+OTHERS = ("base",)
+NUM_PROMPTS = 256
+COMMAND = (
+    f"for s in {' '.join(map(str, SEEDS))}; do bash tests/benchmarks/variants.sh {NAME} $s; done && "
+    f"bash tests/benchmarks/variants.sh {NAME} {SEED} span_equal span_whole strict whole_text && "
+    f"python -m tests.benchmarks.{NAME} splice {SEED} && python -m tests.benchmarks.{NAME} collect"
+)
+
+
+def folder(seed: int, name: str) -> Path:
+    """Return a step's folder."""
+    return RUNS / NAME / f"seed{seed}" / name
+
+
+def probe(seed: int, student: str) -> dict[str, object]:
+    """Let a student answer validation questions and compare native, spliced and spelt log-probs of the answers."""
+    from lightning_opd.data.collate import collate
+    from lightning_opd.functional.credit import Span, Strict
+    from lightning_opd.models import Student, build_student, load_tokenizer
+    from lightning_opd.rollouts import InProcessEngine
+    from lightning_opd.rollouts.episodes import run_episodes
+    from lightning_opd.tasks import Arithmetic
+    from lightning_opd.teachers import RetokenizedTeacher
+    from lightning_opd.teachers.retokenization_report import retokenization_report
+    from lightning_opd.types import Sampling
+
+    path, cpu = str(folder(seed, student) / "model"), torch.device("cpu")
+    tokenizer, task, engine = load_tokenizer(path), Arithmetic(), InProcessEngine()
+    engine.sync(build_student(Student(path)), 0)
+    sampling = Sampling(max_new_tokens=40, stop_token_ids=(int(tokenizer.eos_token_id),), vocab_size=len(tokenizer))
+    prompts, rows = task.prompts("validation")[:NUM_PROMPTS], list(range(NUM_PROMPTS))
+    with torch.no_grad():
+        episodes = run_episodes(task, prompts, engine, tokenizer, rows, sampling, 128)
+    window = collate(episodes, rows, [0] * len(rows), ["foreign"], 1.0, tokenizer.pad_token_id, torch.float32, cpu)
+    found: dict[str, object] = {"seed": seed, "student": student, "n": NUM_PROMPTS}
+    for name, credit in (("strict", Strict()), ("span", Span("proportional", max_tokens=12))):
+        teacher = RetokenizedTeacher(str(folder(seed, "foreign") / "model"), credit)
+        teacher.introduce(tokenizer)
+        teacher.setup(cpu)
+        report = retokenization_report(teacher, window)
+        found |= {f"kept_tokens_{name}": report.kept_tokens, f"dropped_logprob_{name}": report.dropped_logprob}
+    student_logprob = float(window.rollout_logprobs.sum() / NUM_PROMPTS)
+    found |= {"student_logprob": student_logprob, "outcome": float(window.rewards.mean())}
+    found |= {name: getattr(report, name) for name in ("native", "spliced", "per_character")}
+    worst = [dataclasses.asdict(token) for token in report.worst]
+    found["worst"] = [{key: value for key, value in token.items() if key != "row"} for token in worst]
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+
+
+def curves(seed: int, name: str, step: int = 20) -> list[list[float]]:
+    """Return (first step, mean training reward, mean credited KL) of every stretch of the arithmetic prompts."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder(seed, name) / "logs"))
+    events.Reload()
+    rewards, kls = (events.Scalars(f"train/{tag}/arithmetic") for tag in ("reward", "teacher_kl"))
+    stretches: dict[int, list[tuple[float, float]]] = {}
+    for reward, kl in zip(rewards, kls, strict=True):
+        stretches.setdefault(reward.step // step * step, []).append((reward.value, kl.value))
+    return [
+        [start, *(round(sum(values) / len(values), 4) for values in zip(*pairs, strict=True))]
+        for start, pairs in sorted(stretches.items())
+    ]
+
+
+def splice(seed: int) -> None:
+    """Train once on spliced grades, which the package refuses, and test the result."""
+    from lightning_opd.cli.main import main as run
+    from lightning_opd.functional.credit import Splice
+    from lightning_opd.modules import opd
+
+    opd.check_retokenized_teachers = lambda *_: None
+    Splice.is_spliced = True
+    inputs = folder(seed, "splice") / "inputs"
+    inputs.mkdir(parents=True, exist_ok=True)
+    for name, text in _inputs(seed, "splice"):
+        (inputs / f"{name}.yaml").write_text(text)
+    words = ["--config", str(inputs / "merge.yaml"), "--config", str(inputs / "overlay.yaml")]
+    for arguments in (
+        ["fit", *words, "--seed_everything", str(seed)],
+        ["test", "--config", str(inputs / "test.yaml"), "--seed_everything", str(seed)],
+        ["parity", "--config", str(inputs / "parity.yaml")],
+    ):
+        assert run(arguments) == 0
+
+
+def _inputs(seed: int, variant: str) -> Iterator[tuple[str, str]]:
+    """Yield the merge's YAMLs with a variant's paths, and an overlay with the credit."""
+    recipe, root = Path("recipes") / NAME, str(folder(seed, "x").parent)
+    for name in ("merge", "test", "parity"):
+        text = (recipe / f"{name}.yaml").read_text()
+        for step in ("merge", "test_merge"):
+            text = text.replace(f"seed0/{step}", f"seed0/{step.replace('merge', variant)}")
+        yield name, text.replace("seed0/parity", f"seed0/parity_{variant}").replace(f"runs/{NAME}/seed0", root)
+    overlay = (recipe / "strict.yaml").read_text().replace("credit.Strict", "credit.Splice")
+    yield "overlay", overlay.replace(f"runs/{NAME}/seed0", root)
+
+
+def tables(results: Mapping) -> dict[str, str]:
+    """Return the README's tables by name."""
+    texts = [
+        [
+            f"{p['student']}, seed {p['seed']}",
+            f"{p['outcome']:.2f}",
+            *(f"{p[name]:.1f}" for name in ("student_logprob", "native", "spliced", "per_character")),
+            *(f"{p[f'kept_tokens_{name}']:.2f}" for name in ("strict", "span")),
+        ]
+        for p in results["probes"]
+    ]
+    rows = []
+    for name, variant in results["credits"].items():
+        arithmetic = [row for row in variant["rows"] if row["domain"] == "arithmetic" and row["split"] == "test"]
+        sampled, greedy = (next(row for row in arithmetic if row["mode"] == mode) for mode in ("sampled", "greedy"))
+        means = [f"{reward:.2f}" for _, reward, _ in variant["curve"]]
+        numbers = [f"{row[key]:.3f}" for row in (sampled, greedy) for key in ("student", "parity")]
+        rows.append([name.replace("_", " "), ", ".join(map(str, variant["seeds"])), " ".join(means), *numbers])
+    head = ["credit", "seeds", "training reward", "sampled", "parity", "greedy", "parity"]
+    return {
+        "texts": markdown(
+            ["texts of", "right", "student", "native", "spliced", "per character", "kept, strict", "kept, span"], texts
+        ),
+        "credits": markdown(head, rows),
+        "parity": parity_table(results["credits"]["span_proportional"]["rows"], OTHERS),
+    }
+
+
+def collect() -> None:
+    """Collect, write `results.json`, and put the tables into the README."""
+    credits = {}
+    for name, ending in CREDITS.items():
+        seeds = SEEDS if not ending else (SEED,)
+        rows = pooled(reports(RUNS, NAME, seeds, f"parity{ending}"), ("student", "teacher", *OTHERS))
+        credits[name] = {"seeds": list(seeds), "rows": rows, "curve": curves(SEED, ending[1:] or "merge")}
+    results = {
+        "command": COMMAND,
+        "commit": commit(),
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "probes": [probe(SEED, student) for student in ("base", "merge")],
+        "credits": credits,
+    }
+    write(NAME, results, tables(results))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "splice":
+        splice(int(sys.argv[2]))
+    else:
+        collect()
