@@ -24,6 +24,11 @@ class Alignment:
         """Return the alignment of so many tokens with themselves."""
         return cls([(i, i) for i in range(num_tokens)], [(range(i, i + 1), range(i, i + 1)) for i in range(num_tokens)])
 
+    def up_to(self, num_teacher: int) -> Alignment:
+        """Return the pairs that need only so many of the first teacher tokens."""
+        strict = [(i, j) for i, j in self.strict if j < num_teacher]
+        return Alignment(strict, [(s, t) for s, t in self.spans if t.stop <= num_teacher])
+
     def then(self, other: Alignment, num_student: int, num_teacher: int) -> Alignment:
         """Return this alignment followed by another one, before whose tokens stand so many on each side.
 

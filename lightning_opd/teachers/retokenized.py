@@ -50,15 +50,19 @@ class RetokenizedTeacher(Teacher):
 
     The chat before each reply, tool schemas and tools' answers included, is rendered by the teacher's own
     chat template; the reply is the student's text as the teacher's tokenizer cuts it, apart from the
-    chat; control tokens become their counterparts. Grades of tokens that are cut differently are settled by `credit`,
-    with the log-probs at which the student sampled: exact for the first update of a window, and off by
-    the drift of the other tokens of a run in later ones. With the student's own tokenizer nothing is
-    re-tokenised and the grades are those of the scorer.
+    chat; control tokens become their counterparts. Grades of tokens that are cut differently are settled
+    by `credit`, with the log-probs at which the student sampled: exact for the first update of a window,
+    and off by the drift of the other tokens of a run in later ones. With the student's own tokenizer
+    nothing is re-tokenised and the grades are those of the scorer.
 
     Not with estimators that look ahead (log-ratio-to-go, full trajectory, KL-to-go): earlier teacher
     tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need
     hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
     vocabularies have, at the positions that both sides cut alike.
+
+    Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
+    that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats). More, with examples:
+    `retokenization_report`.
 
     Args:
         path: Folder or hub name of the tokenizer, with its chat template, and of the model.
@@ -118,29 +122,7 @@ class RetokenizedTeacher(Teacher):
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
         scores = self.scorer.score(own, wanted)
-        logprobs = torch.zeros_like(batch.rollout_logprobs)
-        comparable_mask = torch.zeros_like(batch.response_mask)
-        strict: list[tuple[int, int, int, int]] = []
-        for row, of_row in groupby(enumerate(views), lambda numbered: numbered[1].row):
-            place, grades, alignment = batch.token_ids.new_empty(0), scores.logprobs.new_empty(0), Alignment()
-            for number, view in of_row:
-                theirs = own.response_mask[number].nonzero().squeeze(-1)
-                alignment = alignment.then(view.alignment, len(place), len(grades))
-                strict += [(row, int(view.columns[i]), number, int(theirs[j])) for i, j in view.alignment.strict]
-                place, grades = torch.cat([place, view.columns]), torch.cat([grades, scores.logprobs[number, theirs]])
-            compared, is_comparable = self.credit(batch.rollout_logprobs[row, place], grades, alignment)
-            logprobs[row, place] = compared.to(logprobs.dtype)
-            comparable_mask[row, place] = is_comparable
-
-        def back(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
-            out = x.new_zeros(*batch.token_ids.shape, x.shape[-1])
-            if strict:
-                rows, columns, numbers, others = torch.tensor(strict, device=x.device).unbind(dim=1)
-                out[rows, columns] = x[numbers, others]
-            return out
-
+        logprobs, comparable_mask = self._credited(batch, views, own, scores)
         top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
         if top_ids is not None and top_logprobs is not None and self.is_retokenized:
             shared = self._shared.to(top_ids.device)[top_ids]
@@ -148,11 +130,30 @@ class RetokenizedTeacher(Teacher):
         return TeacherScores(
             logprobs,
             comparable_mask,
-            back(top_ids),
-            back(top_logprobs),
-            back(scores.hidden_states),
+            _strictly(top_ids, batch, views, own),
+            _strictly(top_logprobs, batch, views, own),
+            _strictly(scores.hidden_states, batch, views, own),
             self._metrics(batch, logprobs, comparable_mask),
         )
+
+    def _credited(
+        self, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch, scores: TeacherScores
+    ) -> tuple[Tensor, Tensor]:
+        """Return what each of the student's tokens is compared with, and which are, settled row by row."""
+        logprobs = torch.zeros_like(batch.rollout_logprobs)
+        comparable_mask = torch.zeros_like(batch.response_mask)
+        for row, of_row in groupby(enumerate(views), lambda numbered: numbered[1].row):
+            columns, grades, alignment = batch.token_ids.new_empty(0), scores.logprobs.new_empty(0), Alignment()
+            for number, view in of_row:
+                theirs = own.response_mask[number]
+                num_known = int(scores.comparable_mask[number, theirs].sum())  # the scorer may not know all ids
+                alignment = alignment.then(view.alignment.up_to(num_known), len(columns), len(grades))
+                columns = torch.cat([columns, view.columns])
+                grades = torch.cat([grades, scores.logprobs[number, theirs]])
+            compared, is_comparable = self.credit(batch.rollout_logprobs[row, columns], grades, alignment)
+            logprobs[row, columns] = compared.to(logprobs.dtype)
+            comparable_mask[row, columns] = is_comparable
+        return logprobs, comparable_mask
 
     @cached_property
     def _shared(self) -> Tensor:
@@ -252,3 +253,15 @@ class RetokenizedTeacher(Teacher):
     @override
     def close(self) -> None:
         self.scorer.close()
+
+
+def _strictly(x: Tensor | None, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch) -> Tensor | None:
+    """Bring what the scorer says about single tokens to the student's tokens of the same bytes; 0 elsewhere."""
+    if x is None:
+        return None
+    out = x.new_zeros(*batch.token_ids.shape, x.shape[-1])
+    for number, view in enumerate(views):
+        if view.alignment.strict:
+            ours, theirs = torch.tensor(view.alignment.strict, device=x.device).unbind(dim=1)
+            out[view.row, view.columns[ours]] = x[number, own.response_mask[number].nonzero().squeeze(-1)[theirs]]
+    return out

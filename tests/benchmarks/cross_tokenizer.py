@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,9 +20,8 @@ from tests.benchmarks.tables import commit, markdown, parity_table, pooled, repo
 
 NAME = "cross_tokenizer"
 RUNS = Path(os.environ.get("RUNS", "runs"))
-SEEDS = (0, 1, 2)
 SEED = 1
-"""Of the credits that were run once."""
+"""Of the credits that are run once."""
 CREDITS = {
     "span_proportional": "",
     "span_equal": "_span_equal",
@@ -35,9 +35,8 @@ CREDITS = {
 OTHERS = ("base",)
 NUM_PROMPTS = 256
 COMMAND = (
-    f"for s in {' '.join(map(str, SEEDS))}; do bash tests/benchmarks/variants.sh {NAME} $s; done && "
     f"bash tests/benchmarks/variants.sh {NAME} {SEED} span_equal span_whole strict whole_text && "
-    f"python -m tests.benchmarks.{NAME} splice {SEED} && python -m tests.benchmarks.{NAME} collect"
+    f"python -m tests.benchmarks.{NAME} splice {SEED} && python -m tests.benchmarks.{NAME} collect {{0}}"
 )
 
 
@@ -95,6 +94,38 @@ def curves(seed: int, name: str, step: int = 20) -> list[list[float]]:
         [start, *(round(sum(values) / len(values), 4) for values in zip(*pairs, strict=True))]
         for start, pairs in sorted(stretches.items())
     ]
+
+
+def alignment_share(seed: int, num_steps: int = 12) -> float:
+    """Return the share of a window's processor time that is spent on translating, aligning and crediting."""
+    from lightning_opd.cli.main import main as run
+    from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
+
+    whole, scorer, marks, inner = RetokenizedTeacher.score, LocalTeacher.score, [], [0.0]
+
+    def timed(*arguments: object) -> object:
+        inner[0], started = 0.0, time.process_time()
+        scores = whole(*arguments)
+        ended = time.process_time()
+        marks.append((ended, ended - started - inner[0]))
+        return scores
+
+    def timed_scorer(*arguments: object) -> object:
+        started = time.process_time()
+        scores = scorer(*arguments)
+        inner[0] += time.process_time() - started
+        return scores
+
+    RetokenizedTeacher.score, LocalTeacher.score = timed, timed_scorer
+    config = folder(seed, "cost") / "merge.yaml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(dict(_inputs(seed, "cost"))["merge"])
+    assert (
+        run(["fit", "--config", str(config), f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"])
+        == 0
+    )
+    RetokenizedTeacher.score, LocalTeacher.score = whole, scorer
+    return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])
 
 
 def splice(seed: int) -> None:
@@ -158,17 +189,18 @@ def tables(results: Mapping) -> dict[str, str]:
     }
 
 
-def collect() -> None:
+def collect(seeds: list[int]) -> None:
     """Collect, write `results.json`, and put the tables into the README."""
     credits = {}
     for name, ending in CREDITS.items():
-        seeds = SEEDS if not ending else (SEED,)
-        rows = pooled(reports(RUNS, NAME, seeds, f"parity{ending}"), ("student", "teacher", *OTHERS))
-        credits[name] = {"seeds": list(seeds), "rows": rows, "curve": curves(SEED, ending[1:] or "merge")}
+        own = [SEED] if ending else seeds
+        rows = pooled(reports(RUNS, NAME, own, f"parity{ending}"), ("student", "teacher", *OTHERS))
+        credits[name] = {"seeds": own, "rows": rows, "curve": curves(SEED, ending[1:] or "merge")}
     results = {
-        "command": COMMAND,
+        "command": COMMAND.format(" ".join(map(str, seeds))),
         "commit": commit(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "alignment_share": round(alignment_share(SEED), 4),
         "probes": [probe(SEED, student) for student in ("base", "merge")],
         "credits": credits,
     }
@@ -176,7 +208,8 @@ def collect() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "splice":
-        splice(int(sys.argv[2]))
+    verb, *given = sys.argv[1:]
+    if verb == "splice":
+        splice(int(given[0]))
     else:
-        collect()
+        collect([int(seed) for seed in given])

@@ -72,6 +72,21 @@ def test_control_tokens_are_never_aligned(case: tuple[int, Spans, Spans], ours: 
         assert sides[0][i] == sides[1][j]
 
 
+@given(tokenisations(), st.integers(0, 30))
+def test_parts_of_a_text_can_be_aligned_one_after_the_other(case: tuple[int, Spans, Spans], length: int) -> None:
+    _, student, teacher = case
+    first, second = align(student, teacher), align(teacher, student)
+    moved = [
+        [*ours, *((begin + 100, end + 100) for begin, end in theirs)]
+        for ours, theirs in ((student, teacher), (teacher, student))
+    ]
+    whole = first.then(second, len(student), len(teacher))
+    assert whole == align(moved[0], moved[1])
+    kept = whole.up_to(length)
+    assert kept.spans == [pair for pair in whole.spans if all(j < length for j in pair[1])]
+    assert kept.strict == [(s[0], t[0]) for s, t in kept.spans if len(s) == len(t) == 1]
+
+
 def test_no_run_reaches_across_a_control_token() -> None:
     assert align([(0, 1), (1, 1), (1, 2), (2, 3)], [(0, 2), (2, 3)]).spans == [(range(3, 4), range(1, 2))]
 

@@ -20,6 +20,7 @@ from lightning_opd.teachers.retokenization_report import retokenization_report
 from lightning_opd.types import RolloutBatch, Signal
 from tests.implementations import implementations
 from tests.teachers.foreign import foreign_teacher, graded_window
+from tests.tiny import save_model
 from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
 
 CREDITS: tuple[Credit, ...] = (Strict(), Span(), Span("equal"), Span("proportional"), WholeText())
@@ -190,6 +191,18 @@ def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
     assert 0 < witness.logged[0]["train/kept_tokens/math"] < 1
     assert witness.logged[0]["train/teacher_kl/math"] > 0
     assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+
+
+def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Path, tmp_path: Path) -> None:
+    """A tokenizer with more tokens than the model has rows."""
+    own = load_tokenizer(str(world / "math"))
+    own.add_tokens(["question"])
+    folder = save_model(tmp_path, tokenizer=own, vocab_size=len(own) - 1)
+    teacher = foreign_teacher(world, folder, Span())
+    batch = graded_window(world, teacher, ("ab question cd", "ab cd"))
+    tokens = [load_tokenizer(str(world / "student")).decode([i]) for i in batch.token_ids[0, batch.comparable_mask[0]]]
+    assert "".join(tokens) == "ab "
+    assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
 
 
 def test_one_teacher_under_two_credits_is_two_teachers() -> None:

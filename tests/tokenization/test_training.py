@@ -68,8 +68,10 @@ def test_tokens_may_run_across_digits_words_and_punctuation_up_to_a_length() -> 
     merged = train_tokenizer(texts, 330, SPECIAL_TOKENS, max_merge=6)
     pieces = [merged.decode([i]) for i in merged.encode(texts[0] + texts[1])]
     assert "".join(pieces) == texts[0] + texts[1]
-    assert any("=" in piece and piece[-1].isdigit() for piece in pieces)
-    assert any(" " in piece and len(piece) > 2 and not piece.startswith(" ") for piece in pieces)
+    mixed = [piece for piece in pieces if any(map(str.isdigit, piece)) and not piece.isdigit()]
+    assert any("=" in piece or "+" in piece for piece in mixed)
+    assert any('"' in piece or "," in piece for piece in mixed)
     assert 3 < max(map(len, pieces)) <= 6
     apart = train_tokenizer(texts, 330, SPECIAL_TOKENS)
-    assert not any("=" in piece and len(piece) > 1 for piece in map(apart.decode, apart.encode(texts[0])))
+    pieces = [apart.decode([i]) for i in apart.encode(texts[0])]
+    assert not any(len(piece) > 1 and any(map(str.isdigit, piece)) for piece in pieces)
