@@ -21,21 +21,15 @@ from tests.benchmarks.tables import commit, markdown, parity_table, pooled, repo
 NAME = "cross_tokenizer"
 RUNS = Path(os.environ.get("RUNS", "runs"))
 SEED = 1
-"""Of the credits that are run once."""
-CREDITS = {
-    "span_proportional": "",
-    "span_equal": "_span_equal",
-    "span_whole": "_span_whole",
-    "strict": "_strict",
-    "whole_text": "_whole_text",
-    "splice": "_splice",
-}
-"""Name → what the folders of its outputs end in; the first is the recipe's own."""
+"""Of the comparison of credits."""
+CREDITS = ("span_proportional", "span_equal", "span_whole", "strict", "whole_text", "splice")
+"""Names of the overlays; the last one is run by the function of its name."""
 
 OTHERS = ("base",)
 NUM_PROMPTS = 256
 COMMAND = (
-    f"bash tests/benchmarks/variants.sh {NAME} {SEED} span_equal span_whole strict whole_text && "
+    f"for s in {{0}}; do bash tests/benchmarks/variants.sh {NAME} $s; done && "
+    f"bash tests/benchmarks/variants.sh {NAME} {SEED} {' '.join(CREDITS[:-1])} && "
     f"python -m tests.benchmarks.{NAME} splice {SEED} && python -m tests.benchmarks.{NAME} collect {{0}}"
 )
 
@@ -131,11 +125,9 @@ def alignment_share(seed: int, num_steps: int = 12) -> float:
 def splice(seed: int) -> None:
     """Train once on spliced grades, which the package refuses, and test the result."""
     from lightning_opd.cli.main import main as run
-    from lightning_opd.functional.credit import Splice
     from lightning_opd.modules import opd
 
     opd.check_retokenized_teachers = lambda *_: None
-    Splice.is_spliced = True
     inputs = folder(seed, "splice") / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
     for name, text in _inputs(seed, "splice"):
@@ -178,30 +170,34 @@ def tables(results: Mapping) -> dict[str, str]:
         sampled, greedy = (next(row for row in arithmetic if row["mode"] == mode) for mode in ("sampled", "greedy"))
         means = [f"{reward:.2f}" for _, reward, _ in variant["curve"]]
         numbers = [f"{row[key]:.3f}" for row in (sampled, greedy) for key in ("student", "parity")]
-        rows.append([name.replace("_", " "), ", ".join(map(str, variant["seeds"])), " ".join(means), *numbers])
-    head = ["credit", "seeds", "training reward", "sampled", "parity", "greedy", "parity"]
+        rows.append([name.replace("_", " "), " ".join(means), *numbers])
+    head = ["credit", "training reward", "sampled", "parity", "greedy", "parity"]
     return {
         "texts": markdown(
             ["texts of", "right", "student", "native", "spliced", "per character", "kept, strict", "kept, span"], texts
         ),
         "credits": markdown(head, rows),
-        "parity": parity_table(results["credits"]["span_proportional"]["rows"], OTHERS),
+        "parity": parity_table(results["recipe"], OTHERS),
     }
 
 
 def collect(seeds: list[int]) -> None:
     """Collect, write `results.json`, and put the tables into the README."""
     credits = {}
-    for name, ending in CREDITS.items():
-        own = [SEED] if ending else seeds
-        rows = pooled(reports(RUNS, NAME, own, f"parity{ending}"), ("student", "teacher", *OTHERS))
-        credits[name] = {"seeds": own, "rows": rows, "curve": curves(SEED, ending[1:] or "merge")}
+    for name in CREDITS:
+        rows = pooled(reports(RUNS, NAME, [SEED], f"parity_{name}"), ("student", "teacher", *OTHERS))
+        credits[name] = {"rows": rows, "curve": curves(SEED, name)}
+    own = pooled(reports(RUNS, NAME, seeds, "parity"), ("student", "teacher", *OTHERS))
     results = {
         "command": COMMAND.format(" ".join(map(str, seeds))),
         "commit": commit(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "alignment_share": round(alignment_share(SEED), 4),
+        "seeds": seeds,
+        "recipe": own,
+        "curves": [curves(seed, "merge", 30) for seed in seeds],
         "probes": [probe(SEED, student) for student in ("base", "merge")],
+        "seed_of_credits": SEED,
         "credits": credits,
     }
     write(NAME, results, tables(results))

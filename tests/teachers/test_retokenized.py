@@ -205,6 +205,14 @@ def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Pa
     assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
 
 
+def test_a_rank_without_rows_has_nothing_to_grade(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher).select(torch.tensor([], dtype=torch.long))
+    scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
+    assert scores.logprobs.shape == batch.token_ids.shape
+    assert all(int(count) == 0 for _, count in scores.metrics.values())
+
+
 def test_one_teacher_under_two_credits_is_two_teachers() -> None:
     one, same, other = (RetokenizedTeacher("a", credit) for credit in (Strict(), Strict(), Span()))
     assert one.identity == same.identity != other.identity
