@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import sys
 import time
@@ -90,6 +91,16 @@ def curves(seed: int, name: str, step: int = 20) -> list[list[float]]:
     ]
 
 
+def outcomes(seed: int, name: str) -> dict[str, dict[str, float]]:
+    """Return mode → mean outcome on the arithmetic test prompts, and their number."""
+    rows = json.loads((folder(seed, f"test_{name}") / "scores.json").read_text())["rows"]
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["domain"], row["split"]) == ("arithmetic", "test"):
+            found.setdefault(row["mode"], []).append(float(row["outcome"]))
+    return {mode: {"mean": round(sum(x) / len(x), 4), "n": len(x)} for mode, x in found.items()}
+
+
 def alignment_share(seed: int, num_steps: int = 12) -> float:
     """Return the share of a window's processor time that is spent on translating, aligning and crediting."""
     from lightning_opd.cli.main import main as run
@@ -136,7 +147,6 @@ def splice(seed: int) -> None:
     for arguments in (
         ["fit", *words, "--seed_everything", str(seed)],
         ["test", "--config", str(inputs / "test.yaml"), "--seed_everything", str(seed)],
-        ["parity", "--config", str(inputs / "parity.yaml")],
     ):
         assert run(arguments) == 0
 
@@ -144,11 +154,11 @@ def splice(seed: int) -> None:
 def _inputs(seed: int, variant: str) -> Iterator[tuple[str, str]]:
     """Yield the merge's YAMLs with a variant's paths, and an overlay with the credit."""
     recipe, root = Path("recipes") / NAME, str(folder(seed, "x").parent)
-    for name in ("merge", "test", "parity"):
+    for name in ("merge", "test"):
         text = (recipe / f"{name}.yaml").read_text()
         for step in ("merge", "test_merge"):
             text = text.replace(f"seed0/{step}", f"seed0/{step.replace('merge', variant)}")
-        yield name, text.replace("seed0/parity", f"seed0/parity_{variant}").replace(f"runs/{NAME}/seed0", root)
+        yield name, text.replace(f"runs/{NAME}/seed0", root)
     overlay = (recipe / "strict.yaml").read_text().replace("credit.Strict", "credit.Splice")
     yield "overlay", overlay.replace(f"runs/{NAME}/seed0", root)
 
@@ -165,12 +175,16 @@ def tables(results: Mapping) -> dict[str, str]:
         for p in results["probes"]
     ]
     rows = []
+    teacher = results["foreign"]
     for name, variant in results["credits"].items():
-        arithmetic = [row for row in variant["rows"] if row["domain"] == "arithmetic" and row["split"] == "test"]
-        sampled, greedy = (next(row for row in arithmetic if row["mode"] == mode) for mode in ("sampled", "greedy"))
-        means = [f"{reward:.2f}" for _, reward, _ in variant["curve"]]
-        numbers = [f"{row[key]:.3f}" for row in (sampled, greedy) for key in ("student", "parity")]
-        rows.append([name.replace("_", " "), " ".join(means), *numbers])
+        numbers = []
+        for mode in ("sampled", "greedy"):
+            mean = variant["outcomes"][mode]["mean"]
+            numbers += [f"{mean:.3f}", f"{mean / teacher[mode]['mean']:.3f}"]
+        rows.append([name.replace("_", " "), " ".join(f"{reward:.2f}" for _, reward, _ in variant["curve"]), *numbers])
+    for name in ("base", "foreign"):
+        means = [f"{results[name][mode]['mean']:.3f}" for mode in ("sampled", "greedy")]
+        rows.append([f"*{name}*", "", means[0], "", means[1], ""])
     head = ["credit", "training reward", "sampled", "parity", "greedy", "parity"]
     return {
         "texts": markdown(
@@ -183,10 +197,7 @@ def tables(results: Mapping) -> dict[str, str]:
 
 def collect(seeds: list[int]) -> None:
     """Collect, write `results.json`, and put the tables into the README."""
-    credits = {}
-    for name in CREDITS:
-        rows = pooled(reports(RUNS, NAME, [SEED], f"parity_{name}"), ("student", "teacher", *OTHERS))
-        credits[name] = {"rows": rows, "curve": curves(SEED, name)}
+    credits = {name: {"outcomes": outcomes(SEED, name), "curve": curves(SEED, name)} for name in CREDITS}
     own = pooled(reports(RUNS, NAME, seeds, "parity"), ("student", "teacher", *OTHERS))
     results = {
         "command": COMMAND.format(" ".join(map(str, seeds))),
@@ -198,6 +209,8 @@ def collect(seeds: list[int]) -> None:
         "curves": [curves(seed, "merge", 30) for seed in seeds],
         "probes": [probe(SEED, student) for student in ("base", "merge")],
         "seed_of_credits": SEED,
+        "foreign": outcomes(SEED, "foreign"),
+        "base": outcomes(SEED, "base"),
         "credits": credits,
     }
     write(NAME, results, tables(results))
