@@ -82,7 +82,7 @@ class HackDetector(OPDCallback):
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        if not rollouts.teacher_names:
+        if not rollouts.teacher_names or rollouts.is_given:  # no signal, or not the student's words
             return
         tokenizer = cast("TokenizerOwner", module).tokenizer
         sums, weights = _measure(rollouts, len(tokenizer))

@@ -76,7 +76,7 @@ class _Script(RolloutEngine):
     """An engine that writes what it was given, once."""
 
     def __init__(self, responses: Sequence[tuple[int, ...]]) -> None:
-        self._responses = responses
+        self._responses = list(responses)
 
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
@@ -91,11 +91,12 @@ class _Script(RolloutEngine):
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Sample]:
-        if len(seeds) != len(self._responses):
+        responses, self._responses = self._responses, []
+        if not responses:
             msg = "Given responses have one turn, and the environment asks for another. Use `TeacherResponses`."
             raise ValueError(msg)
         longest = sampling.max_new_tokens
-        return [Sample(ids[:longest], (0.0,) * len(ids[:longest]), len(ids) > longest) for ids in self._responses]
+        return [Sample(ids[:longest], (0.0,) * len(ids[:longest]), len(ids) > longest) for ids in responses]
 
 
 class TeacherResponses(ResponseSource):
@@ -120,10 +121,8 @@ class TeacherResponses(ResponseSource):
                 raise ValueError(msg)
             self._engine.sync(model, 0)
             chosen = [i for i, prompt in enumerate(prompts) if prompt.teacher == name]
-            if not chosen:
-                self._engine.generate([], 1, [])  # another rank has some: join its collectives
-                continue
             rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
+            # played even without any prompt: another rank may have some, and this one joins its collectives
             episodes = scene.play(self._engine, [prompts[i] for i in chosen], [seeds[row] for row in rows])
             written.update(zip(rows, episodes, strict=True))
         return [written[row] for row in range(len(seeds))]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task
+from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
 from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
@@ -28,12 +29,13 @@ def run_episodes(
     """Play `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
 
     All episodes advance together: in each turn the engine writes the replies of those that are not over,
-    the environments answer, and the finished ones leave. Tokens stay as sampled: a reply is decoded for
+    the environments answer, and the finished ones leave; a process whose episodes are all over still calls
+    the engine as long as another one plays. Tokens stay as sampled: a reply is decoded for
     the environment, never encoded again.
 
     Args:
         task: Gives the environments and the format rules.
-        prompts: The questions.
+        prompts: The questions; none on a process that only has to join the others.
         engine: Writes the replies; it already holds the student.
         tokenizer: The student's.
         seeds: One per episode; each turn has its own from it, the first turn the seed itself.
@@ -44,7 +46,7 @@ def run_episodes(
     Raises:
         ValueError: A prompt leaves no room for the reply.
     """
-    num_samples = len(seeds) // len(prompts)
+    num_samples = max(1, len(seeds) // max(1, len(prompts)))
     max_length = min(max_length, sampling.max_episode_tokens or max_length)
     episodes: list[_Episode] = []
     for i, prompt in enumerate(prompts):
@@ -55,7 +57,7 @@ def run_episodes(
             episodes.append(_Episode(environment, prompt, messages, prompt_ids, seed, tokenizer, sampling))
     check_lengths([e.token_ids for e in episodes[::num_samples]], prompts, sampling.max_new_tokens, max_length)
     active, turn = episodes, 0
-    while active:
+    while turn == 0 or any_rank(bool(active)):  # writing with sharded weights takes all ranks
         num_done = len(episodes) - len(active)
         samples = engine.generate(
             [episode.token_ids for episode in (active[::num_samples] if turn == 0 else active)],

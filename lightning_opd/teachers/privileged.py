@@ -14,7 +14,7 @@ from typing_extensions import override
 from lightning_opd.interfaces import Teacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.types import LinearHead, Message, Prompt, RolloutBatch, Signal, TeacherScores
+from lightning_opd.types import LinearHead, Message, Messages, Prompt, RolloutBatch, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -26,7 +26,7 @@ class PrivilegedTeacher(Teacher):
 
     With the student's own weights as the teacher this is self-distillation: the student learns to
     answer without the hint as it would with it. The last user message is rewritten by `context`;
-    the response keeps its tokens, so the tokenizer must be the student's.
+    the response, with all its turns, keeps its tokens, so the tokenizer must be the student's.
 
     Args:
         teacher: The model that grades.
@@ -35,9 +35,8 @@ class PrivilegedTeacher(Teacher):
 
     Example:
         >>> teacher = PrivilegedTeacher(LocalTeacher("models/base"), "{content} The answer is {answer}.")
-        >>> row = {"answer": "85"}
-        >>> prompt = Prompt(({"role": "user", "content": "47+38?"},), "key", "self", "math", row)
-        >>> teacher.messages(prompt)[-1]["content"]
+        >>> prompt = Prompt(({"role": "user", "content": "47+38?"},), "key", "self", "math", {"answer": "85"})
+        >>> teacher.messages(prompt, prompt.messages)[-1]["content"]
         '47+38? The answer is 85.'
     """
 
@@ -70,14 +69,14 @@ class PrivilegedTeacher(Teacher):
     def close(self) -> None:
         self._teacher.close()
 
-    def messages(self, prompt: Prompt) -> list[Message]:
-        """Return the chat that the teacher reads.
+    def messages(self, prompt: Prompt, chat: Messages) -> list[Message]:
+        """Return the chat that the teacher reads in the place of the one that the student reads.
 
         Raises:
             ValueError: The prompt's row lacks a column of the template, or the chat has no user message.
         """
-        chat: list[Message] = list(prompt.messages)
-        places = [i for i, message in enumerate(chat) if message.get("role") == "user"]
+        hinted: list[Message] = list(chat)
+        places = [i for i, message in enumerate(hinted) if message.get("role") == "user"]
         missing = [name for name in self._fields if name != "content" and name not in prompt.columns]
         if missing or not places:
             wanted = f"the columns {missing}" if missing else "a user message"
@@ -86,17 +85,20 @@ class PrivilegedTeacher(Teacher):
                 f"are {sorted(prompt.columns)}. Add them to the data, or change `context`."
             )
             raise ValueError(msg)
-        last = chat[places[-1]]
+        last = hinted[places[-1]]
         values: Mapping[str, object] = {**prompt.columns, "content": last.get("content", "")}
-        chat[places[-1]] = {**last, "content": self.context.format_map(values)}
-        return chat
+        hinted[places[-1]] = {**last, "content": self.context.format_map(values)}
+        return hinted
 
     @override
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         if len(batch) == 0:  # another rank has rows: join its collectives
             return self._teacher.score(batch, wanted)
         tokenizer = self.tokenizer()
-        prompts = [render_prompt(tokenizer, self.messages(t.prompt)) for t in batch.trajectories]
+        prompts = [
+            render_prompt(tokenizer, self.messages(t.prompt, t.turns[0].messages if t.turns else t.prompt.messages))
+            for t in batch.trajectories
+        ]
         has_response = batch.response_mask.any(dim=1)
         starts = torch.where(has_response, batch.response_mask.long().argmax(dim=1), batch.token_ids.shape[1])
         lengths = torch.tensor([len(ids) for ids in prompts], device=starts.device)

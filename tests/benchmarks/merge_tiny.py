@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "merge_tiny"
-RUNS = Path(os.environ.get("RUNS", "runs"))
+from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
+
+RECIPE = RECIPES / "merge_tiny"
 VARIANTS = {"distribution_matching": "parity", "policy_gradient": "parity_policy_gradient", "lora": "parity_lora"}
-COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python tests/benchmarks/merge_tiny.py {0}"
-MODELS = ("student", "teacher", "base", "average", "task_arithmetic")
+COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python -m tests.benchmarks.merge_tiny {0}"
+BASELINES = ("average", "task_arithmetic")
+MODELS = ("student", "teacher", "base", *BASELINES)
 
 
 def cells(domains: dict[str, dict]) -> Iterator[tuple[str, str, str, dict]]:
@@ -27,7 +25,7 @@ def cells(domains: dict[str, dict]) -> Iterator[tuple[str, str, str, dict]]:
 
 
 def pooled(reports: list[dict]) -> list[dict[str, object]]:
-    """Return one row per domain, split and mode: means over the seeds, and the lowest single parity."""
+    """Return one row per domain, split and mode: means over the seeds, and the worst single seed of each promise."""
     rows = []
     for domain, split, mode, _ in cells(reports[0]["domains"]):
         same = [report["domains"][domain][split][mode] for report in reports]
@@ -36,9 +34,17 @@ def pooled(reports: list[dict]) -> list[dict[str, object]]:
         row |= {model: round(value, 4) for model, value in means.items()}
         row["parity"] = round(means["student"] / means["teacher"], 4)
         row["lowest"] = round(min(cell["parity"]["value"] for cell in same), 4)
+        row["lowest_teacher"] = round(min(cell["teacher"]["value"] for cell in same), 4)
+        row["highest_base"] = round(max(cell["base"]["value"] for cell in same), 4)
+        row["lowest_lead"] = round(min(_lead(cell) for cell in same), 4)
         row["n"] = [cell["n"] for cell in same]
         rows.append(row)
     return rows
+
+
+def _lead(cell: dict) -> float:
+    """Return how far the student is above the lower end of the better baseline's interval."""
+    return cell["student"]["value"] - max(cell[name]["low"] for name in BASELINES)
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -59,31 +65,23 @@ def table(rows: list[dict[str, object]]) -> str:
 def with_tables(text: str, results: dict) -> str:
     """Return the README with each variant's table between its markers."""
     for variant, rows in results["variants"].items():
-        pattern = rf"(<!-- table:{variant} -->\n).*?(\n<!-- end -->)"
-        text, found = re.subn(pattern, lambda m, rows=rows: m[1] + table(rows) + m[2], text, flags=re.DOTALL)
-        assert found == 1, f"README.md has no place for the table of {variant}"
+        text = with_table(text, variant, table(rows))
     return text
 
 
-def main(seeds: list[str]) -> None:
-    """Collect, write `results.json`, and put the tables into the README."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[str]) -> None:
+    """Collect a merging recipe's parity reports, one per variant and seed, and write results and README."""
     reports = {
-        variant: [json.loads((RUNS / f"merge_tiny/seed{seed}/{folder}/parity.json").read_text()) for seed in seeds]
-        for variant, folder in VARIANTS.items()
+        variant: [json.loads((RUNS / recipe.name / f"seed{seed}/{folder}/parity.json").read_text()) for seed in seeds]
+        for variant, folder in variants.items()
     }
     results = {
-        "command": COMMAND.format(" ".join(seeds)),
-        "commit": commit,
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "seeds": [int(seed) for seed in seeds],
+        **provenance(command, seeds),
         "experts": [report.get("experts") for report in reports["distribution_matching"]],
         "variants": {variant: pooled(parts) for variant, parts in reports.items()},
     }
-    (RECIPE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    readme = RECIPE / "README.md"
-    readme.write_text(with_tables(readme.read_text(), results))
+    write(recipe, results, with_tables((recipe / "README.md").read_text(), results))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    collect(RECIPE, COMMAND, VARIANTS, sys.argv[1:])

@@ -50,6 +50,8 @@ def test_the_mask_may_begin_at_the_erring_turn(world: Path, tmp_path: Path) -> N
             expected[turn.start : turn.end] = [not has_erred] * (turn.end - turn.start)
         assert window.distill_mask[row].tolist() == expected
     assert has_kept
+    num_turns = sum(len(t.turns) for t in window.trajectories)
+    assert witness.logged[0]["train/turns"] == pytest.approx(num_turns / len(window))
     assert window.num_active_tokens == window.response_mask.sum()
     assert witness.logged[0]["train/masked"] == pytest.approx(float(window.has_format_error.double().mean()))
 

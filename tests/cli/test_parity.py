@@ -204,9 +204,19 @@ def test_a_yaml_file_drives_the_report(
     assert (tmp_path / "report" / "parity.md").is_file()
 
 
+def test_other_models_stand_beside_the_baselines_by_their_names(
+    cli: Cli, words: list[str], tmp_path: Path, save: Save
+) -> None:
+    other = save("mine", rows("math", [1, 0]) + rows("code", [1]))
+    assert cli("parity", *words, f"other.mine={other}", "--output", tmp_path / "report", "--bootstrap", "20")[0] == 0
+    table = (tmp_path / "report" / "parity.md").read_text().splitlines()
+    assert any(line.startswith("| domain") and line.endswith("| mine |") for line in table)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (lambda words: [*words, "other.=x.json"], "`other.` is not a role"),
         (lambda words: [*words, "studnt=x.json"], "`studnt` is not a role in `studnt=x.json`. Did you mean `student`?"),
         (lambda words: words[1:], "expected a word `student=FILE`"),
         (lambda words: [*words, words[0]], "`student` is given twice"),

@@ -60,7 +60,8 @@ def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, ru
         for mine, theirs in zip(one["logged"], two["logged"], strict=True):
             assert mine.keys() == theirs.keys()
             for name in mine:
-                if not name.startswith("time/"):
+                # the explained variance is taken within each micro-batch
+                if not name.startswith("time/") and not name.endswith("explained_variance"):
                     assert mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
 
 

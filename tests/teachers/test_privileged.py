@@ -49,7 +49,7 @@ def test_the_student_reads_its_own_prompt_and_the_teacher_the_hint(tiny_model_di
     head = teacher.output_head()
     assert head is not None
     for row, response in enumerate(RESPONSES):
-        ids = render_prompt(tokenizer, teacher.messages(prompt(row)))
+        ids = render_prompt(tokenizer, teacher.messages(prompt(row), prompt(row).messages))
         with torch.no_grad():
             logits = model(torch.tensor([[*ids, *response]])).logits[0, len(ids) - 1 : -1] / 0.7
         logprobs = torch.log_softmax(logits, -1)

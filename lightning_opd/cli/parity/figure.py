@@ -18,6 +18,7 @@ PANELS = {
     "val/teacher_kl": ("KL(student ‖ teacher), validation", "nats per token"),
     "val/outcome": ("Solved validation prompts", "share"),
     "train/reward": ("Solved training prompts", "share"),
+    "train/format_errors": ("Malformed training answers", "share"),
     "val/format": ("Well-formed validation answers", "share"),
     "train/loss": ("Training loss", "loss"),
     "val/loss": ("Validation loss", "nats per token"),

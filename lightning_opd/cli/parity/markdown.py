@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.parity.scores import ROLES
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,7 +41,7 @@ def verdict(report: Report) -> str:
 
 
 def _table(split: str, mode: str, rows: Sequence[CellReport]) -> str:
-    given = [name for name in ROLES if any(name in row.baselines for row in rows)]
+    given = list(dict.fromkeys(name for row in rows for name in row.baselines))
     header = ["domain", "n", "student", "teacher", "**parity**", *(name.replace("_", " ") for name in given)]
     lines = [
         [

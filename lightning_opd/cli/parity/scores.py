@@ -52,6 +52,7 @@ Scores: TypeAlias = dict[Cell, dict[str, Answer]]
 """Cell → prompt key → answer."""
 
 ROLES = ("student", "base", "average", "task_arithmetic")
+NAMED_ROLES = ("teacher", "other")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ScoredModels:
     Args:
         student: The merged model.
         teachers: Teacher name → its scores.
-        baselines: `base`, `average`, `task_arithmetic`, where given.
+        baselines: `base`, `average`, `task_arithmetic`, where given, and others by their names.
     """
 
     student: Scores
@@ -73,7 +74,8 @@ def read_models(words: list[str]) -> ScoredModels:
     """Read the files named on the command line.
 
     Args:
-        words: `student=FILE`, `teacher.NAME=FILE`, `base=FILE`, `average=FILE`, `task_arithmetic=FILE`.
+        words: `student=FILE`, `teacher.NAME=FILE`, `base=FILE`, `average=FILE`, `task_arithmetic=FILE`,
+            `other.NAME=FILE`.
 
     Raises:
         UsageError: If a word or a file is not what it should be.
@@ -84,8 +86,9 @@ def read_models(words: list[str]) -> ScoredModels:
         if not separator or not file:
             msg = f"expected ROLE=FILE, got `{word}`; for example `student=runs/mine/seed0/test/scores.json`."
             raise UsageError(msg)
-        if role not in ROLES and role.removeprefix("teacher.") in {role, ""}:
-            roles = ", ".join([*ROLES, "teacher.NAME"])
+        kind, _, name = role.partition(".")
+        if role not in ROLES and (kind not in NAMED_ROLES or not name):
+            roles = ", ".join([*ROLES, *(f"{named}.NAME" for named in NAMED_ROLES)])
             msg = f"`{role}` is not a role in `{word}`.{did_you_mean(role, ROLES)} Roles: {roles}."
             raise UsageError(msg)
         if role in files:
@@ -99,7 +102,8 @@ def read_models(words: list[str]) -> ScoredModels:
     return ScoredModels(
         student=scores["student"],
         teachers={role.removeprefix("teacher."): s for role, s in scores.items() if role.startswith("teacher.")},
-        baselines={role: s for role, s in scores.items() if role in ROLES[1:]},
+        baselines={role: scores[role] for role in ROLES[1:] if role in scores}
+        | {role.removeprefix("other."): s for role, s in scores.items() if role.startswith("other.")},
     )
 
 

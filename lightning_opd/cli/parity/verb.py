@@ -23,7 +23,8 @@ def parity(
     Parity is the student's mean outcome over that of each prompt's own teacher, on the prompts both answered.
 
     Args:
-        scores: student=FILE teacher.NAME=FILE ... and, if any, base=FILE average=FILE task_arithmetic=FILE.
+        scores: student=FILE teacher.NAME=FILE ... and, if any, base=FILE average=FILE task_arithmetic=FILE
+            other.NAME=FILE ...
         output: Folder to write to.
         curves: Folder with TensorBoard logs, searched with its subfolders, for the training curves in `curves.png`.
         bootstrap: Resamples per 95 % interval.
