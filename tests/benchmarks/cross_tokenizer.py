@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-
 from tests.benchmarks.tables import commit, markdown, parity_table, pooled, reports, write
 
 NAME = "cross_tokenizer"
