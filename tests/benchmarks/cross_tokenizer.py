@@ -1,42 +1,36 @@
-"""Collects the seeds of recipes/cross_tokenizer into its results.json, and writes its README's tables.
+"""Compares the credits of recipes/cross_tokenizer, and collects the comparison into its results.json and README.
 
-python -m tests.benchmarks.cross_tokenizer splice 1     # the merge of seed 1 once more, on spliced grades
-python -m tests.benchmarks.cross_tokenizer collect
+python -m tests.benchmarks.cross_tokenizer train 1 CREDIT...    # after the recipe: one merge and test per credit
+python -m tests.benchmarks.cross_tokenizer collect 1
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from tests.benchmarks.tables import commit, markdown, parity_table, pooled, reports, write
 
-NAME = "cross_tokenizer"
-RUNS = Path(os.environ.get("RUNS", "runs"))
-SEED = 1
-"""Of the comparison of credits."""
+from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
+
+RECIPE = RECIPES / "cross_tokenizer"
 CREDITS = ("span_proportional", "span_equal", "span_whole", "strict", "whole_text", "splice")
-"""Names of the overlays; the last one is run by the function of its name."""
+"""Names of the overlays; `splice` has none, because the package refuses it."""
 
-OTHERS = ("base",)
 NUM_PROMPTS = 256
 COMMAND = (
-    f"for s in {{0}}; do bash tests/benchmarks/variants.sh {NAME} $s; done && "
-    f"bash tests/benchmarks/variants.sh {NAME} {SEED} {' '.join(CREDITS[:-1])} && "
-    f"python -m tests.benchmarks.{NAME} splice {SEED} && python -m tests.benchmarks.{NAME} collect {{0}}"
+    f"python -m lightning_opd run recipes/cross_tokenizer --seed {{0}}; python -m tests.benchmarks.cross_tokenizer "
+    f"train {{0}} {' '.join(CREDITS)}; python -m tests.benchmarks.cross_tokenizer collect {{0}}"
 )
 
 
 def folder(seed: int, name: str) -> Path:
     """Return a step's folder."""
-    return RUNS / NAME / f"seed{seed}" / name
+    return RUNS / RECIPE.name / f"seed{seed}" / name
 
 
 def probe(seed: int, student: str) -> dict[str, object]:
@@ -121,9 +115,6 @@ def alignment_share(seed: int, num_steps: int = 12) -> float:
         return scores
 
     RetokenizedTeacher.score, LocalTeacher.score = timed, timed_scorer
-    config = folder(seed, "cost") / "merge.yaml"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(dict(_inputs(seed, "cost"))["merge"])
     assert (
         run(["fit", "--config", str(config), f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"])
         == 0
@@ -132,92 +123,100 @@ def alignment_share(seed: int, num_steps: int = 12) -> float:
     return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])
 
 
-def splice(seed: int) -> None:
-    """Train once on spliced grades, which the package refuses, and test the result."""
+def train(seed: int, credit: str) -> None:
+    """Run the recipe's merge with a credit's overlay, and test the student."""
     from lightning_opd.cli.main import main as run
     from lightning_opd.modules import opd
 
-    opd.check_retokenized_teachers = lambda *_: None
-    inputs = folder(seed, "splice") / "inputs"
-    inputs.mkdir(parents=True, exist_ok=True)
-    for name, text in _inputs(seed, "splice"):
-        (inputs / f"{name}.yaml").write_text(text)
-    words = ["--config", str(inputs / "merge.yaml"), "--config", str(inputs / "overlay.yaml")]
-    for arguments in (
-        ["fit", *words, "--seed_everything", str(seed)],
-        ["test", "--config", str(inputs / "test.yaml"), "--seed_everything", str(seed)],
-    ):
+    if credit == "splice":  # the package refuses to train on it: this once it shall not
+        opd.check_retokenized_teachers = lambda *_: None
+    merge, overlay, test = (write_config(seed, credit, name) for name in ("merge", credit, "test"))
+    fit = ["fit", "--config", merge, "--config", overlay, "--seed_everything", str(seed)]
+    for arguments in (fit, ["test", "--config", test, "--seed_everything", str(seed)]):
         assert run(arguments) == 0
 
 
-def _inputs(seed: int, variant: str) -> Iterator[tuple[str, str]]:
-    """Yield the merge's YAMLs with a variant's paths, and an overlay with the credit."""
-    recipe, root = Path("recipes") / NAME, str(folder(seed, "x").parent)
-    for name in ("merge", "test"):
-        text = (recipe / f"{name}.yaml").read_text()
-        for step in ("merge", "test_merge"):
-            text = text.replace(f"seed0/{step}", f"seed0/{step.replace('merge', variant)}")
-        yield name, text.replace(f"runs/{NAME}/seed0", root)
-    overlay = (recipe / "strict.yaml").read_text().replace("credit.Strict", "credit.Splice")
-    yield "overlay", overlay.replace(f"runs/{NAME}/seed0", root)
+def write_config(seed: int, variant: str, name: str) -> str:
+    """Write one of the recipe's YAMLs with a variant's and a seed's paths, and return its path."""
+    is_splice = name == "splice"
+    text = (RECIPE / f"{'strict' if is_splice else name}.yaml").read_text()
+    text = text.replace("credit.Strict", "credit.Splice") if is_splice else text
+    for step in ("merge", "test_merge"):
+        text = text.replace(f"seed0/{step}", f"seed0/{step.replace('merge', variant)}")
+    path = folder(seed, variant) / "inputs" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.replace("runs/cross_tokenizer/seed0", str(folder(seed, "x").parent)))
+    return str(path)
 
 
 def tables(results: Mapping) -> dict[str, str]:
     """Return the README's tables by name."""
     texts = [
         [
-            f"{p['student']}, seed {p['seed']}",
-            f"{p['outcome']:.2f}",
-            *(f"{p[name]:.1f}" for name in ("student_logprob", "native", "spliced", "per_character")),
-            *(f"{p[f'kept_tokens_{name}']:.2f}" for name in ("strict", "span")),
+            str(probed["student"]).replace("_", " "),
+            f"{probed['outcome']:.2f}",
+            *(f"{probed[name]:.1f}" for name in ("student_logprob", "native", "spliced", "per_character")),
+            *(f"{probed[f'kept_tokens_{name}']:.2f}" for name in ("strict", "span")),
         ]
-        for p in results["probes"]
+        for probed in results["probes"]
     ]
-    rows = []
-    teacher = results["foreign"]
+    credits = []
     for name, variant in results["credits"].items():
-        numbers = []
+        cells = [name.replace("_", " "), " ".join(f"{reward:.2f}" for _, reward, _ in variant["curve"])]
         for mode in ("sampled", "greedy"):
             mean = variant["outcomes"][mode]["mean"]
-            numbers += [f"{mean:.3f}", f"{mean / teacher[mode]['mean']:.3f}"]
-        rows.append([name.replace("_", " "), " ".join(f"{reward:.2f}" for _, reward, _ in variant["curve"]), *numbers])
+            cells += [f"{mean:.3f}", f"{mean / results['foreign'][mode]['mean']:.3f}"]
+        credits.append(cells)
     for name in ("base", "foreign"):
         means = [f"{results[name][mode]['mean']:.3f}" for mode in ("sampled", "greedy")]
-        rows.append([f"*{name}*", "", means[0], "", means[1], ""])
-    head = ["credit", "training reward", "sampled", "parity", "greedy", "parity"]
+        credits.append([f"*{name}*", "", means[0], "", means[1], ""])
     return {
-        "texts": markdown(
+        "texts": _markdown(
             ["texts of", "right", "student", "native", "spliced", "per character", "kept, strict", "kept, span"], texts
         ),
-        "credits": markdown(head, rows),
-        "parity": parity_table(results["recipe"], OTHERS),
+        "credits": _markdown(["credit", "training reward", "sampled", "parity", "greedy", "parity"], credits),
     }
 
 
-def collect(seeds: list[int]) -> None:
-    """Collect, write `results.json`, and put the tables into the README."""
-    credits = {name: {"outcomes": outcomes(SEED, name), "curve": curves(SEED, name)} for name in CREDITS}
-    own = pooled(reports(RUNS, NAME, seeds, "parity"), ("student", "teacher", *OTHERS))
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def with_tables(text: str, results: Mapping) -> str:
+    """Return the README with each table between its markers."""
+    for name, table in tables(results).items():
+        text = with_table(text, name, table)
+    return text
+
+
+def collect(seed: int, made_by: str = "The command alone.") -> None:
+    """Collect and write.
+
+    Args:
+        seed: Of the run.
+        made_by: What was done where the command does not say it.
+    """
     results = {
-        "command": COMMAND.format(" ".join(map(str, seeds))),
-        "commit": commit(),
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "alignment_share": round(alignment_share(SEED), 4),
-        "seeds": seeds,
-        "recipe": own,
-        "curves": [curves(seed, "merge", 30) for seed in seeds],
-        "probes": [probe(SEED, student) for student in ("base", "merge")],
-        "seed_of_credits": SEED,
-        "foreign": outcomes(SEED, "foreign"),
-        "base": outcomes(SEED, "base"),
-        "credits": credits,
+        **provenance(COMMAND, [str(seed)]),
+        "made_by": made_by,
+        "alignment_share": round(alignment_share(seed), 4),
+        "probes": [probe(seed, student) for student in ("base", "span_proportional")],
+        "foreign": outcomes(seed, "foreign"),
+        "base": outcomes(seed, "base"),
+        "credits": {
+            name: {"outcomes": outcomes(seed, name), "curve": curves(seed, name)}
+            for name in CREDITS
+            if (folder(seed, f"test_{name}") / "scores.json").exists()
+        },
     }
-    write(NAME, results, tables(results))
+    write(RECIPE, results, with_tables((RECIPE / "README.md").read_text(encoding="utf-8"), results))
 
 
 if __name__ == "__main__":
-    verb, *given = sys.argv[1:]
-    if verb == "splice":
-        splice(int(given[0]))
+    verb, number, *words = sys.argv[1:]
+    if verb == "train":
+        for word in words:
+            train(int(number), word)
     else:
-        collect([int(seed) for seed in given])
+        collect(int(number), *words)
