@@ -21,7 +21,7 @@ ARMS = {
     "to-go γ=.9, leave-one-out": DISCOUNTED,
     "supervised on teacher samples": SUPERVISED,
 }
-BATCH_SIZE, SPOILING_STEPS = 32, 12
+BATCH_SIZE, SPOILING_STEPS = 32, 60
 VOCABULARY = 280
 ARCHITECTURE = {
     "model_type": "qwen3",
@@ -85,8 +85,8 @@ def main(
     num_digits: int = 24,
     expert_steps: int = 400,
     lrs: Sequence[float] = (3e-4, 1e-3, 3e-3),
-    steps_to_choose: int = 24,
-    steps: int = 60,
+    steps_to_choose: int = 16,
+    steps: int = 40,
     num_seeds: int = 3,
     prompts_per_window: int = 16,
     num_validation: int = 256,
