@@ -94,7 +94,7 @@ def outcomes(seed: int, name: str) -> dict[str, dict[str, float]]:
     return {mode: {"mean": round(sum(x) / len(x), 4), "n": len(x)} for mode, x in found.items()}
 
 
-def alignment_share(seed: int, num_steps: int = 12) -> float:
+def alignment_share(seed: int, num_steps: int = 7) -> float:
     """Return the share of a window's processor time that is spent on translating, aligning and crediting."""
     from lightning_opd.cli.main import main as run
     from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
@@ -116,7 +116,15 @@ def alignment_share(seed: int, num_steps: int = 12) -> float:
 
     RetokenizedTeacher.score, LocalTeacher.score = timed, timed_scorer
     assert (
-        run(["fit", "--config", str(config), f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"])
+        run(
+            [
+                "fit",
+                "--config",
+                write_config(seed, "cost", "merge"),
+                f"--trainer.max_steps={num_steps}",
+                "--trainer.val_check_interval=999",
+            ]
+        )
         == 0
     )
     RetokenizedTeacher.score, LocalTeacher.score = whole, scorer
