@@ -59,7 +59,6 @@ def _draw_noise(axis: Axes, noise: Results) -> None:
         axis.barh(places, values, height=0.38, color=color, label=when)
     axis.set_yticks([i + 0.2 for i in range(len(names))], names)
     axis.invert_yaxis()
-    axis.set_xscale("log")
     axis.legend(fontsize=7, frameon=False)
     _title(axis, "Noise/signal of one window's gradient", "ratio", "")
 
