@@ -241,6 +241,11 @@ class StudentForward:
         return self._statistics[0]
 
     @property
+    def old_logprobs(self) -> Float[Tensor, "batch time"]:
+        """Log-probs in nats before the window's first update, detached; the current ones if there is one update."""
+        return self.logprobs.detach() if self.batch.old_logprobs is None else self.batch.old_logprobs
+
+    @property
     def entropies(self) -> Float[Tensor, "batch time"]:
         """Entropy of the distribution each response token was drawn from, in nats, detached."""
         return self._statistics[1]
@@ -280,7 +285,12 @@ class Objective(ABC):
             raise ValueError(msg)
 
     def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
-        """Store on the graded window whatever needs other rows, before it is cut; on every rank."""
+        """Store on a window what needs all its rows, after the callbacks and before it is cut; on every rank.
+
+        By default the student's log-probs, where later updates will be held against them.
+        """
+        if context.num_updates > 1:
+            window.old_logprobs = over_window(lambda part, student: student.logprobs)
 
     def state_kl(
         self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]

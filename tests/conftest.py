@@ -64,4 +64,4 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     texts = ("user assistant xyz calc", "name arguments result", '": "') * 3
     tokenizer = train_tokenizer(texts, vocab_size=320, special_tokens=("</tool_call>", "<think>", "</think>"))
-    return save_model(tmp_path_factory.mktemp("foreign"), seed=7, tokenizer=tokenizer)
+    return save_model(tmp_path_factory.mktemp("foreign"), seed=7, tokenizer=tokenizer, max_position_embeddings=512)

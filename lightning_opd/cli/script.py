@@ -19,7 +19,8 @@ def script(file: str, /, arguments: dict[str, Any] | None = None, seed: int = 0)
     """Call the function `main` of a Python file.
 
     What no verb does, a recipe can do in its own folder: measure something, or train many variants in one process.
-    Files beside it can be imported by their names.
+    Files beside it can be imported by their names. In a recipe, an interrupted script is called again with its folder
+    as it left it; one that keeps partial results there can go on with the missing ones.
 
     Args:
         file: The Python file; it defines `main(seed, ...)`.

@@ -216,14 +216,13 @@ class OPDDataModule(L.LightningDataModule):
         statistics = window_statistics(window, *seconds)
         window.num_active_tokens = self._sum_over_ranks(window.num_active_tokens)
         window.num_trajectories = self._sum_over_ranks(window.num_trajectories)
-        with self._stage("prepare"):
-            module.prepare(window, self.updates_per_window)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
             if isinstance(callback, OPDCallback):
                 callback.on_rollout_end(trainer, cast("L.LightningModule", module), window)
                 check_shapes(window, callback)
-        graded = {} if window.teacher_scores is None else window.teacher_scores.metrics
-        window.metrics = {**statistics, **{f"train/{name}": pair for name, pair in graded.items()}, **window.metrics}
+        with self._stage("prepare"):
+            module.prepare(window, self.updates_per_window)
+        window.metrics = {**statistics, **window.metrics}
         micro_batches = cut(window, self.updates_per_window, trainer.accumulate_grad_batches)
         for part in micro_batches:
             if self.updates_per_window > 1:

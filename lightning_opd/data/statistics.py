@@ -37,4 +37,5 @@ def window_statistics(
         statistics[f"{stage}/reward/{name}"] = (window.rewards.double()[own].sum(), rows[own].sum())
         statistics[f"{stage}/response_length/{name}"] = (lengths[own].sum(), rows[own].sum())
         statistics[f"{stage}/token_share/{name}"] = (lengths[own].sum(), lengths.sum())
-    return statistics
+    graded = {} if window.teacher_scores is None else window.teacher_scores.metrics
+    return {**statistics, **{f"{stage}/{name}": pair for name, pair in graded.items()}}

@@ -19,6 +19,27 @@ class Alignment:
     strict: list[tuple[int, int]] = field(default_factory=list)
     spans: list[tuple[range, range]] = field(default_factory=list)
 
+    @classmethod
+    def identity(cls, num_tokens: int) -> Alignment:
+        """Return the alignment of so many tokens with themselves."""
+        return cls([(i, i) for i in range(num_tokens)], [(range(i, i + 1), range(i, i + 1)) for i in range(num_tokens)])
+
+    def up_to(self, num_teacher: int) -> Alignment:
+        """Return the pairs that need only so many of the first teacher tokens."""
+        strict = [(i, j) for i, j in self.strict if j < num_teacher]
+        return Alignment(strict, [(s, t) for s, t in self.spans if t.stop <= num_teacher])
+
+    def then(self, other: Alignment, num_student: int, num_teacher: int) -> Alignment:
+        """Return this alignment followed by another one, before whose tokens stand so many on each side.
+
+        Example:
+            >>> Alignment.identity(1).then(Alignment.identity(1), 1, 4).strict
+            [(0, 0), (1, 4)]
+        """
+        strict = [(i + num_student, j + num_teacher) for i, j in other.strict]
+        spans = [(_moved(s, num_student), _moved(t, num_teacher)) for s, t in other.spans]
+        return Alignment(self.strict + strict, self.spans + spans)
+
 
 def align(student_spans: Sequence[tuple[int, int]], teacher_spans: Sequence[tuple[int, int]]) -> Alignment:
     """Align two tokenisations of one text in linear time.
@@ -66,3 +87,7 @@ def align(student_spans: Sequence[tuple[int, int]], teacher_spans: Sequence[tupl
                 strict.append((student_start, teacher_start))
         student_start, teacher_start = student_stop, teacher_stop
     return Alignment(strict, spans)
+
+
+def _moved(indices: range, offset: int) -> range:
+    return range(indices.start + offset, indices.stop + offset)

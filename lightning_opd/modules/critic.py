@@ -19,7 +19,7 @@ class Critic(nn.Module):
 
     A small head reads the student's states, detached: its loss touches nothing else, and its
     gradient is clipped apart from the student's. A window's values are read before any update on
-    that window. Logs `train/explained_variance` (1 is perfect, below 0 worse than a constant) and
+    that window. Logs `train/explained_variance` (of each micro-batch; 1 is perfect, below 0 worse than a constant) and
     `train/value_loss` (nats²). Not for `Immediate`, whose return is one token's log-ratio.
 
     Args:

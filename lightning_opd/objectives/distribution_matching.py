@@ -16,7 +16,7 @@ from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.functional.top_k import TopK, support_statistics, top_k_divergence
-from lightning_opd.interfaces import Objective, StudentForward
+from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
 from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
@@ -87,6 +87,12 @@ class DistributionMatching(Objective):
             raise ValueError(msg)
 
     @override
+    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
+        has_outcome = context.sum_over_ranks(window.outcome_advantages.abs().sum())  # the same on every rank
+        if bool(has_outcome > 0):
+            super().prepare(window, over_window, context)
+
+    @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         return torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
 
@@ -104,8 +110,7 @@ class DistributionMatching(Objective):
         divergences = self._divergences(batch, student, heads)
         losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
         if bool(advantages.any()):
-            old_logprobs = student.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-            losses = losses + self.policy_loss(student.logprobs, old_logprobs, advantages)
+            losses = losses + self.policy_loss(student.logprobs, student.old_logprobs, advantages)
         loss = self.reduction(losses, batch.response_mask, batch.num_active_tokens, batch.num_trajectories)
         return LossTerms(
             loss,

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.interfaces import Objective, StudentForward
+from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
 from lightning_opd.objectives.metrics import mean_over
 from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
 
@@ -48,6 +48,10 @@ class Likelihood(Objective):
                 "no `OutcomeReward`, or use another objective."
             )
             raise ValueError(msg)
+
+    @override
+    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
+        pass  # nothing is held against the student as it was
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
+from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives.metrics import mean_over
 from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
 
@@ -61,11 +61,6 @@ class OutcomeGradient(Objective):
             raise ValueError(msg)
 
     @override
-    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
-        if context.num_updates > 1:
-            window.old_logprobs = over_window(lambda part, student: student.logprobs)
-
-    @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         return torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
 
@@ -80,8 +75,7 @@ class OutcomeGradient(Objective):
         if advantages is None:
             advantages = self.advantages(batch, student)
         logprobs, mask = student.logprobs, batch.response_mask
-        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        losses = self.policy_loss(logprobs, old_logprobs, advantages)
+        losses = self.policy_loss(logprobs, student.old_logprobs, advantages)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
         metrics = {"entropy": mean_over(student.entropies, mask), "advantage": mean_over(advantages, mask)}
         return LossTerms(loss, metrics)

@@ -132,8 +132,7 @@ class PolicyGradient(Objective):
 
     @override
     def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
-        if context.num_updates > 1:
-            window.old_logprobs = over_window(lambda part, student: student.logprobs)
+        super().prepare(window, over_window, context)
         if self.baseline is None or not self.baseline.needs_other_rows:
             return
 
@@ -226,14 +225,13 @@ class PolicyGradient(Objective):
         if advantages is None:
             advantages = self.advantages(batch, student)
         logprobs, mask = student.logprobs, batch.response_mask
-        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        losses = self.policy_loss(logprobs, old_logprobs, advantages)
+        losses = self.policy_loss(logprobs, student.old_logprobs, advantages)
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         if self.off_policy is not None:
-            weights = self.off_policy(old_logprobs, batch.rollout_logprobs)
+            weights = self.off_policy(student.old_logprobs, batch.rollout_logprobs)
             losses = losses * weights
             metrics["off_policy_weight"] = mean_over(weights, mask)
-            metrics["engine_gap"] = mean_over((old_logprobs - batch.rollout_logprobs).abs(), mask)
+            metrics["engine_gap"] = mean_over((student.old_logprobs - batch.rollout_logprobs).abs(), mask)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
         compared = mask & batch.comparable_mask
         raw = batch.teacher_logprobs - logprobs.detach()

@@ -80,9 +80,9 @@ def retokenization_report(teacher: RetokenizedTeacher, batch: RolloutBatch) -> R
         dominant_token=token,
         dominant_share=share,
         worst=tuple(_worst(teacher, batch, views, log_ratio)),
-        native=_nats_per_response(teacher.grade(views, batch)),
-        spliced=_nats_per_response(teacher.grade(teacher.views(batch, lambda pieces: pieces), batch)),
-        per_character=_nats_per_response(teacher.grade(teacher.views(batch, _characters), batch)),
+        native=_nats_per_response(teacher.grade(views, batch), batch),
+        spliced=_nats_per_response(teacher.grade(teacher.views(batch, lambda pieces: pieces), batch), batch),
+        per_character=_nats_per_response(teacher.grade(teacher.views(batch, _characters), batch), batch),
     )
 
 
@@ -90,8 +90,8 @@ def _characters(pieces: list[bytes]) -> list[bytes]:
     return [character.encode() for character in b"".join(pieces).decode(errors="replace")]
 
 
-def _nats_per_response(grades: list[Tensor]) -> float:
-    return float(torch.stack([grade.sum() for grade in grades]).mean())
+def _nats_per_response(grades: list[Tensor], batch: RolloutBatch) -> float:
+    return float(torch.cat(grades).sum()) / max(1, len(batch))
 
 
 def _quotient(value: Tensor, count: Tensor) -> float:
@@ -110,17 +110,12 @@ def _dominant(teacher: RetokenizedTeacher, batch: RolloutBatch, log_ratio: Tenso
 def _worst(teacher: RetokenizedTeacher, batch: RolloutBatch, views: list[View], log_ratio: Tensor) -> list[GradedToken]:
     """Return the tokens of largest |r| with the run of tokens on either side that they belong to."""
     ours, theirs = teacher.translator.student, teacher.translator.teacher
-    sizes = log_ratio.abs().flatten()
     found = []
-    for index in sizes.topk(min(NUM_WORST, len(sizes))).indices.tolist():
-        row, column = divmod(index, log_ratio.shape[1])
-        view = views[row]
-        reply = [i for i, counts in zip(view.reply.token_ids, view.reply.response_mask, strict=True) if counts]
-        place = view.columns.tolist().index(column) if column in view.columns else -1
-        for student, other in view.reply.alignment.spans:
-            if place in student:
-                own = batch.token_ids[row, view.columns[student.start : student.stop]].tolist()
-                ours_cut = tuple(str(ours.decode([i])) for i in own)
-                theirs_cut = tuple(str(theirs.decode([reply[j]])) for j in other)
-                found.append(GradedToken(row, float(log_ratio[row, column]), ours_cut, theirs_cut))
-    return found
+    for view in views:
+        columns = view.columns.tolist()
+        reply = [i for i, counts in zip(view.token_ids, view.response_mask, strict=True) if counts]
+        for student, other in view.alignment.spans:
+            own = batch.token_ids[view.row, view.columns[student.start : student.stop]].tolist()
+            pieces = tuple(str(ours.decode([i])) for i in own), tuple(str(theirs.decode([reply[j]])) for j in other)
+            found += [GradedToken(view.row, float(log_ratio[view.row, columns[i]]), *pieces) for i in student]
+    return sorted(found, key=lambda token: -abs(token.log_ratio))[:NUM_WORST]

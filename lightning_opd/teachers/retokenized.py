@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, Strict
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.roles import ROLES
-from lightning_opd.tokenization.translation import Translation, Translator
-from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
+from lightning_opd.tokenization.translation import Translator
+from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores, Turn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -26,33 +28,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """One response as the teacher reads it.
+    """What the teacher reads of one reply.
 
     Args:
-        columns: Where the student's tokens of the response stand in the batch.
-        prompt_ids: The chat before it, by the teacher's template.
-        reply: The response in the teacher's tokens.
+        row: Of the trajectory in the batch.
+        columns: Where the student's tokens of the reply stand in it.
+        token_ids: The chat before the reply by the teacher's template, and the reply in its tokens.
+        response_mask: True on tokens that stand for something the student wrote.
+        alignment: Student tokens at `columns` ↔ teacher tokens where `response_mask` holds.
     """
 
+    row: int
     columns: Tensor
-    prompt_ids: list[int]
-    reply: Translation
+    token_ids: list[int]
+    response_mask: list[bool]
+    alignment: Alignment
 
 
 class RetokenizedTeacher(Teacher):
     """Grade the student's text in the teacher's own tokens, and bring the grades back to the student's.
 
-    The prompt is rendered from the trajectory's messages by the teacher's own chat template; the
-    response is the student's text as the teacher's tokenizer cuts it, apart from the prompt; control
-    tokens become their counterparts. Grades of tokens that are cut differently are settled by `credit`,
-    with the log-probs at which the student sampled: exact for the first update of a window, and off by
-    the drift of the other tokens of a run in later ones. With the student's own tokenizer nothing is
-    re-tokenised and the grades are those of the scorer.
+    The chat before each reply, tool schemas and tools' answers included, is rendered by the teacher's own
+    chat template; the reply is the student's text as the teacher's tokenizer cuts it, apart from the
+    chat; control tokens become their counterparts. Grades of tokens that are cut differently are settled
+    by `credit`, with the log-probs at which the student sampled: exact for the first update of a window,
+    and off by the drift of the other tokens of a run in later ones. With the student's own tokenizer
+    nothing is re-tokenised and the grades are those of the scorer.
 
     Not with estimators that look ahead (log-ratio-to-go, full trajectory, KL-to-go): earlier teacher
     tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need
     hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
     vocabularies have, at the positions that both sides cut alike.
+
+    Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
+    that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats). More, with examples:
+    `retokenization_report`.
 
     Args:
         path: Folder or hub name of the tokenizer, with its chat template, and of the model.
@@ -112,27 +122,7 @@ class RetokenizedTeacher(Teacher):
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
         scores = self.scorer.score(own, wanted)
-        logprobs = torch.zeros_like(batch.rollout_logprobs)
-        comparable_mask = torch.zeros_like(batch.response_mask)
-        strict: list[tuple[int, int, int]] = []
-        for row, view in enumerate(views):
-            theirs = own.response_mask[row].nonzero().squeeze(-1)
-            compared, is_comparable = self.credit(
-                batch.rollout_logprobs[row, view.columns], scores.logprobs[row, theirs], view.reply.alignment
-            )
-            logprobs[row, view.columns] = compared.to(logprobs.dtype)
-            comparable_mask[row, view.columns] = is_comparable
-            strict += [(row, int(view.columns[i]), int(theirs[j])) for i, j in view.reply.alignment.strict]
-
-        def back(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
-            out = x.new_zeros(*batch.token_ids.shape, x.shape[-1])
-            if strict:
-                rows, columns, others = torch.tensor(strict, device=x.device).unbind(dim=1)
-                out[rows, columns] = x[rows, others]
-            return out
-
+        logprobs, comparable_mask = self._credited(batch, views, own, scores)
         top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
         if top_ids is not None and top_logprobs is not None and self.is_retokenized:
             shared = self._shared.to(top_ids.device)[top_ids]
@@ -140,11 +130,30 @@ class RetokenizedTeacher(Teacher):
         return TeacherScores(
             logprobs,
             comparable_mask,
-            back(top_ids),
-            back(top_logprobs),
-            back(scores.hidden_states),
+            _strictly(top_ids, batch, views, own),
+            _strictly(top_logprobs, batch, views, own),
+            _strictly(scores.hidden_states, batch, views, own),
             self._metrics(batch, logprobs, comparable_mask),
         )
+
+    def _credited(
+        self, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch, scores: TeacherScores
+    ) -> tuple[Tensor, Tensor]:
+        """Return what each of the student's tokens is compared with, and which are, settled row by row."""
+        logprobs = torch.zeros_like(batch.rollout_logprobs)
+        comparable_mask = torch.zeros_like(batch.response_mask)
+        for row, of_row in groupby(enumerate(views), lambda numbered: numbered[1].row):
+            columns, grades, alignment = batch.token_ids.new_empty(0), scores.logprobs.new_empty(0), Alignment()
+            for number, view in of_row:
+                theirs = own.response_mask[number]
+                num_known = int(scores.comparable_mask[number, theirs].sum())  # the scorer may not know all ids
+                alignment = alignment.then(view.alignment.up_to(num_known), len(columns), len(grades))
+                columns = torch.cat([columns, view.columns])
+                grades = torch.cat([grades, scores.logprobs[number, theirs]])
+            compared, is_comparable = self.credit(batch.rollout_logprobs[row, columns], grades, alignment)
+            logprobs[row, columns] = compared.to(logprobs.dtype)
+            comparable_mask[row, columns] = is_comparable
+        return logprobs, comparable_mask
 
     @cached_property
     def _shared(self) -> Tensor:
@@ -153,17 +162,29 @@ class RetokenizedTeacher(Teacher):
         return torch.tensor([pairs.get(token_id, -1) for token_id in range(len(self.translator.teacher))])
 
     def views(self, batch: RolloutBatch, cut: Callable[[list[bytes]], list[bytes]] | None = None) -> list[View]:
-        """Return every row's response as the teacher reads it.
+        """Return what the teacher reads, one view per reply, row by row.
+
+        Where both sides have the same tokens throughout, a whole episode is one view.
 
         Args:
             batch: Rollouts with their trajectories.
             cut: See `Translator.reply`.
         """
-        views = []
+        views, translator = [], self.translator
         for row, trajectory in enumerate(batch.trajectories):
             columns = batch.response_mask[row].nonzero().squeeze(-1)
-            reply = self.translator.reply(batch.token_ids[row, columns].tolist(), cut)
-            views.append(View(columns, self.translator.prompt(trajectory.prompt.messages), reply))
+            if translator.is_verbatim:
+                kept = batch.attention_mask[row]
+                ids, mask = batch.token_ids[row, kept].tolist(), batch.response_mask[row, kept].tolist()
+                views.append(View(row, columns, ids, mask, Alignment.identity(len(columns))))
+                continue
+            turns = trajectory.turns or (Turn(trajectory.prompt.messages, 0, len(columns), trajectory.text),)
+            lengths = [turn.end - turn.start for turn in turns]
+            for turn, places in zip(turns, torch.split(columns, lengths), strict=True):
+                prompt_ids = translator.prompt(turn.messages)
+                reply = translator.reply(batch.token_ids[row, places].tolist(), cut)
+                mask = [False] * len(prompt_ids) + reply.response_mask
+                views.append(View(row, places, prompt_ids + reply.token_ids, mask, reply.alignment))
         return views
 
     def grade(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:
@@ -175,16 +196,15 @@ class RetokenizedTeacher(Teacher):
     def _own_batch(self, views: Sequence[View], batch: RolloutBatch) -> RolloutBatch:
         """Return the views as rollouts in the teacher's tokens, right padded."""
         device, num_rows = batch.token_ids.device, len(views)
-        length = max((len(v.prompt_ids) + len(v.reply.token_ids) for v in views), default=1)
+        length = max((len(view.token_ids) for view in views), default=1)
         pad = self.translator.teacher.pad_token_id
         token_ids = torch.full((num_rows, length), 0 if pad is None else int(cast("int", pad)))
         attention_mask = torch.zeros(num_rows, length, dtype=torch.bool)
         response_mask = torch.zeros_like(attention_mask)
         for row, view in enumerate(views):
-            ids = [*view.prompt_ids, *view.reply.token_ids]
-            token_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = True
-            response_mask[row, len(view.prompt_ids) : len(ids)] = torch.tensor(view.reply.response_mask)
+            token_ids[row, : len(view.token_ids)] = torch.tensor(view.token_ids)
+            attention_mask[row, : len(view.token_ids)] = True
+            response_mask[row, : len(view.token_ids)] = torch.tensor(view.response_mask)
         rows = batch.rewards.new_zeros(num_rows)
         tokens = rows.new_zeros(num_rows, length)
         response_mask = response_mask.to(device)
@@ -233,3 +253,15 @@ class RetokenizedTeacher(Teacher):
     @override
     def close(self) -> None:
         self.scorer.close()
+
+
+def _strictly(x: Tensor | None, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch) -> Tensor | None:
+    """Bring what the scorer says about single tokens to the student's tokens of the same bytes; 0 elsewhere."""
+    if x is None:
+        return None
+    out = x.new_zeros(*batch.token_ids.shape, x.shape[-1])
+    for number, view in enumerate(views):
+        if view.alignment.strict:
+            ours, theirs = torch.tensor(view.alignment.strict, device=x.device).unbind(dim=1)
+            out[view.row, view.columns[ours]] = x[number, own.response_mask[number].nonzero().squeeze(-1)[theirs]]
+    return out

@@ -84,19 +84,26 @@ class Spelling:
             return token.encode()
         return bytes(self._alphabet[c] for c in token)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of plain text, whatever it looks like."""
-        if not text:
-            return []
-        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
-        return [self._moved.get(token_id, token_id) for token_id in ids]
+    def encode(self, text: bytes) -> list[int]:
+        """Return the tokens of plain text, whatever it looks like.
 
-    def encode_bytes(self, piece: bytes) -> list[int]:
-        """Return tokens of bytes that need not be whole characters; whole ones are cut as text."""
-        try:
-            return self.encode(piece.decode())
-        except UnicodeDecodeError:
-            return [self._byte_ids[byte] for byte in piece if byte in self._byte_ids]
+        Bytes that are no characters become tokens of single bytes, where there are such tokens: so a
+        model that writes them is graded for it.
+        """
+        token_ids: list[int] = []
+        rest = text
+        while rest:
+            try:
+                return token_ids + self._encode(rest.decode())
+            except UnicodeDecodeError as error:
+                token_ids += self._encode(rest[: error.start].decode())
+                token_ids += [self._byte_ids[byte] for byte in rest[error.start : error.end] if byte in self._byte_ids]
+                rest = rest[error.end :]
+        return token_ids
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids if text else []
+        return [self._moved.get(token_id, token_id) for token_id in ids]
 
     @cached_property
     def _byte_ids(self) -> dict[int, int]:

@@ -50,6 +50,10 @@ class Translator:
         student: The student's tokenizer.
         teacher: The teacher's tokenizer, with its chat template.
         roles: Student's token → teacher's token, or None; for what is not found by itself.
+
+    Attributes:
+        is_identity: Whether both have one vocabulary.
+        is_verbatim: Whether whole episodes have the same tokens on both sides.
     """
 
     def __init__(
@@ -62,6 +66,11 @@ class Translator:
         self.student, self.teacher = student, teacher
         self.is_identity = student.get_vocab() == teacher.get_vocab()
         self.roles: RoleTable = role_table(student, teacher, roles)
+        self.is_verbatim = (
+            self.is_identity
+            and student.chat_template == teacher.chat_template
+            and all(self.roles.pairs.get(token_id) == token_id for token_id in self.roles.student_ids)
+        )
         self.student_spelling = Spelling(student, self.roles.student_ids)
         self.teacher_spelling = Spelling(teacher, self.roles.teacher_ids)
         self._student_lead, self._teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
@@ -104,8 +113,7 @@ class Translator:
         out = Translation()
         if self.is_identity:
             out.add([self.roles.pairs.get(i, i) for i in token_ids], is_response=True)
-            for i in range(len(token_ids)):
-                _pair(out.alignment, range(i, i + 1), range(i, i + 1))
+            out.alignment = Alignment.identity(len(token_ids))
             return out
         is_lost, place = False, 0
         for is_control, run in groupby(token_ids, lambda i: i in self.roles.student_ids):
@@ -120,11 +128,13 @@ class Translator:
 
     def _add_control(self, out: Translation, token_id: int, place: int, *, is_lost: bool) -> None:
         if token_id not in self.roles.pairs:
-            out.add(self.teacher_spelling.encode(str(self.student.convert_ids_to_tokens(token_id))), is_response=False)
+            out.add(
+                self.teacher_spelling.encode(str(self.student.convert_ids_to_tokens(token_id)).encode()),
+                is_response=False,
+            )
             return
         if not is_lost:
-            theirs = sum(out.response_mask)
-            _pair(out.alignment, range(place, place + 1), range(theirs, theirs + 1))
+            out.alignment = out.alignment.then(Alignment.identity(1), place, sum(out.response_mask))
         out.add([self.roles.pairs[token_id]], is_response=True)
 
     def _add_text(
@@ -144,9 +154,9 @@ class Translator:
             pieces = _without(pieces, self._student_lead)
         text = b"".join(pieces)
         if cut is None:
-            theirs = self.teacher_spelling.encode((lead + text).decode(errors="replace"))
+            theirs = self.teacher_spelling.encode(lead + text)
         else:
-            theirs = [i for stretch in (lead, *cut(pieces)) for i in self.teacher_spelling.encode_bytes(stretch)]
+            theirs = [i for stretch in (lead, *cut(pieces)) for i in self.teacher_spelling.encode(stretch)]
         their_pieces = _without([self.teacher_spelling.piece(i) for i in theirs], lead)
         num_lead = next((n for n, piece in enumerate(their_pieces) if piece), len(theirs))
         out.add(theirs[:num_lead], is_response=False)
@@ -154,8 +164,7 @@ class Translator:
         out.add(theirs[num_lead:], is_response=True)
         spans = spans_of(their_pieces[num_lead:], text)
         if not is_lost:
-            for student, teacher in align(spans_of(pieces, text), spans).spans:
-                _pair(out.alignment, _moved(student, place), _moved(teacher, first))
+            out.alignment = out.alignment.then(align(spans_of(pieces, text), spans), place, first)
         return is_lost or max((end for _, end in spans), default=0) < len(text)
 
 
@@ -168,13 +177,3 @@ def _without(pieces: list[bytes], lead: bytes) -> list[bytes]:
         rest.append(piece[left:])
         left = max(0, left - len(piece))
     return rest
-
-
-def _pair(alignment: Alignment, student: range, teacher: range) -> None:
-    alignment.spans.append((student, teacher))
-    if len(student) == len(teacher) == 1:
-        alignment.strict.append((student.start, teacher.start))
-
-
-def _moved(indices: range, offset: int) -> range:
-    return range(indices.start + offset, indices.stop + offset)

@@ -1,28 +1,29 @@
-"""The arms that are compared: one objective each, all with the same reduction, models and tasks."""
+"""What is compared: one objective per arm, on the same models, tasks, reduction and optimiser."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from training import cosine_to_a_tenth, optimizer_at
 
-from lightning_opd import OPDDataModule, OPDModule, Sampling, Student
+from lightning_opd import OPDDataModule, OPDModule, Sampling, Student, Task
 from lightning_opd.callbacks import OutcomeReward
 from lightning_opd.data import Evaluation, GivenResponses, TeacherResponses
 from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import LeaveOneOut
 from lightning_opd.functional.outcomes import GRPO
 from lightning_opd.functional.reductions import TrajectorySum
-from lightning_opd.functional.shaping import Clip
-from lightning_opd.interfaces import Objective, Task
-from lightning_opd.modules import Critic
+from lightning_opd.interfaces import Objective
+from lightning_opd.modules.critic import Critic
 from lightning_opd.objectives import DistributionMatching, Likelihood, OutcomeGradient, PolicyGradient
 from lightning_opd.tasks import Arithmetic, Mixture, Strings
 
-REDUCTION = TrajectorySum()
 TEACHERS = ("arithmetic", "strings")
 SAMPLES_PER_PROMPT = 2
+CRITIC_LR = 3e-3
 
 
 @dataclass(frozen=True)
@@ -31,80 +32,89 @@ class Arm:
 
     Args:
         objective: Its loss.
-        has_critic: Whether a learned value is subtracted.
+        has_critic: Whether a learned value is subtracted from the returns.
         is_given: Whether the teachers write the responses.
         has_outcome: Whether it learns from outcome rewards.
-        lrs: Learning rates to choose from.
     """
 
     objective: Objective
     has_critic: bool = False
     is_given: bool = False
     has_outcome: bool = False
-    lrs: tuple[float, ...] = field(default=(5e-4, 1e-3, 2e-3))
 
 
-def policy_gradient(**settings: object) -> PolicyGradient:
-    """Return a policy gradient with the recipe's reduction and a clip that keeps to-go sums honest."""
-    return PolicyGradient(reduction=REDUCTION, shaping=Clip(20.0), **settings)  # type: ignore[arg-type]
+_gradient = functools.partial(PolicyGradient, reduction=TrajectorySum(), shaping=None)
 
+REVERSE_KL = Arm(DistributionMatching(reduction=TrajectorySum()))
+IMMEDIATE = Arm(_gradient(estimator=Immediate()))
+DISCOUNTED = Arm(_gradient(estimator=LogRatioToGo(0.9), baseline=LeaveOneOut()))
+TO_GO = Arm(_gradient(estimator=LogRatioToGo(), baseline=LeaveOneOut()))
+KL_TO_GO = Arm(_gradient(estimator=KLToGo()), has_critic=True)
+FULL = Arm(_gradient(estimator=FullTrajectory(), baseline=LeaveOneOut()))
+SUPERVISED = Arm(Likelihood(reduction=TrajectorySum()), is_given=True)
 
-ARMS: dict[str, Arm] = {
-    "reverse KL": Arm(DistributionMatching(reduction=REDUCTION)),
-    "immediate": Arm(policy_gradient(estimator=Immediate())),
-    "to-go γ=.9, leave-one-out": Arm(policy_gradient(estimator=LogRatioToGo(0.9), baseline=LeaveOneOut())),
-    "to-go, leave-one-out": Arm(policy_gradient(estimator=LogRatioToGo(), baseline=LeaveOneOut())),
-    "KL-to-go, critic": Arm(policy_gradient(estimator=KLToGo()), has_critic=True),
-    "full trajectory, leave-one-out": Arm(policy_gradient(estimator=FullTrajectory(), baseline=LeaveOneOut())),
-    "GRPO (no teacher)": Arm(OutcomeGradient(reduction=REDUCTION), has_outcome=True),
-    "supervised on teacher samples": Arm(Likelihood(reduction=REDUCTION), is_given=True),
+TRAINED: Mapping[str, Arm] = {
+    "reverse KL": REVERSE_KL,
+    "immediate": IMMEDIATE,
+    "to-go γ=.9, leave-one-out": DISCOUNTED,
+    "to-go, leave-one-out": TO_GO,
+    "KL-to-go, critic": KL_TO_GO,
+    "GRPO, no teacher": Arm(OutcomeGradient(reduction=TrajectorySum()), has_outcome=True),
+    "supervised on teacher samples": SUPERVISED,
 }
+"""Arms of the comparison by training."""
 
-MEASURED: dict[str, PolicyGradient | DistributionMatching] = {
-    "reverse KL": DistributionMatching(reduction=REDUCTION),
-    "immediate": policy_gradient(estimator=Immediate()),
-    "to-go γ=.9, leave-one-out": policy_gradient(estimator=LogRatioToGo(0.9), baseline=LeaveOneOut()),
-    "KL-to-go, leave-one-out": policy_gradient(estimator=KLToGo(), baseline=LeaveOneOut()),
-    "to-go, leave-one-out": policy_gradient(estimator=LogRatioToGo(), baseline=LeaveOneOut()),
-    "KL-to-go": policy_gradient(estimator=KLToGo()),
-    "to-go": policy_gradient(estimator=LogRatioToGo()),
-    "full trajectory, leave-one-out": policy_gradient(estimator=FullTrajectory(), baseline=LeaveOneOut()),
-    "full trajectory": policy_gradient(estimator=FullTrajectory()),
+MEASURED: Mapping[str, Arm] = {
+    "reverse KL": REVERSE_KL,
+    "immediate": IMMEDIATE,
+    "to-go γ=.9, leave-one-out": DISCOUNTED,
+    "KL-to-go, critic": KL_TO_GO,
+    "KL-to-go, leave-one-out": Arm(_gradient(estimator=KLToGo(), baseline=LeaveOneOut())),
+    "to-go, leave-one-out": TO_GO,
+    "KL-to-go": Arm(_gradient(estimator=KLToGo())),
+    "to-go": Arm(_gradient(estimator=LogRatioToGo())),
+    "full trajectory, leave-one-out": FULL,
+    "full trajectory": Arm(_gradient(estimator=FullTrajectory())),
 }
+"""Arms of the comparison by gradient."""
 
 
-def task() -> Task:
-    """Return both tasks of merge_tiny."""
+@functools.cache
+def both_tasks() -> Task:
+    """Return the mixture of merge_tiny."""
     return Mixture({"arithmetic": Arithmetic(), "strings": Strings()})
 
 
-def make_data(
-    prompts_per_window: int, seed: int, *, is_given: bool = False, num_validation: int = 128
-) -> OPDDataModule:
+def make_data(arm: Arm, seed: int, prompts_per_window: int, num_validation: int) -> OPDDataModule:
     """Return windows with two siblings per prompt."""
     return OPDDataModule(
-        task(),
+        both_tasks(),
         prompts_per_window=prompts_per_window,
         samples_per_prompt=SAMPLES_PER_PROMPT,
         sampling=Sampling(max_new_tokens=40),
         evaluation=Evaluation(num_validation_prompts=num_validation),
-        given_responses=GivenResponses(TeacherResponses(), share=1.0) if is_given else None,
+        given_responses=GivenResponses(TeacherResponses(), share=1.0) if arm.is_given else None,
         seed=seed,
     )
 
 
-def make_module(models: str, student: str, arm: Arm, lr: float, num_steps: int) -> OPDModule:
-    """Return a student with both experts, AdamW and a cosine to a tenth."""
+def make_module(models: str, arm: Arm, lr: float, num_steps: int) -> OPDModule:
+    """Return the base of merge_tiny with both experts as teachers."""
     return OPDModule(
-        Student(student),
-        {name: str(Path(models) / name / "model") for name in TEACHERS},
+        Student(str(Path(models) / "base" / "model")),
+        teachers_of(models),
         arm.objective,
-        lambda parameters: torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
-        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps, eta_min=lr / 10),
-        critic=Critic(lr=3e-3) if arm.has_critic else None,
+        optimizer_at(lr),
+        cosine_to_a_tenth(num_steps),
+        critic=Critic(lr=CRITIC_LR) if arm.has_critic else None,
     )
 
 
-def callbacks(arm: Arm) -> list[OutcomeReward]:
+def teachers_of(models: str) -> dict[str, str]:
+    """Return the experts of merge_tiny: name → folder."""
+    return {name: str(Path(models) / name / "model") for name in TEACHERS}
+
+
+def callbacks_of(arm: Arm) -> list[OutcomeReward]:
     """Return what the arm needs beside its objective."""
     return [OutcomeReward(advantage=GRPO())] if arm.has_outcome else []

@@ -1,143 +1,151 @@
-"""Noise, bias and direction of each estimator's gradient, all on the same rollouts of one student."""
+"""Noise, bias and direction of every estimator's gradient, all on the same rollouts of one student."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import lightning as L
 import torch
-from arms import ARMS, MEASURED, TEACHERS, make_data, make_module
+from arms import CRITIC_LR, KL_TO_GO, MEASURED, REVERSE_KL, Arm, make_data, make_module, teachers_of
+from jaxtyping import Float
 from torch import Tensor
+from training import make_trainer, optimizer_at
 
-from lightning_opd import OPDModule
+from lightning_opd import OPDModule, RolloutBatch, Student
 from lightning_opd.callbacks import ExportHuggingFace
-from lightning_opd.interfaces import Objective, StudentForward, WindowContext
-from lightning_opd.models import Student
-from lightning_opd.types import LossTerms, RolloutBatch
+from lightning_opd.interfaces import StudentForward, WindowContext
+from lightning_opd.modules.critic import Critic
+from lightning_opd.types import LossTerms
 
 REFERENCE = "KL-to-go, leave-one-out"
-"""Unbiased for the gradient of the sequence KL, and the least noisy of those."""
-
-
-class Moments:
-    """Sums over windows of a gradient, of its square, and of both halves of the windows."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self.count = 0
-        self.halves: list[Tensor | float] = [0.0, 0.0]
-        self.square = 0.0
-
-    def add(self, gradient: Tensor) -> None:
-        """Take one window's gradient in."""
-        self.halves[self.count % 2] = self.halves[self.count % 2] + gradient
-        self.square += float(gradient.square().sum())
-        self.count += 1
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean gradient."""
-        return torch.as_tensor(self.halves[0] + self.halves[1]) / self.count
-
-    def noise_to_signal(self) -> float:
-        """Return the root of E‖g − ḡ‖² / ‖E g‖², both free of the bias of a finite number of windows."""
-        mean_square = float(self.mean.square().sum())
-        variance = (self.square / self.count - mean_square) * self.count / (self.count - 1)
-        signal = mean_square - variance / self.count
-        return float("inf") if signal <= 0 else (variance / signal) ** 0.5
-
-
-def cosine(one: Tensor, other: Tensor) -> float:
-    """Return the cosine of the angle between two gradients."""
-    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+"""Its expectation is the gradient of the sequence KL."""
 
 
 class GradientMeter(OPDModule):
-    """Takes every estimator's gradient of each window; its optimiser changes nothing (lr 0)."""
+    """Takes every estimator's gradient of each window; only the critic learns.
 
-    moments: dict[str, Moments]
+    Args:
+        models: Folder of merge_tiny's outputs.
+        student: Folder of the student to measure.
+        warm_up: First windows that only fit the critic.
+    """
+
+    def __init__(self, models: str, student: str, warm_up: int) -> None:
+        """Keep the student where it is by a learning rate of 0."""
+        super().__init__(
+            Student(student),
+            teachers_of(models),
+            KL_TO_GO.objective,
+            optimizer_at(0.0),
+            critic=Critic(lr=CRITIC_LR),
+        )
+        self.warm_up = warm_up
+        self.gradients: dict[str, list[Tensor]] = {name: [] for name in MEASURED}
 
     def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: Tensor) -> LossTerms:
-        """Measure every objective on the same forward, then return the module's own loss."""
-        weights = [p for p in self.language_model.model.parameters() if p.requires_grad]
-        heads = self.teachers.heads()
-        context = WindowContext(heads, 1, lambda x: x)
-        for name, objective in MEASURED.items():
-            own = dataclasses.replace(batch, baselines=None, kl=None)
-            still = StudentForward(student.hidden_states.detach(), student.head, own)
-            with torch.no_grad():  # one micro-batch is the whole window
-                objective.prepare(own, lambda function, own=own, still=still: function(own, still), context)
-            loss = self._loss(objective, own, student)
-            gradients = torch.autograd.grad(loss, weights, retain_graph=True)
-            self.moments[name].add(-torch.cat([g.flatten() for g in gradients]))
+        """Measure every arm on this forward, then return the module's own loss."""
+        if self.global_step >= self.warm_up:
+            for name, arm in MEASURED.items():
+                self.gradients[name].append(self._gradient(arm, batch, student))
         return super().compute_loss(batch, student, advantages)
 
-    def _loss(self, objective: Objective, batch: RolloutBatch, student: StudentForward) -> Tensor:
-        heads = self.teachers.heads()
-        batch.kl = objective.state_kl(batch, student, heads)
-        return objective.loss(batch, student, heads=heads).loss
+    def _gradient(self, arm: Arm, batch: RolloutBatch, student: StudentForward) -> Tensor:
+        heads, objective = self.teachers.heads(), arm.objective
+        own = dataclasses.replace(batch, baselines=batch.baselines if arm.has_critic else None, kl=None)
+        still = StudentForward(student.hidden_states.detach(), student.head, own)
+        with torch.no_grad():  # the one micro-batch is the whole window
+            objective.prepare(own, lambda function: function(own, still), WindowContext(heads, 1, lambda x: x))
+        loss = objective.loss(own, student, heads=heads).loss
+        weights = [p for p in self.language_model.model.parameters() if p.requires_grad]
+        return -torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)])
 
 
-def measure(models: str, student: str, windows: int, prompts_per_window: int, seed: int) -> dict[str, Mapping]:
-    """Return each estimator's noise-to-signal and its cosines with the gradient of the sequence KL."""
-    teachers = {name: str(Path(models) / name / "model") for name in TEACHERS}
-    meter = GradientMeter(Student(student), teachers, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
-    meter.moments = {name: Moments() for name in MEASURED}
-    quiet_trainer(windows).fit(meter, make_data(prompts_per_window, seed))
-    reference = meter.moments[REFERENCE]
-    first, second = (torch.as_tensor(half) for half in reference.halves)
-    ceiling = max(cosine(first, second), 0.0) ** 0.5
-    rows = {}
-    for name, moments in meter.moments.items():
-        ours = [torch.as_tensor(half) for half in moments.halves]
-        across = 0.5 * (cosine(ours[0], second) + cosine(ours[1], first))  # never the same rollouts on both sides
-        floor = max(cosine(ours[0], ours[1]), 0.0) ** 0.5
-        rows[name] = {
-            "noise_to_signal": moments.noise_to_signal(),
-            "cosine": across,
-            "cosine_without_noise": across / (ceiling * floor) if ceiling * floor > 0 else None,
+def pairs(gradients: dict[str, list[Tensor]]) -> Float[Tensor, "arm window arm window"]:
+    """Return the inner product of every arm's gradient of each window with every other's."""
+    stacked = torch.stack([torch.stack(own) for own in gradients.values()])
+    num_arms, num_windows = stacked.shape[:2]
+    flat = stacked.flatten(0, 1)
+    return (flat @ flat.T).double().reshape(num_arms, num_windows, num_arms, num_windows)
+
+
+def statistics(products: Float[Tensor, "arm window arm window"], reference: int) -> Float[Tensor, "2 arm"]:
+    """Return noise/signal and the cosine to the reference's mean gradient, both unbiased under the roots.
+
+    Products of different windows estimate those of mean gradients: ⟨E g, E h⟩ = E⟨g_i, h_j⟩, i ≠ j.
+    Noise/signal is the root of E‖g − E g‖² / ‖E g‖² for one window; nan where the signal drowns.
+    """
+    count = products.shape[1]
+    same = torch.diagonal(products, dim1=1, dim2=3).sum(-1)
+    between = (products.sum((1, 3)) - same) / (count * (count - 1))
+    signal = between.diagonal()
+    noise = same.diagonal() / count - signal
+    cosine = between[:, reference] / (signal * signal[reference]).sqrt()
+    return torch.stack([(noise / signal).sqrt(), cosine])
+
+
+def rounded(value: Tensor) -> float | None:
+    """Return a number for JSON, which knows no nan."""
+    return round(float(value), 4) if bool(value.isfinite()) else None
+
+
+def with_errors(
+    products: Float[Tensor, "arm window arm window"], names: list[str]
+) -> dict[str, dict[str, float | None]]:
+    """Return every arm's statistics with their standard errors (jackknife over windows)."""
+    reference, count = names.index(REFERENCE), products.shape[1]
+    values = statistics(products, reference)
+    rest = [[j for j in range(count) if j != i] for i in range(count)]
+    left_out = torch.stack([statistics(products[:, keep][:, :, :, keep], reference) for keep in rest])
+    errors = ((count - 1) / count * (left_out - left_out.mean(0)).square().sum(0)).sqrt()
+    keys = ("noise_to_signal", "cosine")
+    return {
+        name: {
+            **{key: rounded(values[i, arm]) for i, key in enumerate(keys)},
+            **{f"{key}_error": rounded(errors[i, arm]) for i, key in enumerate(keys)},
         }
-    return rows
+        for arm, name in enumerate(names)
+    }
 
 
-def quiet_trainer(num_steps: int, *callbacks: L.Callback, **settings: object) -> L.Trainer:
-    """Return a trainer on one CPU process that saves and shows nothing but its bar."""
-    return L.Trainer(
-        max_steps=num_steps,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        callbacks=list(callbacks),
-        **{"limit_val_batches": 0, **settings},  # type: ignore[arg-type]
-    )
+def measure(
+    models: str, student: str, seed: int, windows: int, warm_up: int, prompts_per_window: int
+) -> dict[str, dict[str, float | None]]:
+    """Return each estimator's noise-to-signal, and its cosine with the gradient of the sequence KL."""
+    meter = GradientMeter(models, student, warm_up)
+    make_trainer(warm_up + windows).fit(meter, make_data(KL_TO_GO, seed, prompts_per_window, 1))
+    return with_errors(pairs(meter.gradients), list(MEASURED))
 
 
 def main(
     seed: int,
     models: str,
     output: str,
-    windows: int = 48,
-    prompts_per_window: int = 32,
+    windows: int = 32,
+    warm_up: int = 24,
+    prompts_per_window: int = 16,
     steps_to_midway: int = 40,
 ) -> None:
-    """Measure at the start, and after some steps of distribution matching."""
-    start = str(Path(models) / "base" / "model")
-    midway = str(Path(output) / "midway")
-    arm = ARMS["reverse KL"]
-    module = make_module(models, start, arm, lr=2e-3, num_steps=2 * steps_to_midway)
-    quiet_trainer(steps_to_midway, ExportHuggingFace(midway)).fit(module, make_data(prompts_per_window, seed))
+    """Measure at the start, and after some steps of distribution matching.
+
+    Args:
+        seed: Of prompts and noise.
+        models: Folder of merge_tiny's outputs.
+        output: Folder for `noise.json`.
+        windows: Windows to measure on.
+        warm_up: Windows before them, which only fit the critic.
+        prompts_per_window: Prompts of a window, two siblings each.
+        steps_to_midway: Training steps between the two measurements.
+    """
+    start, midway = str(Path(models) / "base" / "model"), str(Path(output) / "midway")
+    module = make_module(models, REVERSE_KL, lr=1e-3, num_steps=2 * steps_to_midway)
+    data = make_data(REVERSE_KL, seed, prompts_per_window, 1)
+    make_trainer(steps_to_midway, ExportHuggingFace(midway)).fit(module, data)
+    settings = (windows, warm_up, prompts_per_window)
     result = {
         "windows": windows,
-        "trajectories_per_window": prompts_per_window * 2,
-        "start": measure(models, start, windows, prompts_per_window, seed),
-        "midway": measure(models, midway, windows, prompts_per_window, seed + 1),
+        "trajectories_per_window": 2 * prompts_per_window,
+        "start": measure(models, start, seed, *settings),
+        "midway": measure(models, midway, seed + 1, *settings),
     }
-    Path(output).mkdir(parents=True, exist_ok=True)
-    (Path(output) / "noise.json").write_text(json.dumps(result, indent=1) + "\n")
+    (Path(output) / "noise.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

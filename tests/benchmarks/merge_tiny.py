@@ -12,7 +12,8 @@ from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, wri
 RECIPE = RECIPES / "merge_tiny"
 VARIANTS = {"distribution_matching": "parity", "policy_gradient": "parity_policy_gradient", "lora": "parity_lora"}
 COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python -m tests.benchmarks.merge_tiny {0}"
-MODELS = ("student", "teacher", "base", "average", "task_arithmetic")
+BASELINES = ("average", "task_arithmetic")
+MODELS = ("student", "teacher", "base", *BASELINES)
 
 
 def cells(domains: dict[str, dict]) -> Iterator[tuple[str, str, str, dict]]:
@@ -24,7 +25,7 @@ def cells(domains: dict[str, dict]) -> Iterator[tuple[str, str, str, dict]]:
 
 
 def pooled(reports: list[dict]) -> list[dict[str, object]]:
-    """Return one row per domain, split and mode: means over the seeds, and the lowest single parity."""
+    """Return one row per domain, split and mode: means over the seeds, and the worst single seed of each promise."""
     rows = []
     for domain, split, mode, _ in cells(reports[0]["domains"]):
         same = [report["domains"][domain][split][mode] for report in reports]
@@ -33,9 +34,17 @@ def pooled(reports: list[dict]) -> list[dict[str, object]]:
         row |= {model: round(value, 4) for model, value in means.items()}
         row["parity"] = round(means["student"] / means["teacher"], 4)
         row["lowest"] = round(min(cell["parity"]["value"] for cell in same), 4)
+        row["lowest_teacher"] = round(min(cell["teacher"]["value"] for cell in same), 4)
+        row["highest_base"] = round(max(cell["base"]["value"] for cell in same), 4)
+        row["lowest_lead"] = round(min(_lead(cell) for cell in same), 4)
         row["n"] = [cell["n"] for cell in same]
         rows.append(row)
     return rows
+
+
+def _lead(cell: dict) -> float:
+    """Return how far the student is above the lower end of the better baseline's interval."""
+    return cell["student"]["value"] - max(cell[name]["low"] for name in BASELINES)
 
 
 def table(rows: list[dict[str, object]]) -> str:

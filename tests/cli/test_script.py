@@ -45,6 +45,23 @@ def test_a_changed_script_redoes_its_step(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "runs/mine/seed0/said/said.txt").read_text() == "hello hello !"
 
 
+def test_an_interrupted_script_finds_its_folder_as_it_left_it(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "recipes/mine/step.py").write_text(
+        "from pathlib import Path\n\ndef main(seed: int, output: str, times: int) -> None:\n"
+        "    path = Path(output)\n    path.write_text((path.read_text() if path.exists() else '') + 'x')\n"
+        "    assert len(path.read_text()) == times, 'not yet'\n"
+    )
+    code, _, err = cli("run", "recipes/mine")
+    assert code == 1
+    assert "not yet" in err
+    code, out, err = cli("run", "recipes/mine")
+    assert code == 0, err
+    assert "going on" in out
+    assert (tmp_path / "runs/mine/seed0/said/said.txt").read_text() == "xx"
+    cli("run", "recipes/mine", "--from", "said")
+    assert (tmp_path / "runs/mine/seed0/said/said.txt").read_text() == "x"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

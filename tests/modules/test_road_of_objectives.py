@@ -18,12 +18,12 @@ from lightning_opd.functional.policy_losses import ClippedRatio, ImportanceSampl
 from lightning_opd.functional.reductions import Reduction, SequenceMean, TokenMean, TrajectorySum
 from lightning_opd.functional.shaping import BoundedDifference, Clip, Extrapolation
 from lightning_opd.functional.top_k import TopK
-from lightning_opd.interfaces import Objective
+from lightning_opd.interfaces import Objective, OPDCallback
 from lightning_opd.models import load_tokenizer
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
 from lightning_opd.teachers import LocalTeacher
-from lightning_opd.types import Sampling
+from lightning_opd.types import RolloutBatch, Sampling
 from tests.world import STOPS, Witness, largest_difference, make_data, make_module, make_trainer
 
 ESTIMATORS: tuple[AdvantageEstimator, ...] = (Immediate(), LogRatioToGo(0.9), FullTrajectory(), KLToGo())
@@ -205,3 +205,33 @@ def test_settings_that_cannot_be_right_cannot_be_built() -> None:
     with pytest.raises(ValueError, match="raw"):
         TopK(ReverseKL(), 4, correction="none")
     assert dataclasses.is_dataclass(PolicyGradient)
+
+
+def test_later_updates_hold_the_outcome_of_distribution_matching_against_the_old_student(
+    world: Path, tmp_path: Path
+) -> None:
+    module, seen = make_module(world, DistributionMatching(policy_loss=ClippedRatio())), []
+
+    def advantages(batch, student):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        seen.append(float((student.logprobs - student.old_logprobs).detach()[batch.response_mask].abs().max()))
+        return DistributionMatching().advantages(batch, student)
+
+    module.compute_advantages = advantages  # type: ignore[method-assign]
+    run(tmp_path, module, OutcomeReward(), data={"updates_per_window": 2}, max_steps=2)
+    assert seen[0] < 1e-5 < seen[1]
+    with pytest.raises(ValueError, match="stale from the second update on"):
+        run(tmp_path, make_module(world, DistributionMatching()), OutcomeReward(), data={"updates_per_window": 2})
+
+
+def test_masked_tokens_are_no_part_of_other_rows_baselines(double_world: Path, tmp_path: Path) -> None:
+    """Baselines are taken after the callbacks: a masked row's return is 0 for its siblings, too."""
+
+    class Mask(OPDCallback):
+        def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+            rollouts.distill_mask = rollouts.distill_mask & (torch.arange(len(rollouts)) % 2 == 0)[:, None]
+
+    objective = PolicyGradient(LogRatioToGo(), LeaveOneOut(), shaping=None)
+    window = run(tmp_path, make_module(double_world, objective, "float64"), Mask()).windows[0]
+    kept, masked = window.baselines[0::2], window.baselines[1::2]  # siblings stand side by side
+    assert not kept.any()
+    assert masked.any()

@@ -20,6 +20,7 @@ from lightning_opd.teachers.retokenization_report import retokenization_report
 from lightning_opd.types import RolloutBatch, Signal
 from tests.implementations import implementations
 from tests.teachers.foreign import foreign_teacher, graded_window
+from tests.tiny import save_model
 from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
 
 CREDITS: tuple[Credit, ...] = (Strict(), Span(), Span("equal"), Span("proportional"), WholeText())
@@ -92,7 +93,7 @@ def test_strict_grades_are_log_probs_of_single_tokens(world: Path, foreign: Path
     batch = graded_window(world, teacher)
     views = teacher.views(batch)
     for row, (view, grade) in enumerate(zip(views, teacher.grade(views, batch), strict=True)):
-        expected = {student: float(grade[other]) for student, other in view.reply.alignment.strict}
+        expected = {student: float(grade[other]) for student, other in view.alignment.strict}
         kept = batch.comparable_mask[row, view.columns].nonzero().flatten().tolist()
         assert kept == list(expected)
         assert batch.teacher_logprobs[row, view.columns[kept]].tolist() == list(expected.values())
@@ -162,10 +163,10 @@ def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, fore
     student_pieces = {ours.piece(i) for i in range(len(teacher.translator.student))}
     num_shared = num_missing = 0
     for row, view in enumerate(views):
-        reply = [i for i, counts in enumerate(view.reply.response_mask) if counts]
-        for i, j in view.reply.alignment.strict:
+        reply = [i for i, counts in enumerate(view.response_mask) if counts]
+        for i, j in view.alignment.strict:
             place = row, int(view.columns[i])
-            native = row, len(view.prompt_ids) + reply[j]
+            native = row, reply[j]
             for k, other in enumerate(own.top_ids[native].tolist()):
                 if scores.top_logprobs[place][k] > -torch.inf:
                     token_id = int(scores.top_ids[place][k])
@@ -190,6 +191,26 @@ def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
     assert 0 < witness.logged[0]["train/kept_tokens/math"] < 1
     assert witness.logged[0]["train/teacher_kl/math"] > 0
     assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+
+
+def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Path, tmp_path: Path) -> None:
+    """A tokenizer with more tokens than the model has rows."""
+    own = load_tokenizer(str(world / "math"))
+    own.add_tokens(["question"])
+    folder = save_model(tmp_path, tokenizer=own, vocab_size=len(own) - 1)
+    teacher = foreign_teacher(world, folder, Span())
+    batch = graded_window(world, teacher, ("ab question cd", "ab cd"))
+    tokens = [load_tokenizer(str(world / "student")).decode([i]) for i in batch.token_ids[0, batch.comparable_mask[0]]]
+    assert "".join(tokens) == "ab "
+    assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
+
+
+def test_a_rank_without_rows_has_nothing_to_grade(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign)
+    batch = graded_window(world, teacher).select(torch.tensor([], dtype=torch.long))
+    scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
+    assert scores.logprobs.shape == batch.token_ids.shape
+    assert all(int(count) == 0 for _, count in scores.metrics.values())
 
 
 def test_one_teacher_under_two_credits_is_two_teachers() -> None:

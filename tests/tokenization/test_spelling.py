@@ -27,21 +27,22 @@ def spelt(speller: Spelling, token_ids: list[int]) -> bytes:
 @every_family
 @given(text=st.text())
 def test_tokens_of_any_text_spell_its_bytes(name: str, text: str) -> None:
-    speller = spelling(name)
-    assert spelt(speller, speller.encode(text)) == text.encode()
+    """SentencePiece cannot write its own mark for a space."""
+    speller, text = spelling(name), text.replace("▁", "_")
+    assert spelt(speller, speller.encode(text.encode())) == text.encode()
 
 
 @every_family
 def test_runs_of_spaces_and_line_breaks_are_kept(name: str) -> None:
     for text in ("", " ", "   ", "\n\n", " \t ", "a  b", "  a", "a  ", " 7"):
-        assert spelt(spelling(name), spelling(name).encode(text)) == text.encode()
+        assert spelt(spelling(name), spelling(name).encode(text.encode())) == text.encode()
 
 
 @every_family
 def test_text_that_looks_like_a_control_token_stays_text(name: str) -> None:
     speller = spelling(name)
     for token in (*CONTROL[name], "<think>", "<tool_call>"):
-        token_ids = speller.encode(f"a{token}b")
+        token_ids = speller.encode(f"a{token}b".encode())
         assert not speller.control_ids & set(token_ids)
         assert spelt(speller, token_ids) == f"a{token}b".encode()
     for token_id in speller.control_ids:
@@ -49,10 +50,10 @@ def test_text_that_looks_like_a_control_token_stays_text(name: str) -> None:
 
 
 @every_family
-@given(piece=st.binary(max_size=6))
+@given(piece=st.binary(max_size=8))
 def test_bytes_that_are_no_characters_have_tokens_too(name: str, piece: bytes) -> None:
     speller = spelling(name)
-    assert spelt(speller, speller.encode_bytes(piece)) == piece
+    assert spelt(speller, speller.encode(piece)) == piece
 
 
 def test_the_byte_alphabet_is_that_of_the_tokenizers_library() -> None:
@@ -83,7 +84,7 @@ def test_added_tokens_that_are_text_stay_text_and_keep_their_ids() -> None:
     )
     speller = Spelling(tokenizer, control_tokens(tokenizer).values())
     text = "x    <table><ctl> é"
-    token_ids = speller.encode(text)
+    token_ids = speller.encode(text.encode())
     assert tokenizer.convert_tokens_to_ids("    ") in token_ids
     assert tokenizer.convert_tokens_to_ids("<table>") in token_ids
     assert tokenizer.convert_tokens_to_ids("<ctl>") not in token_ids
@@ -102,7 +103,7 @@ def test_no_space_is_put_before_a_stretch_of_text(prefix: dict[str, object]) -> 
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
     assert wrapped.convert_ids_to_tokens(wrapped.encode("7"))[0].startswith("▁")
     speller = Spelling(wrapped, control_tokens(wrapped).values())
-    assert spelt(speller, speller.encode("7")) == b"7"
+    assert spelt(speller, speller.encode(b"7")) == b"7"
 
 
 def test_a_normalising_tokenizer_is_followed_as_far_as_it_spells_the_text() -> None:
@@ -110,7 +111,7 @@ def test_a_normalising_tokenizer_is_followed_as_far_as_it_spells_the_text() -> N
     tokenizer.normalizer = normalizers.NFC()
     speller = Spelling(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ())
     text = "one e\N{COMBINING ACUTE ACCENT} two"
-    spans = spans_of([speller.piece(i) for i in speller.encode(text)], text.encode())
+    spans = spans_of([speller.piece(i) for i in speller.encode(text.encode())], text.encode())
     assert max(end for _, end in spans) == len("one ")
     assert spans[-1] == (4, 4)
 
@@ -129,7 +130,7 @@ def test_a_saved_tokenizer_spells_the_same(tmp_path: Path) -> None:
         family(name).save_pretrained(tmp_path / name)
         loaded = load_tokenizer(str(tmp_path / name))
         again = Spelling(loaded, control_tokens(loaded).values())
-        assert again.encode("27 + 48 <think>") == spelling(name).encode("27 + 48 <think>")
+        assert again.encode(b"27 + 48 <think>") == spelling(name).encode(b"27 + 48 <think>")
         assert again.control_ids == spelling(name).control_ids
 
 

@@ -61,3 +61,17 @@ def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 263 \(256 bytes and 7 special tokens\), got 170"):
         train_tokenizer(TEXTS, 170, SPECIAL_TOKENS)
     assert len(train_tokenizer(TEXTS, 263, SPECIAL_TOKENS)) == 263
+
+
+def test_tokens_may_run_across_digits_words_and_punctuation_up_to_a_length() -> None:
+    texts = ["7+8=15 carry, 27+8=35", '{"result":"15"}'] * 20
+    merged = train_tokenizer(texts, 330, SPECIAL_TOKENS, max_merge=6)
+    pieces = [merged.decode([i]) for i in merged.encode(texts[0] + texts[1])]
+    assert "".join(pieces) == texts[0] + texts[1]
+    mixed = [piece for piece in pieces if any(map(str.isdigit, piece)) and not piece.isdigit()]
+    assert any("=" in piece or "+" in piece for piece in mixed)
+    assert any('"' in piece or "," in piece for piece in mixed)
+    assert 3 < max(map(len, pieces)) <= 6
+    apart = train_tokenizer(texts, 330, SPECIAL_TOKENS)
+    pieces = [apart.decode([i]) for i in apart.encode(texts[0])]
+    assert not any(len(piece) > 1 and any(map(str.isdigit, piece)) for piece in pieces)

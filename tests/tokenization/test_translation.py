@@ -44,7 +44,7 @@ def test_families_render_and_align_in_all_directions(student: str, teacher: str)
     both = translator(student, teacher)
     stop = family(student).get_vocab()[END_OF_TURN[student]]
     lead = reply_surroundings(family(student))[0]
-    token_ids = [*both.student_spelling.encode(lead + REPLY), stop]
+    token_ids = [*both.student_spelling.encode((lead + REPLY).encode()), stop]
     translation = both.reply(token_ids)
     aligned = [i for ours, _ in translation.alignment.spans for i in ours]
     assert aligned == list(range(len(token_ids)))[-len(aligned) :]
@@ -71,8 +71,8 @@ def test_a_teacher_without_a_system_role_says_so() -> None:
 @pytest.mark.parametrize("teacher", FAMILIES)
 def test_a_typed_look_alike_stays_text_and_a_control_token_travels(teacher: str) -> None:
     both, vocabulary = translator("chatml", teacher), family("chatml").get_vocab()
-    typed = both.student_spelling.encode("<think>a</think><tool_call>")
-    emitted = [vocabulary["<think>"], *both.student_spelling.encode("a"), vocabulary["</think>"]]
+    typed = both.student_spelling.encode(b"<think>a</think><tool_call>")
+    emitted = [vocabulary["<think>"], *both.student_spelling.encode(b"a"), vocabulary["</think>"]]
     if not both.is_identity:
         check(both.reply(typed), both, typed, is_whole=True)
         assert not both.roles.teacher_ids & set(both.reply(typed).token_ids)
@@ -84,18 +84,18 @@ def test_a_typed_look_alike_stays_text_and_a_control_token_travels(teacher: str)
 
 def test_a_control_token_without_counterpart_is_shown_as_text_and_not_aligned() -> None:
     both, vocabulary = translator("chatml", "llama3"), family("chatml").get_vocab()
-    token_ids = [vocabulary["<think>"], *both.student_spelling.encode("a"), vocabulary["<|im_end|>"]]
+    token_ids = [vocabulary["<think>"], *both.student_spelling.encode(b"a"), vocabulary["<|im_end|>"]]
     translation = both.reply(token_ids)
     assert family("llama3").decode(translation.token_ids) == "<think>a<|eot_id|>"
     assert translation.alignment.strict == [(1, 0), (2, 1)]
-    num_shown = len(both.teacher_spelling.encode("<think>"))
+    num_shown = len(both.teacher_spelling.encode(b"<think>"))
     assert translation.response_mask == [False] * num_shown + [True] * 2
 
 
 def test_control_tokens_split_the_text() -> None:
     """What the teacher would merge across the border stays apart."""
     both, vocabulary = translator("chatml", "deepseek"), family("chatml").get_vocab()
-    digits = both.student_spelling.encode("15")
+    digits = both.student_spelling.encode(b"15")
     joined, parted = both.reply(digits), both.reply([digits[0], vocabulary["</think>"], digits[1]])
     assert (len(joined.token_ids), len(parted.token_ids)) == (1, 3)
     assert parted.alignment.strict == [(0, 0), (1, 1), (2, 2)]
@@ -103,7 +103,7 @@ def test_control_tokens_split_the_text() -> None:
 
 def test_what_a_template_puts_before_a_reply_belongs_to_neither_side() -> None:
     both = translator("chatml", "mistral")
-    token_ids = both.student_spelling.encode("name")
+    token_ids = both.student_spelling.encode(b"name")
     translation = both.reply(token_ids)
     assert family("mistral").decode(translation.token_ids) == " name"
     check_spans = [(s[0], s[-1]) for s, _ in translation.alignment.spans]
@@ -115,12 +115,14 @@ def test_what_a_template_puts_before_a_reply_belongs_to_neither_side() -> None:
 
 
 @pytest.mark.parametrize("teacher", [name for name in FAMILIES if name != "chatml"])
-def test_half_a_character_at_the_end_spoils_nothing_before_it(teacher: str) -> None:
+def test_half_a_character_is_graded_byte_by_byte(teacher: str) -> None:
+    """Else a student could escape its teacher by writing what is no text."""
     both = translator("chatml", teacher)
-    token_ids = both.student_spelling.encode("name 😀")[:-1]
-    whole = both.student_spelling.encode("name ")
-    aligned = [i for s, _ in both.reply(token_ids).alignment.spans for i in s]
-    assert aligned == list(range(len(whole)))
+    emoji = both.student_spelling.encode("😀".encode())
+    token_ids = [*emoji[:-1], *both.student_spelling.encode(b"name"), *emoji[-1:]]
+    translation = both.reply(token_ids)
+    check(translation, both, token_ids, is_whole=True)
+    assert len(translation.alignment.strict) >= len(emoji)
 
 
 def test_after_the_text_is_lost_nothing_is_aligned_not_even_the_end() -> None:
@@ -130,10 +132,10 @@ def test_after_the_text_is_lost_nothing_is_aligned_not_even_the_end() -> None:
         tokenizer_object=teacher, eos_token="<|end_of_text|>", chat_template=TEMPLATES["llama3"]
     )
     both, vocabulary = Translator(family("chatml"), wrapped), family("chatml").get_vocab()
-    text = both.student_spelling.encode("ab e\N{COMBINING ACUTE ACCENT} cd")
+    text = both.student_spelling.encode("ab e\N{COMBINING ACUTE ACCENT} cd".encode())
     translation = both.reply([*text, vocabulary["<think>"], vocabulary["<|im_end|>"]])
     aligned = [i for s, _ in translation.alignment.spans for i in s]
-    assert aligned == list(range(len(both.student_spelling.encode("ab "))))
+    assert aligned == list(range(len(both.student_spelling.encode(b"ab "))))
 
 
 def test_an_empty_reply_is_empty() -> None:
@@ -143,7 +145,7 @@ def test_an_empty_reply_is_empty() -> None:
 
 def test_pieces_can_be_cut_one_by_one() -> None:
     both = translator("chatml", "deepseek")
-    token_ids = both.student_spelling.encode("15 😀")
+    token_ids = both.student_spelling.encode("15 😀".encode())
     spliced = both.reply(token_ids, cut=lambda pieces: pieces)
     assert all(len(student) == 1 for student, _ in spliced.alignment.spans)
     assert len(spliced.alignment.spans) == len(token_ids)
@@ -188,7 +190,7 @@ texts = st.lists(st.one_of(st.text(max_size=12), st.text('0123456789 abc{}:"é�
 @given(student=seeds, teacher=seeds, text=texts)
 def test_random_pairs_partition_random_texts(student: int, teacher: int, text: str) -> None:
     both = random_translator(student, teacher)
-    token_ids = both.student_spelling.encode(text)
+    token_ids = both.student_spelling.encode(text.encode())
     check(both.reply(token_ids), both, token_ids, is_whole=True)
 
 

@@ -31,8 +31,9 @@ def run(
 ) -> None:
     """Run a recipe's steps in order.
 
-    Finished steps are skipped, an interrupted `fit` goes on from its last checkpoint, and a step is redone if its YAML,
-    an earlier step, or the package's version has changed. Outputs lie in OUTPUT/RECIPE/seedN/STEP.
+    Finished steps are skipped, an interrupted `fit` goes on from its last checkpoint, an interrupted `script` finds its
+    folder as it left it, and a step is redone if its YAML, an earlier step, or the package's version has changed.
+    Outputs lie in OUTPUT/RECIPE/seedN/STEP.
 
     Args:
         recipe: Folder with a recipe.yaml, or the name of a recipe that comes with the package.
@@ -73,7 +74,12 @@ def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> Outcom
         step.set_aside(aside)
         console.print(f"old outputs moved to {aside / step.name}", style="dim", highlight=False, soft_wrap=True)
     if resume:
-        console.print(f"going on from {step.checkpoint}", style="dim", highlight=False, soft_wrap=True)
+        console.print(
+            f"going on from {step.checkpoint if step.verb == 'fit' else step.folder}",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
     step.begin()
     started = time.perf_counter()
     with _failure_report(step, again), _own_process_state(), command_line(step.command(resume=resume)):

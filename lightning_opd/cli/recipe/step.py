@@ -64,7 +64,7 @@ class Step:
     def command(self, *, resume: bool = False) -> list[str]:
         """Return the verb and the words that run this step alone."""
         configs = [word for name in self.configs for word in ("--config", str(self.folder / "inputs" / name))]
-        checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume else []
+        checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume and self.verb == "fit" else []
         return [self.verb, *configs, *self.overrides, *checkpoint]
 
     def command_line(self, *, resume: bool = False) -> str:
@@ -81,7 +81,8 @@ class Step:
             return State.OUTDATED
         if content.get("finished"):
             return State.FINISHED
-        return State.INTERRUPTED if self.verb == "fit" and self.checkpoint.is_file() else State.OUTDATED
+        can_go_on = self.verb == "script" or (self.verb == "fit" and self.checkpoint.is_file())
+        return State.INTERRUPTED if can_go_on else State.OUTDATED
 
     def begin(self) -> None:
         """Write the inputs and note that the step has begun."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
-from tests.functional.markov import MarkovToy, slope
+from lightning_opd.functional.advantages import KLToGo, LogRatioToGo
+from recipes.estimators.markov import ESTIMATORS, MarkovToy, slope
 
 HORIZONS = (32, 64, 128)
 
@@ -16,16 +16,9 @@ def slopes() -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     toy = MarkovToy.draw(generator)
     rollouts = [toy.sample(4000, horizon, generator) for horizon in HORIZONS]
-    kinds = {
-        "immediate": (Immediate(), False),
-        "to_go": (LogRatioToGo(), False),
-        "full": (FullTrajectory(), False),
-        "kl_to_go": (KLToGo(), False),
-        "kl_to_go_with_values": (KLToGo(), True),
-    }
     return {
         name: slope(HORIZONS, [toy.gradient_variance(r, estimator, has_values) for r in rollouts])
-        for name, (estimator, has_values) in kinds.items()
+        for name, (estimator, has_values) in ESTIMATORS.items()
     }
 
 
@@ -34,13 +27,13 @@ def test_the_variance_of_immediate_grows_with_the_length(slopes: dict[str, float
 
 
 def test_the_variance_of_sums_over_the_future_grows_faster(slopes: dict[str, float]) -> None:
-    assert slopes["to_go"] - slopes["immediate"] >= 1
-    assert slopes["full"] - slopes["immediate"] >= 1
+    assert slopes["to-go"] - slopes["immediate"] >= 1
+    assert slopes["full trajectory"] - slopes["immediate"] >= 1
 
 
 def test_the_exact_value_brings_kl_to_go_down_to_immediate(slopes: dict[str, float]) -> None:
-    assert slopes["kl_to_go_with_values"] - slopes["immediate"] <= 0.3
-    assert slopes["kl_to_go"] - slopes["immediate"] >= 1  # it is the value that does it
+    assert slopes["KL-to-go, exact value"] - slopes["immediate"] <= 0.3
+    assert slopes["KL-to-go"] - slopes["immediate"] >= 1  # it is the value that does it
 
 
 def test_the_values_of_the_toy_are_the_mean_log_ratio_to_go() -> None:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_opd.functional.advantages import AdvantageEstimator
+from lightning_opd.functional.advantages import (
+    AdvantageEstimator,
+    FullTrajectory,
+    Immediate,
+    KLToGo,
+    LogRatioToGo,
+)
+
+ESTIMATORS: Mapping[str, tuple[AdvantageEstimator, bool]] = {
+    "immediate": (Immediate(), False),
+    "KL-to-go, exact value": (KLToGo(), True),
+    "to-go, exact value": (LogRatioToGo(), True),
+    "to-go": (LogRatioToGo(), False),
+    "full trajectory": (FullTrajectory(), False),
+    "KL-to-go": (KLToGo(), False),
+}
+"""Name → (estimator, whether the exact value is subtracted)."""
 
 
 @dataclass(frozen=True)

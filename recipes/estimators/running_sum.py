@@ -1,0 +1,96 @@
+"""A long chain in which one slip spoils the rest, unless it is noticed: running sums with a draft for each."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from lightning_opd import Prompt, SFTModule, Task
+from lightning_opd.interfaces import Split
+from lightning_opd.tasks.splits import in_split, question_key
+from lightning_opd.types import Messages
+
+Writer: TypeAlias = Literal["careful", "sloppy"]
+NUM_QUESTIONS = 10_000
+DIGITS = "01234"
+
+
+class RunningSum(Task):
+    """Add digits modulo 5; after each digit write the sum twice, first as a draft, then as it counts.
+
+    The outcome is 1 if every sum that counts is right.
+
+    Args:
+        num_digits: Length of the chain.
+        writer: Who demonstrates: a careful one mends every slip, a sloppy one takes its drafts as they are, and so
+            goes on from a wrong sum.
+        slip_share: Share of drafts that a demonstration draws at random.
+
+    Example:
+        >>> task = RunningSum(num_digits=3)
+        >>> task.outcome(task.prompt("434"), "442211")
+        1.0
+    """
+
+    def __init__(self, num_digits: int, writer: Writer = "careful", slip_share: float = 0.0) -> None:
+        """Choose the length and the demonstrator."""
+        self.num_digits, self.writer, self.slip_share = num_digits, writer, slip_share
+        self._split = functools.cache(lambda split: in_split(self._questions(), split))
+
+    def _questions(self) -> Sequence[Prompt]:
+        noise = random.Random("running sum")  # the same questions in every run, not secret
+        return [self.prompt("".join(noise.choices(DIGITS, k=self.num_digits))) for _ in range(NUM_QUESTIONS)]
+
+    def prompt(self, digits: str) -> Prompt:
+        """Return the question of some digits."""
+        sums = "".join(itertools.accumulate(digits, add))
+        key, name = question_key("running sum", digits), "expert"
+        content = " ".join(
+            digits
+        )  # as many tokens per digit as in the reply: the digit to add lies at a fixed distance
+        return Prompt(({"role": "user", "content": content},), key, name, name, {"digits": digits, "sums": sums})
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """Return the questions of a split."""
+        return self._split(split)
+
+    def outcome(self, prompt: Prompt, text: str) -> float:
+        """Return 1 if there are as many sums as digits, all of them right."""
+        sums = str(prompt.columns["sums"])
+        return float(len(text) == 2 * len(sums) and text[1::2] == sums)
+
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
+        """Return chats of the chosen writer."""
+        noise, prompts = random.Random(f"running sum {split} {seed}"), self.prompts(split)  # not secret
+        chosen = [prompts[noise.randrange(len(prompts))] for _ in range(num_examples)]
+        return [(*prompt.messages, {"role": "assistant", "content": self._reply(prompt, noise)}) for prompt in chosen]
+
+    def _reply(self, prompt: Prompt, noise: random.Random) -> str:
+        total, reply = "0", ""
+        for digit in str(prompt.columns["digits"]):
+            total = add(total, digit)
+            draft = noise.choice(DIGITS) if noise.random() < self.slip_share else total
+            total = total if self.writer == "careful" else draft
+            reply += draft + total
+        return reply
+
+
+def add(one: str, other: str) -> str:
+    """Return the sum of two digits modulo their number."""
+    return DIGITS[(int(one) + int(other)) % len(DIGITS)]
+
+
+class MendingExpert(SFTModule):
+    """Learns to mend slips, and not to make them: a wrong draft is context, and no example."""
+
+    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Leave the wrong drafts out."""
+        token_ids, mask = batch["token_ids"], batch["response_mask"].bool()
+        is_draft = mask & mask.roll(-1, dims=1) & (mask.cumsum(dim=1) % 2 == 1)  # the stop token has no sum behind it
+        is_slip = is_draft & (token_ids != token_ids.roll(-1, dims=1))
+        return super().compute_loss({**batch, "response_mask": mask & ~is_slip})

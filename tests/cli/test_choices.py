@@ -1,0 +1,109 @@
+"""Whatever the theory offers can be chosen in YAML, and what cannot be right is answered in a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.conftest import MERGE, Cli
+
+FUNCTIONAL = "lightning_opd.functional"
+
+
+def part(path: str, **init_args: object) -> dict[str, object]:
+    return {"class_path": path, "init_args": init_args}
+
+
+CHOICES: dict[str, dict[str, object]] = {
+    "critic": {
+        "model": {
+            "objective": part(
+                "lightning_opd.objectives.PolicyGradient",
+                estimator=part(f"{FUNCTIONAL}.advantages.KLToGo"),
+                reduction=part(f"{FUNCTIONAL}.reductions.TrajectorySum"),
+            ),
+            "critic": part("lightning_opd.modules.Critic", width=8),
+        }
+    },
+    "shaping": {
+        "model": {
+            "objective": part(
+                "lightning_opd.objectives.PolicyGradient",
+                estimator=part(f"{FUNCTIONAL}.advantages.LogRatioToGo", discount=0.9),
+                baseline=part(f"{FUNCTIONAL}.baselines.LeaveOneOut"),
+                shaping=[part(f"{FUNCTIONAL}.shaping.Extrapolation", scale=1.25), part(f"{FUNCTIONAL}.shaping.Clip")],
+                teacher_shaping={"strings": part(f"{FUNCTIONAL}.shaping.BoundedDifference"), "arithmetic": None},
+                policy_loss=part(f"{FUNCTIONAL}.policy_losses.ClippedRatio", clip_high=0.3),
+                off_policy=part(f"{FUNCTIONAL}.off_policy.TruncatedImportance"),
+            ),
+            "reference": "runs/base",
+        }
+    },
+    "top_k": {
+        "model": {
+            "objective": part(
+                "lightning_opd.objectives.DistributionMatching",
+                divergence=part(
+                    f"{FUNCTIONAL}.top_k.TopK",
+                    divergence=part(f"{FUNCTIONAL}.divergences.JensenShannon", weight=0.3),
+                    k=16,
+                    support="union",
+                    correction="renormalise",
+                ),
+            )
+        }
+    },
+    "given": {
+        "model": {"objective": part("lightning_opd.objectives.Likelihood")},
+        "data": {"given_responses": {"source": part("lightning_opd.data.DatasetResponses"), "share": 1.0}},
+    },
+    "hints": {
+        "model": {
+            "teachers": {
+                "arithmetic": part(
+                    "lightning_opd.teachers.PrivilegedTeacher", teacher={"path": "runs/a"}, context="{content} {answer}"
+                )
+            }
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_the_theory_is_made_in_yaml(cli: Cli, tmp_path: Path, choice: str) -> None:
+    files = []
+    for name, content in (("base", MERGE), ("choice", CHOICES[choice])):
+        files += ["--config", tmp_path / f"{name}.yaml"]
+        files[-1].write_text(yaml.safe_dump(content))
+    code, printed, err = cli("fit", *files, "--print_config")
+    assert code == 0, err
+    assert yaml.safe_load(printed)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.objective=PolicyGradient", "--model.objective.estimator=KLTogo"], "KLToGo"),
+        (
+            [
+                "--model.objective=DistributionMatching",
+                "--model.objective.divergence=lightning_opd.functional.top_k.TopK",
+                "--model.objective.divergence.divergence=ReverseKL",
+                "--model.objective.divergence.k=4",
+                "--model.objective.divergence.correction=raw",
+            ],
+            "raw",
+        ),
+        (["--data.given_responses.share=0.5"], "`data.given_responses.source` must be given"),
+    ],
+)
+def test_a_choice_that_cannot_be_right_is_answered_in_a_line(
+    cli: Cli, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(MERGE))
+    code, _, err = cli("fit", "--config", tmp_path / "base.yaml", *words)
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) <= 2, err
