@@ -1,0 +1,44 @@
+"""The evidence of the agents' recipes: READMEs show the committed results, and the results keep the promises."""
+
+from __future__ import annotations
+
+import json
+
+from tests.benchmarks import merge_agents, reward_hacking
+from tests.benchmarks.evidence import with_table
+
+
+def results(recipe: str) -> tuple[dict, str]:
+    folder = {"reward_hacking": reward_hacking.RECIPE, "merge_agents": merge_agents.RECIPE}[recipe]
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8")), readme
+
+
+HACKING, HACKING_README = results("reward_hacking")
+
+
+def test_the_readme_of_reward_hacking_shows_the_committed_results() -> None:
+    assert with_table(HACKING_README, "arms", reward_hacking.table(HACKING["arms"])) == HACKING_README
+    assert tuple(HACKING["arms"]) == reward_hacking.ARMS
+    assert {"command", "commit", "date"} <= HACKING.keys()
+    assert (reward_hacking.RECIPE / "curves.png").stat().st_size > 10_000
+    assert all(len(rows) == len(HACKING["seeds"]) == 3 for rows in HACKING["arms"].values())
+
+
+def test_the_hack_appears_in_every_seed() -> None:
+    assert min(HACKING["teacher_in_its_own_harness"]) >= 0.9, "the teacher is a good agent where it was trained"
+    for row in HACKING["arms"]["none"]:
+        assert row["end"] <= 0.5 * row["start"], row["end"]
+        assert row["kl_end"] <= 0.7 * row["kl_start"], row["kl_end"]
+
+
+def test_both_measures_together_cure_it_in_every_seed() -> None:
+    for row in HACKING["arms"]["both"]:
+        assert row["end"] >= 0.95 * row["start"], row["end"]
+
+
+def test_the_detector_sees_the_hack_in_time_and_nothing_else() -> None:
+    for row in HACKING["arms"]["none"]:
+        assert row["alarm"] is not None
+        assert row["alarm"] - row["halving"] <= 10
+    assert all(row["alarm"] is None for row in HACKING["arms"]["both"])
