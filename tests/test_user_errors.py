@@ -134,7 +134,7 @@ def test_prompt_longer_than_the_context(world: Path, tmp_path: Path, capsys: pyt
             "GradientAccumulationScheduler",
         ),
         (["--data.prompts_per_window=400"], "prompts_per_window"),
-        (["--data.sampling.top_p=0.9"], "top_p 0.9"),
+        (["--model.objective=PolicyGradient", "--data.sampling.top_p=0.9"], "off_policy: TruncatedImportance"),
         (["--data.sampling.temperature=0"], "temperature 0"),
         (["--data.sampling.temperature=-1"], "temperature"),
     ],

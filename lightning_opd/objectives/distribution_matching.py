@@ -30,8 +30,8 @@ class DistributionMatching(Objective):
 
     With the reverse KL this is what the immediate policy gradient estimates, at a fraction of its
     variance: the better choice wherever the teacher's output head is at hand (local teachers).
-    The state distribution is held fixed, as in the immediate estimator. Logits exist only one
-    chunk at a time.
+    The state distribution is held fixed, as in the immediate estimator: a nucleus (`top_p` below 1)
+    changes which states are visited, not what is matched there. Logits exist only one chunk at a time.
 
     Args:
         divergence: Compares the two distributions.
