@@ -48,7 +48,15 @@ class DistributionMatching(Objective):
     policy_loss: PolicyLoss = Reinforce()
 
     def __post_init__(self) -> None:
-        """Refuse a divergence that the teacher's signal cannot serve."""
+        """Refuse what is no divergence, and one that the teacher's signal cannot serve."""
+        given: object = self.divergence
+        if not isinstance(given, Divergence):
+            msg = (
+                f"`divergence` must be a Divergence, got {given!r}. The log-ratio log π − log T of the "
+                "sampled token, differentiated as a loss (k1), has an expected gradient of zero. Use `ReverseKL`, or "
+                "`PolicyGradient`, in which the log-ratio is a factor of the gradient."
+            )
+            raise TypeError(msg)
         if self.teacher_signal == "top_k" and not (
             isinstance(self.divergence, TopK) and self.divergence.support == "teacher"
         ):

@@ -54,6 +54,17 @@ class PolicyGradient(Objective):
     off_policy: OffPolicyWeight | None = None
     reduction: Reduction = TokenMean()
 
+    def __post_init__(self) -> None:
+        """Refuse a KL value in the place of an advantage."""
+        given: object = self.estimator
+        if not isinstance(given, AdvantageEstimator):
+            msg = (
+                f"`estimator` must be an AdvantageEstimator, got {given!r}. A KL value as the sampled token's "
+                "advantage has an expected gradient of zero: it is the same for every token of a state. Match "
+                "distributions with `DistributionMatching`, or use `Immediate`."
+            )
+            raise TypeError(msg)
+
     @property
     @override
     def requires(self) -> frozenset[Signal]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,25 @@ def test_a_road_that_would_teach_something_else_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         run(tmp_path, make_module(world, objective), data=data)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("PolicyGradient(ReverseKL())", "A KL value as the sampled token's advantage has an expected gradient of zero"),
+        ("DistributionMatching(Immediate())", "differentiated as a loss (k1), has an expected gradient of zero"),
+    ],
+)
+def test_losses_that_look_right_and_are_not_cannot_be_built(wrong: str, said: str) -> None:
+    """In a process of its own: here types are checked first."""
+    code = (
+        "from lightning_opd.functional.advantages import Immediate\n"
+        "from lightning_opd.functional.divergences import ReverseKL\n"
+        f"from lightning_opd.objectives import DistributionMatching, PolicyGradient\n{wrong}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 def test_settings_that_cannot_be_right_cannot_be_built() -> None:
