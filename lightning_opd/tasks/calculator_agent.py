@@ -20,12 +20,13 @@ SIGNS = {"add": "+", "subtract": "-"}
 class CalculatorAgent(ToolAgent):
     """Add or subtract two numbers of two digits with `calculate`; the reply has one to three digits.
 
-    5,430 questions. The typical slip takes the wrong sign.
+    5,430 questions with numbers up to 69. The typical slip takes the wrong sign.
 
     Args:
         right_share: Share of demonstrations that make the right call.
         open_share: Share of demonstrations that leave the call open.
         harness: "strict" or "lenient" towards open calls.
+        highest: Largest number in a question, from 10 to 99.
 
     Example:
         >>> task = CalculatorAgent()
@@ -34,13 +35,19 @@ class CalculatorAgent(ToolAgent):
         ('Please add 36 and 69.', {'expression': '36+69'})
     """
 
-    def __init__(self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict") -> None:
-        """Choose the demonstrator."""
+    def __init__(
+        self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict", highest: int = 69
+    ) -> None:
+        """Choose the demonstrator and the questions."""
         super().__init__(right_share, open_share, harness)
+        if not 10 <= highest <= 99:
+            msg = f"`highest` must have two digits, got {highest}."
+            raise ValueError(msg)
+        self.highest = highest
 
     @override
     def questions(self) -> Sequence[Prompt]:
-        return _questions()
+        return _questions(self.highest)
 
     @override
     def tools(self) -> Sequence[Tool]:
@@ -60,8 +67,8 @@ def _call(prompt: Prompt, sign: str) -> ToolCall:
 
 
 @cache
-def _questions() -> Sequence[Prompt]:
-    numbers = range(10, 70)
+def _questions(highest: int) -> Sequence[Prompt]:
+    numbers = range(10, highest + 1)
     sums = [_prompt("add", a, b) for a in numbers for b in numbers]
     return sums + [_prompt("subtract", a, b) for a in numbers for b in numbers if b <= a]
 

@@ -15,19 +15,20 @@ from lightning_opd.tokenization.tool_calls import ToolCall
 from lightning_opd.types import Prompt
 
 TOOLS = {"sort": Tool(sort_text, isolated=False), "reverse": Tool(reverse_text, isolated=False)}
-ALPHABET = "abcdefghijklmnop"
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 class TextAgent(ToolAgent):
     """Sort or reverse three letters with `sort_text` or `reverse_text`; the reply has three letters.
 
-    6,720 questions. Each tool answers whatever it is given, so that the wrong one's answer looks like an
+    6,720 questions with 16 letters to choose from. Each tool answers whatever it is given, so that the wrong one's answer looks like an
     answer: that is the trap, and the typical slip. One question in six survives it.
 
     Args:
         right_share: Share of demonstrations that make the right call.
         open_share: Share of demonstrations that leave the call open.
         harness: "strict" or "lenient" towards open calls.
+        num_letters: How many letters of the alphabet a question may use, from 3 to 26.
 
     Example:
         >>> task = TextAgent()
@@ -36,13 +37,19 @@ class TextAgent(ToolAgent):
         ('Please reverse a b c.', ToolCall(name='reverse_text', arguments={'text': 'a b c'}), 'c b a')
     """
 
-    def __init__(self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict") -> None:
-        """Choose the demonstrator."""
+    def __init__(
+        self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict", num_letters: int = 16
+    ) -> None:
+        """Choose the demonstrator and the questions."""
         super().__init__(right_share, open_share, harness)
+        if not 3 <= num_letters <= len(ALPHABET):
+            msg = f"`num_letters` must be between 3 and {len(ALPHABET)}, got {num_letters}."
+            raise ValueError(msg)
+        self.num_letters = num_letters
 
     @override
     def questions(self) -> Sequence[Prompt]:
-        return _questions()
+        return _questions(self.num_letters)
 
     @override
     def tools(self) -> Sequence[Tool]:
@@ -62,8 +69,8 @@ def _call(prompt: Prompt, action: str) -> ToolCall:
 
 
 @cache
-def _questions() -> Sequence[Prompt]:
-    letters = [" ".join(chosen) for chosen in permutations(ALPHABET, 3)]
+def _questions(num_letters: int) -> Sequence[Prompt]:
+    letters = [" ".join(chosen) for chosen in permutations(ALPHABET[:num_letters], 3)]
     return [_prompt(action, text) for text in letters for action in TOOLS]
 
 
