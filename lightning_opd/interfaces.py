@@ -165,6 +165,9 @@ class RolloutEngine(ABC):
             on_progress: Called now and then with the number of finished responses.
         """
 
+    def finish(self) -> None:
+        """Release what was kept for further turns: these episodes are over."""
+
     def close(self) -> None:
         """Release what the engine holds."""
 

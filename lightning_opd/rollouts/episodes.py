@@ -69,6 +69,7 @@ def run_episodes(
         for episode, sample in zip(active, samples, strict=True):
             episode.advance(sample, max_length)
         active, turn = [episode for episode in active if not episode.is_over], turn + 1
+    engine.finish()
     rules = task.format_rules()
     return [_judge(episode.trajectory(), rules) for episode in episodes]
 

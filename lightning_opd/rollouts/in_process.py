@@ -15,6 +15,7 @@ from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import RolloutEngine
 from lightning_opd.models import causal_lm, unsharded
 from lightning_opd.rollouts.noise import uniforms
+from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.types import Sample, Sampling
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ A step copies the cache anyway to make room for its token, so that leaving costs
 class InProcessEngine(RolloutEngine):
     """Generates with the training weights themselves: exactly on-policy, no copy, no server.
 
-    Every call begins with one forward over its prompts; keys and values are not kept from one turn of an
-    episode to the next. Tools' answers are of uneven length, so that kept rows would have holes, and
-    what is written after a hole differs in its last bits from what is written after the same tokens in one piece.
+    In episodes of several turns, keys and values of one turn are kept for the next, which reads only what is new:
+    as many last tokens of every row as the longest news has. Memory for them grows with `batch_size` no further
+    than a turn's own cache, times the batches of a turn; `finish` releases it.
 
     Args:
         batch_size: Most responses written at once; longer lists are split. Bounds memory only:
@@ -46,6 +47,13 @@ class InProcessEngine(RolloutEngine):
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
         self._num_tokens = self._num_row_steps = 0
+        self._num_prompt_tokens = self._num_read = 0
+        self._prefixes = PrefixCache()
+
+    @property
+    def reused_share(self) -> float:
+        """Share of the prompts' tokens since the last `sync` that came from an earlier turn's keys and values."""
+        return 1 - self._num_read / max(1, self._num_prompt_tokens)
 
     @property
     def occupancy(self) -> float:
@@ -61,6 +69,12 @@ class InProcessEngine(RolloutEngine):
     def sync(self, student: torch.nn.Module, version: int) -> None:
         self._model = causal_lm(student)
         self._num_tokens = self._num_row_steps = 0
+        self._num_prompt_tokens = self._num_read = 0
+        self.finish()
+
+    @override
+    def finish(self) -> None:
+        self._prefixes = PrefixCache()
 
     @override
     @torch.no_grad()
@@ -81,6 +95,7 @@ class InProcessEngine(RolloutEngine):
         was_training = self._model.training
         self._model.eval()
         samples: dict[int, Sample] = {}
+        following = PrefixCache() if sampling.max_turns > 1 else None
         prompts_per_call = max(1, self.batch_size // num_samples)
         by_length = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
         try:
@@ -94,13 +109,18 @@ class InProcessEngine(RolloutEngine):
                         num_samples,
                         [seeds[row] for row in rows],
                         sampling,
+                        self._prefixes,
+                        following,
                     )
                     for row, sample in zip(rows, decoding.run(on_progress, len(samples)), strict=True):
                         samples[row] = sample
                         self._num_tokens += len(sample.token_ids)
                     self._num_row_steps += decoding.num_row_steps
+                    self._num_prompt_tokens += sum(len(token_ids[i]) for i in chosen)
+                    self._num_read += decoding.num_read
         finally:
             self._model.train(was_training)
+        self._prefixes = following or PrefixCache()
         return [samples[row] for row in range(len(seeds))]
 
 
@@ -114,9 +134,12 @@ class _Decoding:
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling,
+        known: PrefixCache,
+        following: PrefixCache | None,
     ) -> None:
         device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
-        self._model, self._sampling = model, sampling
+        self._model, self._sampling, self._prompts = model, sampling, prompts
+        self._known, self._following = known, following
         parameters = inspect.signature(model.forward).parameters  # transformers 5.24 gave the argument a new name
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
@@ -133,7 +156,7 @@ class _Decoding:
         self._logprobs = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64, device=device)
         self._lengths = torch.full((rows,), sampling.max_new_tokens, dtype=torch.long, device=device)
         self._is_stopped = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.num_row_steps = 0
+        self.num_row_steps = self.num_read = 0
 
     def run(self, on_progress: Callable[[int], None] | None, num_done: int) -> list[Sample]:
         """Write every row to its end and return them in order."""
@@ -154,8 +177,10 @@ class _Decoding:
             if on_progress is not None:
                 on_progress(num_done + len(self._seeds) - num_alive)
             if num_alive == 0 or step + 1 == self._sampling.max_new_tokens:
+                self._keep(rows, self._is_stopped[rows], cache)
                 break
             if num_alive <= (1 - RETIRE_SHARE) * len(rows):
+                self._keep(rows, ~is_alive, cache)
                 kept = is_alive.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
                 rows, tokens, attention = rows[kept], tokens[kept], attention[kept]
@@ -163,15 +188,24 @@ class _Decoding:
         return self._samples()
 
     def _prefill(self) -> tuple[Float[Tensor, "rows vocab"], DynamicCache]:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self._model.config)
-        attention = self._attention[:, : self._longest]
-        logits = self._forward(self._prompt_ids, attention, cache)
+        cache, num_new = self._known.beginnings(self._prompts, self._model.config)
+        self.num_read = sum(min(len(prompt), num_new) for prompt in self._prompts)
+        logits = self._forward(self._prompt_ids[:, -num_new:], self._attention[:, : self._longest], cache)
         if self._num_samples > 1:
             cache.batch_repeat_interleave(self._num_samples)
             logits = logits.repeat_interleave(self._num_samples, dim=0)
         return logits, cache
+
+    def _keep(self, rows: Int[Tensor, " rows"], is_done: Bool[Tensor, " rows"], cache: DynamicCache) -> None:
+        """Remember the responses that are done, but for their last token: the model has not read it."""
+        if self._following is None:
+            return
+        places = is_done.nonzero().squeeze(-1)
+        done = rows[places].tolist()
+        prompts = [self._prompts[row // self._num_samples] for row in done]
+        lengths, tokens = self._lengths.tolist(), self._tokens.tolist()
+        sequences = [[*prompt, *tokens[row][: lengths[row] - 1]] for prompt, row in zip(prompts, done, strict=True)]
+        self._following.keep(sequences, [self._longest - len(prompt) for prompt in prompts], places, cache)
 
     def _decode(
         self, tokens: Int[Tensor, " rows"], attention: Int[Tensor, "rows time"], cache: DynamicCache

@@ -21,8 +21,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 class TextAgent(ToolAgent):
     """Sort or reverse three letters with `sort_text` or `reverse_text`; the reply has three letters.
 
-    6,720 questions with 16 letters to choose from. Each tool answers whatever it is given, so that the wrong one's answer looks like an
-    answer: that is the trap, and the typical slip. One question in six survives it.
+    6,720 questions with 16 letters to choose from. Each tool answers whatever it is given, so that the wrong
+    one's answer looks like an answer: that is the trap, and the typical slip. One question in six survives it.
 
     Args:
         right_share: Share of demonstrations that make the right call.
