@@ -25,6 +25,9 @@ class Credit(ABC):
     is_spliced: ClassVar[bool] = False
     """Whether the teacher reads the student's pieces instead of its own tokens; refused for training."""
 
+    adds_up: ClassVar[bool] = False
+    """Whether no token answers for later bytes, so that sums over tokens mean something."""
+
     @abstractmethod
     def __call__(
         self,
@@ -136,6 +139,34 @@ class Span(Credit):
         compared[student] = torch.where(lengths == 1, teacher_sums, credited)
         is_comparable[student] = True
         return compared, is_comparable
+
+
+@dataclass(frozen=True)
+class Prefix(Credit):
+    """Compare with the teacher's probability of the text, byte by byte, whichever tokens it takes for it.
+
+    c_i = log P(tokens ≤ i) − log P(tokens < i), P being the probability that the teacher's text begins like
+    this: see `PrefixGrader`. No token says what follows, nothing is dropped, and the c_i of a response add up to
+    the teacher's log-prob of its text: so the variance is that of the plain log-ratio, and estimators that look
+    ahead are welcome. It takes whole distributions, hence a teacher in this process.
+
+    Called by itself, without distributions, it keeps the tokens that both sides cut alike.
+
+    Reference:
+        Prefix probabilities by covers: Vieira et al., From language models over tokens to language models over
+        characters (2024).
+    """
+
+    adds_up: ClassVar[bool] = True
+
+    @override
+    def __call__(
+        self,
+        student_logprobs: Float[Tensor, " student"],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        alignment: Alignment,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        return Strict()(student_logprobs, teacher_logprobs, alignment)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teac
             states, or the credit is a mere diagnostic.
     """
     names = [name for name, teacher in teachers.items() if teacher.is_retokenized]
-    if names and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:
+    credits = {name: t.credit for name, t in teachers.items() if isinstance(t, RetokenizedTeacher)}
+    twice = [name for name in names if name not in credits or not credits[name].adds_up]
+    if twice and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:
         msg = (
             f"`{type(objective.estimator).__name__}` adds up log-ratios of later tokens, which count twice where a "
-            f"teacher cuts the text in other places, and teacher {_listed(names)} has another tokenizer than the "
-            "student. Use `Immediate`, with the credit `WholeText` for the exact gradient of the text."
+            f"teacher cuts the text in other places, and teacher {_listed(twice)} has another tokenizer than the "
+            "student. Use the credit `Prefix`, whose log-ratios add up, or the estimator `Immediate`."
         )
         raise ValueError(msg)
     if names and Signal.HIDDEN_STATES in objective.requires:
@@ -37,7 +39,6 @@ def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teac
             "with `teacher_signal: top_k`."
         )
         raise ValueError(msg)
-    credits = {name: t.credit for name, t in teachers.items() if isinstance(t, RetokenizedTeacher)}
     loose = [name for name in names if not isinstance(credits.get(name), Strict)]
     if loose and Signal.TOP_LOGPROBS in objective.requires:
         msg = (
@@ -49,8 +50,8 @@ def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teac
     if spliced:
         msg = (
             f"Teacher {_listed(spliced)} grades sequences assembled from the student's pieces (`Splice`), which no "
-            "teacher was trained on: a diagnostic, not a training signal. Use the credit `Strict`, `Span` or "
-            "`WholeText`."
+            "teacher was trained on: a diagnostic, not a training signal. Use the credit `Prefix`, `Strict`, `Span` "
+            "or `WholeText`."
         )
         raise ValueError(msg)
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.alignment import Alignment
-from lightning_opd.functional.credit import Credit, Strict
+from lightning_opd.functional.credit import Credit, Prefix, Strict
+from lightning_opd.functional.logprobs import log_softmax
+from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Stretch
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
@@ -36,6 +38,8 @@ class View:
         token_ids: The chat before the reply by the teacher's template, and the reply in its tokens.
         response_mask: True on tokens that stand for something the student wrote.
         alignment: Student tokens at `columns` ↔ teacher tokens where `response_mask` holds.
+        stretches: The text between the reply's control tokens.
+        controls: (student index, teacher index) of these.
     """
 
     row: int
@@ -43,6 +47,8 @@ class View:
     token_ids: list[int]
     response_mask: list[bool]
     alignment: Alignment
+    stretches: Sequence[Stretch] = ()
+    controls: Sequence[tuple[int, int]] = ()
 
 
 class RetokenizedTeacher(Teacher):
@@ -55,9 +61,9 @@ class RetokenizedTeacher(Teacher):
     and off by the drift of the other tokens of a run in later ones. With the student's own tokenizer
     nothing is re-tokenised and the grades are those of the scorer.
 
-    Not with estimators that look ahead (log-ratio-to-go, full trajectory, KL-to-go): earlier teacher
-    tokens depend on later bytes, so sums over positions count them twice; nor with objectives that need
-    hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
+    Estimators that look ahead (log-ratio-to-go, full trajectory) want the credit `Prefix`: under the others
+    earlier teacher tokens depend on later bytes, so sums over positions count them twice. Not with objectives
+    that need hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
     vocabularies have, at the positions that both sides cut alike.
 
     Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
@@ -121,8 +127,10 @@ class RetokenizedTeacher(Teacher):
             raise ValueError(msg)
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
-        scores = self.scorer.score(own, wanted)
-        logprobs, comparable_mask = self._credited(batch, views, own, scores)
+        is_prefix = self.is_retokenized and isinstance(self.credit, Prefix)
+        scores = self.scorer.score(own, wanted | {Signal.HIDDEN_STATES} if is_prefix else wanted)
+        credited = self._prefixed if is_prefix else self._credited
+        logprobs, comparable_mask = credited(batch, views, own, scores)
         top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
         if top_ids is not None and top_logprobs is not None and self.is_retokenized:
             shared = self._shared.to(top_ids.device)[top_ids]
@@ -132,7 +140,7 @@ class RetokenizedTeacher(Teacher):
             comparable_mask,
             _strictly(top_ids, batch, views, own),
             _strictly(top_logprobs, batch, views, own),
-            _strictly(scores.hidden_states, batch, views, own),
+            None if is_prefix else _strictly(scores.hidden_states, batch, views, own),
             self._metrics(batch, logprobs, comparable_mask),
         )
 
@@ -154,6 +162,44 @@ class RetokenizedTeacher(Teacher):
             logprobs[row, columns] = compared.to(logprobs.dtype)
             comparable_mask[row, columns] = is_comparable
         return logprobs, comparable_mask
+
+    @torch.no_grad()
+    def _prefixed(
+        self, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch, scores: TeacherScores
+    ) -> tuple[Tensor, Tensor]:
+        """Return the teacher's log-probs of the bytes of the student's tokens, and which are known, reply by reply."""
+        head = self.scorer.output_head()
+        if head is None or scores.hidden_states is None:
+            msg = (
+                f"The credit `Prefix` takes whole distributions, and the scorer of teacher `{self.path}` has none to "
+                "give. Use a teacher in this process, or the credit `Span` or `Strict`."
+            )
+            raise ValueError(msg)
+        logprobs = torch.zeros_like(batch.rollout_logprobs)
+        comparable_mask = torch.zeros_like(batch.response_mask)
+        for number, view in enumerate(views):
+            theirs = own.response_mask[number]
+            num_known = int(scores.comparable_mask[number, theirs].sum())
+            if num_known == 0:
+                continue
+            logits = head.logits(scores.hidden_states[number, theirs])
+            cumulative = self._grader.cumulative(log_softmax(logits, head.temperature or batch.temperature))
+            ends = (s.first_teacher + len(s.teacher_spans) + s.has_next for s in view.stretches)
+            stretches = [s for s, end in zip(view.stretches, ends, strict=True) if end <= num_known]
+            controls = [(i, j) for i, j in view.controls if j < num_known]
+            grades, is_graded = self._grader(
+                stretches, controls, scores.logprobs[number, theirs], cumulative, len(view.columns)
+            )
+            logprobs[view.row, view.columns] = grades.to(logprobs.dtype)
+            comparable_mask[view.row, view.columns] = is_graded
+        return logprobs, comparable_mask
+
+    @cached_property
+    def _grader(self) -> PrefixGrader:
+        spellings = self.translator.student_spelling, self.translator.teacher_spelling
+        sizes = len(self.translator.student), len(self.translator.teacher)
+        ours, theirs = (Pieces([s.piece(i) for i in range(n)]) for s, n in zip(spellings, sizes, strict=True))
+        return PrefixGrader(ours, theirs)
 
     @cached_property
     def _shared(self) -> Tensor:
@@ -184,7 +230,8 @@ class RetokenizedTeacher(Teacher):
                 prompt_ids = translator.prompt(turn.messages)
                 reply = translator.reply(batch.token_ids[row, places].tolist(), cut)
                 mask = [False] * len(prompt_ids) + reply.response_mask
-                views.append(View(row, places, prompt_ids + reply.token_ids, mask, reply.alignment))
+                ids = prompt_ids + reply.token_ids
+                views.append(View(row, places, ids, mask, reply.alignment, reply.stretches, reply.controls))
         return views
 
     def grade(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lightning_opd.functional.alignment import Alignment, align
+from lightning_opd.functional.prefixes import Stretch
 from lightning_opd.tokenization.chat import render_prompt, reply_surroundings
 from lightning_opd.tokenization.roles import RoleTable, role_table
 from lightning_opd.tokenization.spelling import Spelling, spans_of
@@ -26,11 +27,15 @@ class Translation:
         response_mask: True on the tokens that stand for something the student wrote.
         alignment: Student tokens of the reply ↔ teacher tokens where `response_mask` holds, both
             counted from 0.
+        stretches: The text between control tokens, where both sides spell the same bytes.
+        controls: (student index, teacher index) of control tokens that both have.
     """
 
     token_ids: list[int] = field(default_factory=list)
     response_mask: list[bool] = field(default_factory=list)
     alignment: Alignment = field(default_factory=Alignment)
+    stretches: list[Stretch] = field(default_factory=list)
+    controls: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, token_ids: Sequence[int], *, is_response: bool) -> None:
         """Append tokens."""
@@ -122,7 +127,12 @@ class Translator:
                 for offset, token_id in enumerate(tokens):
                     self._add_control(out, token_id, place + offset, is_lost=is_lost)
             else:
-                is_lost = self._add_text(out, tokens, place, cut, is_lost=is_lost)
+                has_next = (
+                    token_ids[place + len(tokens)] in self.roles.pairs
+                    if place + len(tokens) < len(token_ids)
+                    else False
+                )
+                is_lost = self._add_text(out, tokens, place, cut, has_next=has_next, is_lost=is_lost)
             place += len(tokens)
         return out
 
@@ -134,7 +144,9 @@ class Translator:
             )
             return
         if not is_lost:
-            out.alignment = out.alignment.then(Alignment.identity(1), place, sum(out.response_mask))
+            first = sum(out.response_mask)
+            out.alignment = out.alignment.then(Alignment.identity(1), place, first)
+            out.controls.append((place, first))
         out.add([self.roles.pairs[token_id]], is_response=True)
 
     def _add_text(
@@ -144,14 +156,15 @@ class Translator:
         place: int,
         cut: Callable[[list[bytes]], list[bytes]] | None,
         *,
+        has_next: bool,
         is_lost: bool,
     ) -> bool:
         """Append a stretch of text; return whether the teacher's tokens no longer spell the student's bytes."""
         pieces = [self.student_spelling.piece(i) for i in token_ids]
-        lead = b""
+        lead, own_lead = b"", b""
         if place == 0:  # what a template puts before a reply is not the student's, on either side
-            lead = self._teacher_lead
-            pieces = _without(pieces, self._student_lead)
+            lead, own_lead = self._teacher_lead, self._student_lead
+            pieces = _without(pieces, own_lead)
         text = b"".join(pieces)
         if cut is None:
             theirs = self.teacher_spelling.encode(lead + text)
@@ -164,8 +177,18 @@ class Translator:
         out.add(theirs[num_lead:], is_response=True)
         spans = spans_of(their_pieces[num_lead:], text)
         if not is_lost:
-            out.alignment = out.alignment.then(align(spans_of(pieces, text), spans), place, first)
+            own_spans = spans_of(pieces, text)
+            out.alignment = out.alignment.then(align(own_spans, spans), place, first)
+            begins_together = their_pieces[num_lead:] == [self.teacher_spelling.piece(i) for i in theirs[num_lead:]]
+            if begins_together and cut is None and all(begin < end for begin, end in (*own_spans, *spans)):
+                native = spans_of(self._native_pieces(own_lead, text), text)
+                is_native = [span in native for span in own_spans]
+                out.stretches.append(Stretch(text, own_spans, spans, is_native, place, first, has_next))
         return is_lost or max((end for _, end in spans), default=0) < len(text)
+
+    def _native_pieces(self, lead: bytes, text: bytes) -> list[bytes]:
+        """Return the pieces into which the student's tokenizer cuts a text that stands after a lead."""
+        return _without([self.student_spelling.piece(i) for i in self.student_spelling.encode(lead + text)], lead)
 
 
 def _without(pieces: list[bytes], lead: bytes) -> list[bytes]:

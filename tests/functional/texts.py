@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.alignment import Alignment, align
-from lightning_opd.functional.credit import Credit
+from lightning_opd.functional.credit import Credit, Prefix
+from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Stretch
 
 WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
 """Name → merges of the student, merges of the teacher."""
@@ -41,6 +42,7 @@ class Policy:
     def __init__(self, merges: tuple[str, ...]) -> None:
         self.sequences = [tokens_of(text, merges) for text in TEXTS]
         children: dict[tuple[str, ...], list[str]] = {}
+        self.children = children
         for tokens in self.sequences:
             for i, token in enumerate(tokens):
                 following = children.setdefault(tuple(tokens[:i]), [])
@@ -62,6 +64,20 @@ class Policy:
         table = torch.log_softmax(logits.masked_fill(~self.allowed, -math.inf), dim=-1)
         return [table[place[:, 0], place[:, 1]] for place in self.places]
 
+    def vocabulary(self) -> list[str]:
+        """Return every token that occurs."""
+        return sorted({token for tokens in self.sequences for token in tokens})
+
+    def distributions(self, logits: Tensor) -> list[Tensor]:
+        """Return log-probs over the vocabulary before every token of every text."""
+        table = torch.log_softmax(logits.masked_fill(~self.allowed, -math.inf), dim=-1)
+        vocabulary, rows = self.vocabulary(), list(self.children.values())
+        whole = table.new_full((len(table), len(vocabulary)), -math.inf)
+        for state, following in enumerate(rows):
+            for i, token in enumerate(following):
+                whole[state, vocabulary.index(token)] = table[state, i]
+        return [whole[place[:, 0]] for place in self.places]
+
 
 class Texts:
     """A student and a teacher over the same texts."""
@@ -70,11 +86,26 @@ class Texts:
         generator = torch.Generator().manual_seed(seed)
         self.student, teacher = Policy(student_merges), Policy(teacher_merges)
         self.logits = self.student.logits(generator).requires_grad_()
-        self.teacher_logprobs = teacher.logprobs(teacher.logits(generator))
+        teacher_logits = teacher.logits(generator)
+        self.teacher_logprobs = teacher.logprobs(teacher_logits)
+        self._distributions = teacher.distributions(teacher_logits)
+        ours, theirs = ([token.encode() for token in policy.vocabulary()] for policy in (self.student, teacher))
+        self._grader = PrefixGrader(Pieces(ours), Pieces(theirs))
+        self.prefix_grades = [
+            self._prefix_grades(i, spans_of(own), spans_of(other))
+            for i, (own, other) in enumerate(zip(self.student.sequences, teacher.sequences, strict=True))
+        ]
         self.alignments: list[Alignment] = [
             align(spans_of(ours), spans_of(theirs))
             for ours, theirs in zip(self.student.sequences, teacher.sequences, strict=True)
         ]
+
+    def _prefix_grades(self, i: int, own: list[tuple[int, int]], other: list[tuple[int, int]]) -> Tensor:
+        stretch = Stretch(TEXTS[i].encode(), own, other, [True] * len(own), 0, 0, has_next=False)
+        cumulative = self._grader.cumulative(self._distributions[i])
+        grades, is_graded = self._grader([stretch], [], self.teacher_logprobs[i], cumulative, len(own))
+        assert is_graded.all()
+        return grades
 
     def exact_gradient(self) -> Tensor:
         """Return the gradient of −KL(π ‖ T) over texts by automatic differentiation."""
@@ -85,10 +116,12 @@ class Texts:
     def gradient(self, credit: Credit, estimator: AdvantageEstimator) -> Tensor:
         """Return the expected policy gradient E_y Σ_i Â_i ∇log π(a_i|s_i)."""
         total = self.logits.new_zeros(())
-        for own, theirs, alignment in zip(
-            self.student.logprobs(self.logits), self.teacher_logprobs, self.alignments, strict=True
+        for own, theirs, grades, alignment in zip(
+            self.student.logprobs(self.logits), self.teacher_logprobs, self.prefix_grades, self.alignments, strict=True
         ):
             compared, is_comparable = credit(own.detach(), theirs, alignment)
+            if isinstance(credit, Prefix):
+                compared, is_comparable = grades, torch.ones_like(own, dtype=torch.bool)
             log_ratio = torch.where(is_comparable, compared - own.detach(), 0.0)
             advantages = torch.where(is_comparable, estimator(log_ratio[None], is_comparable[None])[0], 0.0)
             total = total + own.detach().sum().exp() * (advantages * own).sum()

@@ -1,0 +1,249 @@
+"""The probability that a text begins like this, under a model of other tokens; and grades from it."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+UNSPELT = -20.0
+"""Log-prob (nats) of cutting a text as the student's own tokenizer would not: the teacher knows texts, not cuts."""
+
+CACHE_SIZE = 2**18
+
+Cover = tuple[int, int, int]
+"""A position of the teacher, and the first and the last (excluded) token in sorted order that may stand there."""
+
+
+class Pieces:
+    """The bytes of a vocabulary's tokens, sorted.
+
+    Args:
+        pieces: Bytes of each token id; empty for a control token.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        """Sort the tokens."""
+        self.order = sorted(range(len(pieces)), key=lambda token_id: pieces[token_id])
+        self.pieces = [pieces[token_id] for token_id in self.order]
+        self.longest = max(map(len, pieces), default=0)
+        self.beginning_with = lru_cache(CACHE_SIZE)(self._beginning_with)
+        self.longer_than = lru_cache(CACHE_SIZE)(self._longer_than)
+
+    def spelling(self, text: bytes) -> range:
+        """Return the places, in sorted order, of the tokens that spell a text."""
+        return range(bisect_left(self.pieces, text), bisect_right(self.pieces, text))
+
+    def _beginning_with(self, text: bytes) -> range:
+        """Return the places of the tokens that begin with a text."""
+        first = bisect_left(self.pieces, text)
+        return range(first, bisect_right(self.pieces, text, first, key=lambda piece: piece[: len(text)]))
+
+    def _longer_than(self, text: bytes) -> tuple[bytes, ...]:
+        """Return the shortest pieces that begin with a text and go on, so that none begins another one."""
+        found: list[bytes] = []
+        for place in self.beginning_with(text):
+            piece = self.pieces[place]
+            if len(piece) > len(text) and not (found and piece.startswith(found[-1])):
+                found.append(piece)
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Text between control tokens, as both sides cut it.
+
+    Args:
+        text: Its bytes.
+        student_spans: Begin and end of each student token in it, without gaps.
+        teacher_spans: The same of each teacher token.
+        is_native: Whether the student's tokenizer would cut the text into this token, for each.
+        first_student: Index of its first student token in the reply.
+        first_teacher: Index of its first teacher token among those that stand for the student's.
+        has_next: Whether a teacher token that stands for the student's next one follows at once.
+    """
+
+    text: bytes
+    student_spans: Sequence[tuple[int, int]]
+    teacher_spans: Sequence[tuple[int, int]]
+    is_native: Sequence[bool]
+    first_student: int
+    first_teacher: int
+    has_next: bool
+
+
+class PrefixGrader:
+    """Grade the student's tokens by the teacher's probability that a text begins like this.
+
+    Token i gets log P(tokens ≤ i) − log P(tokens < i). P is the probability that the teacher's text begins with
+    these bytes: the sum over its tokens that cover their end, each after the teacher's own tokens before it. Where
+    the student has longer tokens that begin like its last one, the texts that go on like those are taken off: it
+    would have cut them otherwise. So no grade says what follows, and the grades of a reply add up to the
+    teacher's log-prob of its text.
+
+    Covers are those that begin on the text's own tokenisation, and where the teacher begins a longer token of
+    the student in several of its own, it is taken to finish it. Both are exact for a teacher that writes only its
+    own tokenisations, if none of them is cut otherwise once it goes on, as in the enumerable world of the tests.
+
+    Args:
+        student: The student's pieces.
+        teacher: The teacher's.
+
+    Reference:
+        Prefix probabilities by covers: Vieira et al., From language models over tokens to language models over
+        characters (2024).
+    """
+
+    def __init__(self, student: Pieces, teacher: Pieces) -> None:
+        """Remember both vocabularies."""
+        self.student, self.teacher = student, teacher
+        self._order = torch.tensor(teacher.order, dtype=torch.long)
+        self._going_on = lru_cache(CACHE_SIZE)(self._tokens_going_on)
+
+    def cumulative(self, logprobs: Float[Tensor, "positions vocab"]) -> Float[Tensor, "positions vocab+1"]:
+        """Return sums of probabilities (float64) over the first so many tokens in sorted order, from none to all."""
+        sums = logprobs.double().exp()[:, self._order.to(logprobs.device)].cumsum(dim=-1)
+        return torch.nn.functional.pad(sums, (1, 0))
+
+    def __call__(
+        self,
+        stretches: Sequence[Stretch],
+        controls: Sequence[tuple[int, int]],
+        teacher_logprobs: Float[Tensor, " teacher"],
+        cumulative: Float[Tensor, "teacher vocab+1"],
+        num_student: int,
+    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
+        """Return the log-prob (nats, float64) of each of the student's tokens of one reply, and which have one.
+
+        Args:
+            stretches: The reply's text, in order.
+            controls: (student index, teacher index) of its control tokens.
+            teacher_logprobs: Of the teacher's tokens that stand for the student's, in nats.
+            cumulative: Of the distributions at the same positions; see `cumulative`.
+            num_student: Number of the student's tokens.
+        """
+        before = [0.0, *teacher_logprobs.double().cumsum(0).tolist()]  # log-prob of the teacher's tokens so far
+        terms = [
+            covers
+            for stretch in stretches
+            for place in range(len(stretch.student_spans))
+            for covers in (self._covers(stretch, place), self._longer(stretch, place))
+        ]
+        sums = iter(_log_sums(terms, before, cumulative))
+        grades, is_graded = [0.0] * num_student, [False] * num_student
+        ends: dict[int, float] = {}  # log P after the last student token of a stretch
+        for stretch in stretches:
+            after = stretch.first_teacher + len(stretch.teacher_spans)
+            later = before[after + 1] if stretch.has_next else -math.inf
+            whole = [(next(sums), next(sums)) for _ in stretch.student_spans]
+            reached = _reached(whole, stretch.is_native, later)
+            last = before[stretch.first_teacher]
+            for i, ((begins, _), own, is_native) in enumerate(zip(whole, reached, stretch.is_native, strict=True)):
+                index = stretch.first_student + i
+                grades[index], is_graded[index] = (own if is_native else begins + UNSPELT) - last, True
+                last = own if is_native else begins
+            ends[stretch.first_student + len(whole) - 1] = last
+        for index, their_index in controls:
+            last = ends.get(index - 1, before[their_index])
+            grades[index], is_graded[index] = before[their_index + 1] - last, True
+        device = cumulative.device
+        return torch.tensor(grades, dtype=torch.float64, device=device), torch.tensor(is_graded, device=device)
+
+    def _covers(self, stretch: Stretch, place: int) -> list[Cover]:
+        """Return the teacher's tokens that cover the end of a student token."""
+        _, end = stretch.student_spans[place]
+        covers = []
+        for i, (begin, _) in enumerate(stretch.teacher_spans):
+            if begin < end <= begin + self.teacher.longest:
+                tokens = self.teacher.beginning_with(stretch.text[begin:end])
+                covers.append((stretch.first_teacher + i, tokens.start, tokens.stop))
+        return covers
+
+    def _longer(self, stretch: Stretch, place: int) -> list[Cover]:
+        """Return the teacher's tokens that begin like a longer token of the student, and not like the text."""
+        start, end = stretch.student_spans[place]
+        piece = stretch.text[start:end]
+        if not self.student.longer_than(piece):
+            return []
+        following = stretch.text[end : start + self.student.longest]
+        begins = [begin for begin, _ in stretch.teacher_spans] + ([len(stretch.text)] if stretch.has_next else [])
+        covers = []
+        for i, begin in enumerate(begins):
+            if start - self.teacher.longest < begin < start + self.student.longest:
+                head, offset = stretch.text[begin:start], max(0, begin - start)
+                covers += [
+                    (stretch.first_teacher + i, first, last)
+                    for first, last in self._going_on(head, offset, piece, following)
+                ]
+        return covers
+
+    def _tokens_going_on(self, head: bytes, offset: int, piece: bytes, following: bytes) -> list[tuple[int, int]]:
+        """Return ranges of the teacher's tokens that leave the text for a longer token of the student.
+
+        Args:
+            head: Bytes between the teacher's position and the student's token.
+            offset: Or the bytes of the student's token before the teacher's position.
+            piece: The student's token.
+            following: The text after it.
+        """
+        text, found = piece + following, []
+        for longer in self.student.longer_than(piece):
+            shared = next((i for i, (a, b) in enumerate(zip(longer, text, strict=False)) if a != b), len(text))
+            if shared >= len(longer) or shared < offset:  # the text itself goes on like this; or left it before
+                continue
+            rest = head + longer[offset:]
+            found.append(self.teacher.beginning_with(rest))
+            leaves = len(head) + shared - offset
+            found += [self.teacher.spelling(rest[:length]) for length in range(leaves + 1, len(rest))]
+        return _union(found)
+
+
+def _reached(whole: Sequence[tuple[float, float]], is_native: Sequence[bool], later: float) -> list[float]:
+    """Return log P up to each token: that of the bytes, less what goes on otherwise, at least what came true."""
+    reached = []
+    for (begins, goes_on), native in zip(reversed(whole), reversed(is_native), strict=True):
+        share = math.exp(min(goes_on - begins, 0.0)) if begins > -math.inf else 1.0
+        own = begins + math.log1p(-share) if share < 1 else -math.inf
+        own = min(max(own, later), begins)
+        reached.append(own)
+        later = own if native else -math.inf
+    return reached[::-1]
+
+
+def _union(ranges: Sequence[range]) -> list[tuple[int, int]]:
+    """Return ranges of the same places of which no two overlap."""
+    merged: list[tuple[int, int]] = []
+    for one in sorted((r.start, r.stop) for r in ranges if r):
+        if merged and one[0] <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(one[1], merged[-1][1]))
+        else:
+            merged.append(one)
+    return merged
+
+
+def _log_sums(terms: Sequence[Sequence[Cover]], before: Sequence[float], cumulative: Tensor) -> list[float]:
+    """Return log Σ exp(before) · mass of every term's covers."""
+    covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=cumulative.device)
+    masses: list[float] = []
+    if len(covers):
+        positions, first, last = covers.unbind(dim=1)
+        masses = (cumulative[positions, last] - cumulative[positions, first]).tolist()
+    borders = [0]
+    for term in terms:
+        borders.append(borders[-1] + len(term))
+    sums = []
+    for term, (first_mass, last_mass) in zip(terms, pairwise(borders), strict=True):
+        reference = max((before[position] for position, _, _ in term), default=0.0)
+        total = sum(
+            math.exp(before[position] - reference) * mass
+            for (position, _, _), mass in zip(term, masses[first_mass:last_mass], strict=True)
+        )
+        sums.append(reference + math.log(total) if total > 0 else -math.inf)
+    return sums
