@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,9 @@ from torch import Tensor
 
 UNSPELT = -20.0
 """Log-prob (nats) of cutting a text as the student's own tokenizer would not: the teacher knows texts, not cuts."""
+
+UNSETTLED = 0.01
+"""Share of a token's probability that may be open where it is called known."""
 
 CACHE_SIZE = 2**18
 
@@ -45,6 +49,15 @@ class Pieces:
         """Return the places of the tokens that begin with a text."""
         first = bisect_left(self.pieces, text)
         return range(first, bisect_right(self.pieces, text, first, key=lambda piece: piece[: len(text)]))
+
+    def first_tokens(self, text: bytes) -> list[int]:
+        """Return the tokens that may stand first in a text that begins like this, cut into the longest pieces.
+
+        One where the beginning settles it; the longest piece in it and all that go on where it does not.
+        """
+        longest = next((places for n in range(len(text), 0, -1) if (places := self.spelling(text[:n]))), range(0))
+        longer = [place for place in self.beginning_with(text) if len(self.pieces[place]) > len(text)]
+        return [self.order[place] for place in (*longest[:1], *longer)]
 
     def _longer_than(self, text: bytes) -> tuple[bytes, ...]:
         """Return the shortest pieces that begin with a text and go on, so that none begins another one."""
@@ -78,6 +91,67 @@ class Stretch:
     first_teacher: int
     has_next: bool
 
+    @property
+    def teacher_stop(self) -> int:
+        """How many of the reply's teacher tokens it takes to grade the stretch."""
+        return self.first_teacher + len(self.teacher_spans) + self.has_next
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as both sides cut it, and what the teacher says about its own tokens.
+
+    Args:
+        student_ids: The student's tokens.
+        stretches: Its text, in order.
+        controls: (student index, teacher index) of the control tokens that both sides have.
+        teacher_logprobs: Of the teacher's tokens that stand for the student's, in nats.
+        probabilities: Of all the teacher's tokens at the same positions, in sorted order; see `sort`.
+    """
+
+    student_ids: Sequence[int]
+    stretches: Sequence[Stretch]
+    controls: Sequence[tuple[int, int]]
+    teacher_logprobs: Float[Tensor, " teacher"]
+    probabilities: Float[Tensor, "teacher vocab"]
+
+
+@dataclass(frozen=True)
+class PrefixGrades:
+    """What a reply's tokens are compared with.
+
+    Args:
+        logprobs: Log-prob (nats) of the bytes of each of the student's tokens after those before it.
+        is_graded: Which tokens have one.
+        starts: Log-prob (nats) of the reply before each of them.
+    """
+
+    logprobs: Float[Tensor, " student"]
+    is_graded: Bool[Tensor, " student"]
+    starts: Sequence[float]
+
+
+class _Following(NamedTuple):
+    """What the student writes next, for a run of the teacher's tokens in sorted order."""
+
+    first: int
+    num_tokens: int
+    settled: Tensor
+    """Those that settle it, counted from the first, ..."""
+    settled_ids: Tensor
+    """... and the student's tokens."""
+    open: Tensor
+    """Those that do not, once for each of ..."""
+    open_ids: Tensor
+    """... the student's tokens that it may be."""
+    ended: Tensor
+    """Those that end where the student's token begins: it may be any."""
+
+    def to(self, device: torch.device) -> _Following:
+        """Return the same on a device."""
+        tensors = (self.settled, self.settled_ids, self.open, self.open_ids, self.ended)
+        return _Following(self.first, self.num_tokens, *(x.to(device) for x in tensors))
+
 
 class PrefixGrader:
     """Grade the student's tokens by the teacher's probability that a text begins like this.
@@ -95,51 +169,39 @@ class PrefixGrader:
     Args:
         student: The student's pieces.
         teacher: The teacher's.
+        controls: Student's control token → the teacher's.
 
     Reference:
         Prefix probabilities by covers: Vieira et al., From language models over tokens to language models over
         characters (2024).
     """
 
-    def __init__(self, student: Pieces, teacher: Pieces) -> None:
+    def __init__(self, student: Pieces, teacher: Pieces, controls: Mapping[int, int] | None = None) -> None:
         """Remember both vocabularies."""
         self.student, self.teacher = student, teacher
+        self._student_controls = {theirs: ours for ours, theirs in (controls or {}).items()}
         self._order = torch.tensor(teacher.order, dtype=torch.long)
         self._going_on = lru_cache(CACHE_SIZE)(self._tokens_going_on)
+        self._following = lru_cache(CACHE_SIZE)(self._following_of)
 
-    def cumulative(self, logprobs: Float[Tensor, "positions vocab"]) -> Float[Tensor, "positions vocab+1"]:
-        """Return sums of probabilities (float64) over the first so many tokens in sorted order, from none to all."""
-        sums = logprobs.double().exp()[:, self._order.to(logprobs.device)].cumsum(dim=-1)
-        return torch.nn.functional.pad(sums, (1, 0))
+    def sort(self, logprobs: Float[Tensor, "positions vocab"]) -> Float[Tensor, "positions vocab"]:
+        """Return probabilities (float64) of the teacher's tokens in sorted order."""
+        return logprobs.double().exp()[:, self._order.to(logprobs.device)]
 
-    def __call__(
-        self,
-        stretches: Sequence[Stretch],
-        controls: Sequence[tuple[int, int]],
-        teacher_logprobs: Float[Tensor, " teacher"],
-        cumulative: Float[Tensor, "teacher vocab+1"],
-        num_student: int,
-    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
-        """Return the log-prob (nats, float64) of each of the student's tokens of one reply, and which have one.
-
-        Args:
-            stretches: The reply's text, in order.
-            controls: (student index, teacher index) of its control tokens.
-            teacher_logprobs: Of the teacher's tokens that stand for the student's, in nats.
-            cumulative: Of the distributions at the same positions; see `cumulative`.
-            num_student: Number of the student's tokens.
-        """
-        before = [0.0, *teacher_logprobs.double().cumsum(0).tolist()]  # log-prob of the teacher's tokens so far
+    def grade(self, reply: Reply) -> PrefixGrades:
+        """Return the log-probs of the student's tokens of a reply, in float64."""
+        before = _before(reply)
         terms = [
             covers
-            for stretch in stretches
+            for stretch in reply.stretches
             for place in range(len(stretch.student_spans))
             for covers in (self._covers(stretch, place), self._longer(stretch, place))
         ]
-        sums = iter(_log_sums(terms, before, cumulative))
-        grades, is_graded = [0.0] * num_student, [False] * num_student
+        sums = iter(_log_sums(terms, before, reply.probabilities))
+        num = len(reply.student_ids)
+        logprobs, is_graded, starts = [0.0] * num, [False] * num, [0.0] * num
         ends: dict[int, float] = {}  # log P after the last student token of a stretch
-        for stretch in stretches:
+        for stretch in reply.stretches:
             after = stretch.first_teacher + len(stretch.teacher_spans)
             later = before[after + 1] if stretch.has_next else -math.inf
             whole = [(next(sums), next(sums)) for _ in stretch.student_spans]
@@ -147,14 +209,91 @@ class PrefixGrader:
             last = before[stretch.first_teacher]
             for i, ((begins, _), own, is_native) in enumerate(zip(whole, reached, stretch.is_native, strict=True)):
                 index = stretch.first_student + i
-                grades[index], is_graded[index] = (own if is_native else begins + UNSPELT) - last, True
+                starts[index], is_graded[index] = last, True
+                logprobs[index] = (own if is_native else begins + UNSPELT) - last
                 last = own if is_native else begins
             ends[stretch.first_student + len(whole) - 1] = last
-        for index, their_index in controls:
-            last = ends.get(index - 1, before[their_index])
-            grades[index], is_graded[index] = before[their_index + 1] - last, True
-        device = cumulative.device
-        return torch.tensor(grades, dtype=torch.float64, device=device), torch.tensor(is_graded, device=device)
+        for index, their_index in reply.controls:
+            starts[index], is_graded[index] = ends.get(index - 1, before[their_index]), True
+            logprobs[index] = before[their_index + 1] - starts[index]
+        device = reply.probabilities.device
+        return PrefixGrades(
+            torch.tensor(logprobs, dtype=torch.float64, device=device), torch.tensor(is_graded, device=device), starts
+        )
+
+    def distributions(self, reply: Reply, grades: PrefixGrades) -> Float[Tensor, "student vocab"]:
+        """Return the teacher's probability (float64) of every token of the student at each of its tokens.
+
+        0 where the teacher's next token does not settle it, so that a row may add up to less than 1: the token that
+        the student wrote is always known, others only if at most `UNSETTLED` of their probability hangs on how the
+        teacher would go on.
+        """
+        before, probabilities = _before(reply), reply.probabilities
+        known = probabilities.new_zeros(len(reply.student_ids), len(self.student.order))
+        open_ = torch.zeros_like(known)
+        for index, position, head, longer in self._next_covers(reply):
+            following = self._following(head).to(known.device)
+            places = slice(following.first, following.first + following.num_tokens)
+            masses = probabilities[position, places] * math.exp(min(before[position] - grades.starts[index], 50.0))
+            for start, stop in ((lo - places.start, hi - places.start) for at, lo, hi in longer if at == position):
+                masses[max(0, start) : max(0, stop)] = 0.0  # would have been cut otherwise
+            known[index].index_add_(0, following.settled_ids, masses[following.settled])
+            open_[index].index_add_(0, following.open_ids, masses[following.open])
+            open_[index] += masses[following.ended].sum()
+        known = torch.where(open_ <= UNSETTLED * known, known, 0.0)
+        own = grades.logprobs.exp() * grades.is_graded
+        known.scatter_(1, torch.tensor(reply.student_ids, device=known.device)[:, None], own[:, None])
+        return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+    def _next_covers(self, reply: Reply) -> Iterator[tuple[int, int, bytes, Sequence[Cover]]]:
+        """Yield (student index, teacher position, bytes between the two, covers of what would have come before)."""
+        ends: dict[int, list[tuple[int, int, bytes, Sequence[Cover]]]] = {}
+        for stretch in reply.stretches:
+            begins = [begin for begin, _ in stretch.teacher_spans] + ([len(stretch.text)] if stretch.has_next else [])
+            longer: Sequence[Cover] = ()
+            for place in range(len(stretch.student_spans) + 1):
+                is_last = place == len(stretch.student_spans)
+                start = len(stretch.text) if is_last else stretch.student_spans[place][0]
+                covers = [
+                    (stretch.first_student + place, stretch.first_teacher + i, stretch.text[begin:start], longer)
+                    for i, begin in enumerate(begins)
+                    if start - self.teacher.longest < begin <= start
+                ]
+                if is_last:
+                    ends[stretch.first_student + place] = covers
+                else:
+                    yield from covers
+                    longer = self._longer(stretch, place) if stretch.is_native[place] else ()
+        for index, position in reply.controls:
+            yield from ends.get(index, [(index, position, b"", ())])
+
+    def _following_of(self, head: bytes) -> _Following:
+        """Return what the student writes next, for the teacher's tokens that begin with `head`."""
+        places = self.teacher.beginning_with(head) if head else range(len(self.teacher.pieces))
+        settled: list[tuple[int, int]] = []
+        open_: list[tuple[int, int]] = []
+        ended: list[int] = []
+        for i, place in enumerate(places):
+            rest = self.teacher.pieces[place][len(head) :]
+            if rest:
+                ids = self.student.first_tokens(rest)
+                (settled if len(ids) == 1 else open_).extend((i, token_id) for token_id in ids)
+            elif head:
+                ended.append(i)
+            elif (token_id := self._student_controls.get(self.teacher.order[place])) is not None:
+                settled.append((i, token_id))
+        (settled_places, settled_ids), (open_places, open_ids) = (
+            torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1) for pairs in (settled, open_)
+        )
+        return _Following(
+            places.start,
+            len(places),
+            settled_places,
+            settled_ids,
+            open_places,
+            open_ids,
+            torch.tensor(ended, dtype=torch.long),
+        )
 
     def _covers(self, stretch: Stretch, place: int) -> list[Cover]:
         """Return the teacher's tokens that cover the end of a student token."""
@@ -228,11 +367,17 @@ def _union(ranges: Sequence[range]) -> list[tuple[int, int]]:
     return merged
 
 
-def _log_sums(terms: Sequence[Sequence[Cover]], before: Sequence[float], cumulative: Tensor) -> list[float]:
+def _before(reply: Reply) -> list[float]:
+    """Return the log-prob of the teacher's tokens before each of them, and of all."""
+    return [0.0, *reply.teacher_logprobs.double().cumsum(0).tolist()]
+
+
+def _log_sums(terms: Sequence[Sequence[Cover]], before: Sequence[float], probabilities: Tensor) -> list[float]:
     """Return log Σ exp(before) · mass of every term's covers."""
-    covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=cumulative.device)
+    covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=probabilities.device)
     masses: list[float] = []
     if len(covers):
+        cumulative = torch.nn.functional.pad(probabilities.cumsum(dim=-1), (1, 0))
         positions, first, last = covers.unbind(dim=1)
         masses = (cumulative[positions, last] - cumulative[positions, first]).tolist()
     borders = [0]

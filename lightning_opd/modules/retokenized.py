@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning_opd.functional.credit import Strict
+from lightning_opd.functional.credit import Prefix, Strict
 from lightning_opd.interfaces import Objective, Teacher
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.teachers import RetokenizedTeacher
@@ -39,11 +39,11 @@ def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teac
             "with `teacher_signal: top_k`."
         )
         raise ValueError(msg)
-    loose = [name for name in names if not isinstance(credits.get(name), Strict)]
+    loose = [name for name in names if not isinstance(credits.get(name), Prefix | Strict)]
     if loose and Signal.TOP_LOGPROBS in objective.requires:
         msg = (
-            f"Likeliest tokens can be compared only where both sides cut the text alike, and teacher {_listed(loose)} "
-            "has another credit. Use `Strict`, or the objective `PolicyGradient`."
+            f"Likeliest tokens are compared under the credit `Prefix`, or `Strict` where both sides cut the text "
+            f"alike, and teacher {_listed(loose)} has another one. Use `Prefix`, or the objective `PolicyGradient`."
         )
         raise ValueError(msg)
     spliced = [name for name, credit in credits.items() if credit.is_spliced]

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, Prefix, Strict
 from lightning_opd.functional.logprobs import log_softmax
-from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Stretch
+from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Reply, Stretch
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
@@ -63,8 +63,9 @@ class RetokenizedTeacher(Teacher):
 
     Estimators that look ahead (log-ratio-to-go, full trajectory) want the credit `Prefix`: under the others
     earlier teacher tokens depend on later bytes, so sums over positions count them twice. Not with objectives
-    that need hidden states. `DistributionMatching` with `teacher_signal: top_k` compares the tokens that both
-    vocabularies have, at the positions that both sides cut alike.
+    that need hidden states. `DistributionMatching` with `teacher_signal: top_k` compares, under `Prefix`, the
+    student's likeliest tokens by the teacher's text, and under `Strict` those that both vocabularies have, at the
+    positions that both sides cut alike.
 
     Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
     that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats). More, with examples:
@@ -77,6 +78,7 @@ class RetokenizedTeacher(Teacher):
         scorer: Answers log-probs of the teacher's own tokens; by default the model at `path` in this
             process.
         trust_remote_code: Run code shipped with the tokenizer; only for models you trust.
+        top_k: Likeliest tokens per position it reports to an objective that asks for them.
     """
 
     def __init__(
@@ -86,17 +88,18 @@ class RetokenizedTeacher(Teacher):
         roles: dict[str, str | None] | None = None,
         scorer: Teacher | None = None,
         trust_remote_code: bool = False,  # a key in YAML
+        top_k: int = 64,
     ) -> None:
         """Remember the settings; tokenizers meet in `introduce`, the model loads in `setup`."""
         self.path, self.credit, self.roles = path, credit, roles or {}
-        self.scorer = LocalTeacher(path, trust_remote_code=trust_remote_code) if scorer is None else scorer
-        self.trust_remote_code = trust_remote_code
+        self.scorer = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code) if scorer is None else scorer
+        self.trust_remote_code, self.top_k = trust_remote_code, top_k
         self._translator: Translator | None = None
 
     @property
     @override
     def identity(self) -> Hashable:
-        return type(self), self.path, self.credit, tuple(self.roles.items()), self.scorer.identity
+        return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, self.scorer.identity
 
     @override
     def introduce(self, student: PreTrainedTokenizerBase) -> None:
@@ -125,12 +128,12 @@ class RetokenizedTeacher(Teacher):
         if self.is_retokenized and Signal.HIDDEN_STATES in wanted:
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
             raise ValueError(msg)
+        if self.is_retokenized and isinstance(self.credit, Prefix):
+            return self._prefixed(batch, wanted)
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
-        is_prefix = self.is_retokenized and isinstance(self.credit, Prefix)
-        scores = self.scorer.score(own, wanted | {Signal.HIDDEN_STATES} if is_prefix else wanted)
-        credited = self._prefixed if is_prefix else self._credited
-        logprobs, comparable_mask = credited(batch, views, own, scores)
+        scores = self.scorer.score(own, wanted)
+        logprobs, comparable_mask = self._credited(batch, views, own, scores)
         top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
         if top_ids is not None and top_logprobs is not None and self.is_retokenized:
             shared = self._shared.to(top_ids.device)[top_ids]
@@ -140,7 +143,7 @@ class RetokenizedTeacher(Teacher):
             comparable_mask,
             _strictly(top_ids, batch, views, own),
             _strictly(top_logprobs, batch, views, own),
-            None if is_prefix else _strictly(scores.hidden_states, batch, views, own),
+            _strictly(scores.hidden_states, batch, views, own),
             self._metrics(batch, logprobs, comparable_mask),
         )
 
@@ -164,10 +167,11 @@ class RetokenizedTeacher(Teacher):
         return logprobs, comparable_mask
 
     @torch.no_grad()
-    def _prefixed(
-        self, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch, scores: TeacherScores
-    ) -> tuple[Tensor, Tensor]:
-        """Return the teacher's log-probs of the bytes of the student's tokens, and which are known, reply by reply."""
+    def _prefixed(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+        """Grade by `Prefix`, reply by reply."""
+        views = self.views(batch)
+        own = self._own_batch(views, batch)
+        scores = self.scorer.score(own, (wanted - {Signal.TOP_LOGPROBS}) | {Signal.HIDDEN_STATES})
         head = self.scorer.output_head()
         if head is None or scores.hidden_states is None:
             msg = (
@@ -177,29 +181,40 @@ class RetokenizedTeacher(Teacher):
             raise ValueError(msg)
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         comparable_mask = torch.zeros_like(batch.response_mask)
+        top_ids = top_logprobs = None
+        if Signal.TOP_LOGPROBS in wanted:
+            top_k = min(self.top_k, len(self.translator.student))
+            top_logprobs = logprobs.new_full((*batch.token_ids.shape, top_k), -torch.inf)
+            top_ids = torch.zeros_like(top_logprobs, dtype=torch.long)
         for number, view in enumerate(views):
             theirs = own.response_mask[number]
-            num_known = int(scores.comparable_mask[number, theirs].sum())
+            num_known = int(scores.comparable_mask[number, theirs].sum())  # the scorer may not know all ids
             if num_known == 0:
                 continue
             logits = head.logits(scores.hidden_states[number, theirs])
-            cumulative = self._grader.cumulative(log_softmax(logits, head.temperature or batch.temperature))
-            ends = (s.first_teacher + len(s.teacher_spans) + s.has_next for s in view.stretches)
-            stretches = [s for s, end in zip(view.stretches, ends, strict=True) if end <= num_known]
-            controls = [(i, j) for i, j in view.controls if j < num_known]
-            grades, is_graded = self._grader(
-                stretches, controls, scores.logprobs[number, theirs], cumulative, len(view.columns)
+            reply = Reply(
+                batch.token_ids[view.row, view.columns].tolist(),
+                [stretch for stretch in view.stretches if stretch.teacher_stop <= num_known],
+                [(i, j) for i, j in view.controls if j < num_known],
+                scores.logprobs[number, theirs],
+                self._grader.sort(log_softmax(logits, head.temperature or batch.temperature)),
             )
-            logprobs[view.row, view.columns] = grades.to(logprobs.dtype)
-            comparable_mask[view.row, view.columns] = is_graded
-        return logprobs, comparable_mask
+            grades = self._grader.grade(reply)
+            logprobs[view.row, view.columns] = grades.logprobs.to(logprobs.dtype)
+            comparable_mask[view.row, view.columns] = grades.is_graded
+            if top_ids is not None and top_logprobs is not None:
+                top = self._grader.distributions(reply, grades).topk(top_ids.shape[-1])
+                top_ids[view.row, view.columns] = top.indices
+                top_logprobs[view.row, view.columns] = top.values.log().to(top_logprobs.dtype)
+        metrics = self._metrics(batch, logprobs, comparable_mask)
+        return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs, metrics=metrics)
 
     @cached_property
     def _grader(self) -> PrefixGrader:
         spellings = self.translator.student_spelling, self.translator.teacher_spelling
         sizes = len(self.translator.student), len(self.translator.teacher)
         ours, theirs = (Pieces([s.piece(i) for i in range(n)]) for s, n in zip(spellings, sizes, strict=True))
-        return PrefixGrader(ours, theirs)
+        return PrefixGrader(ours, theirs, self.translator.roles.pairs)
 
     @cached_property
     def _shared(self) -> Tensor:

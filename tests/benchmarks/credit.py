@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from lightning_opd.functional.advantages import Immediate
-from lightning_opd.functional.credit import Credit, Span, Strict, WholeText
+from lightning_opd.functional.credit import Credit, Prefix, Span, Strict, WholeText
 from tests.functional.texts import WORLDS, Texts
 
 CREDITS: dict[str, Credit] = {
@@ -17,6 +17,7 @@ CREDITS: dict[str, Credit] = {
     "span, proportional": Span("proportional"),
     "span, whole": Span("whole"),
     "whole text": WholeText(),
+    "prefix": Prefix(),
 }
 NUM_TEACHERS = 10
 

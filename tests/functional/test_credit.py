@@ -136,6 +136,25 @@ def test_the_whole_text_has_the_exact_gradient(world: str) -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_prefix_log_ratios_to_go_have_the_exact_gradient(world: str) -> None:
+    for seed in range(5):
+        texts = Texts(*WORLDS[world], seed=seed)
+        for grades, theirs in zip(texts.prefix_grades, texts.teacher_logprobs, strict=True):
+            torch.testing.assert_close(grades.sum(), theirs.sum(), rtol=0, atol=1e-12)
+        exact = texts.exact_gradient()
+        torch.testing.assert_close(texts.gradient(Prefix(), LogRatioToGo()), exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_student_that_equals_the_teacher_as_text_gets_no_gradient_from_prefixes(world: str) -> None:
+    """Each token's own log-ratio suffices: no other credit does without the whole text's variance."""
+    texts = Texts(*WORLDS[world], seed=0)
+    assert texts.fixed_point(Prefix(), Immediate(), 400) < 0.002
+    for grades, own in zip(texts.prefix_grades, texts.student.logprobs(texts.logits.detach()), strict=True):
+        torch.testing.assert_close(grades, own, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("credit", [Strict(), *EXAMPLES["Span"]], ids=str)
 def test_every_other_credit_is_biased(credit: Credit, world: str) -> None:
     """On average over five random teachers; `tests/benchmarks/credit.py` prints the numbers."""

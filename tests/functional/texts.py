@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.functional.credit import Credit, Prefix
-from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Stretch
+from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Reply, Stretch
 
 WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
 """Name → merges of the student, merges of the teacher."""
@@ -91,6 +91,7 @@ class Texts:
         self._distributions = teacher.distributions(teacher_logits)
         ours, theirs = ([token.encode() for token in policy.vocabulary()] for policy in (self.student, teacher))
         self._grader = PrefixGrader(Pieces(ours), Pieces(theirs))
+        self.prefix_distributions: list[Tensor] = []
         self.prefix_grades = [
             self._prefix_grades(i, spans_of(own), spans_of(other))
             for i, (own, other) in enumerate(zip(self.student.sequences, teacher.sequences, strict=True))
@@ -102,10 +103,13 @@ class Texts:
 
     def _prefix_grades(self, i: int, own: list[tuple[int, int]], other: list[tuple[int, int]]) -> Tensor:
         stretch = Stretch(TEXTS[i].encode(), own, other, [True] * len(own), 0, 0, has_next=False)
-        cumulative = self._grader.cumulative(self._distributions[i])
-        grades, is_graded = self._grader([stretch], [], self.teacher_logprobs[i], cumulative, len(own))
-        assert is_graded.all()
-        return grades
+        ids = [self.student.vocabulary().index(token) for token in self.student.sequences[i]]
+        probabilities = self._grader.sort(self._distributions[i])
+        reply = Reply(ids, [stretch], [], self.teacher_logprobs[i], probabilities)
+        grades = self._grader.grade(reply)
+        assert grades.is_graded.all()
+        self.prefix_distributions.append(self._grader.distributions(reply, grades))
+        return grades.logprobs
 
     def exact_gradient(self) -> Tensor:
         """Return the gradient of −KL(π ‖ T) over texts by automatic differentiation."""

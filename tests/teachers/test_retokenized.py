@@ -7,7 +7,7 @@ import torch
 
 from lightning_opd import functional
 from lightning_opd.functional.advantages import AdvantageEstimator
-from lightning_opd.functional.credit import Credit, Span, Splice, Strict, WholeText
+from lightning_opd.functional.credit import Credit, Prefix, Span, Splice, Strict, WholeText
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.functional.top_k import TopK
@@ -23,7 +23,7 @@ from tests.teachers.foreign import foreign_teacher, graded_window
 from tests.tiny import save_model
 from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
 
-CREDITS: tuple[Credit, ...] = (Strict(), Span(), Span("equal"), Span("proportional"), WholeText())
+CREDITS: tuple[Credit, ...] = (Strict(), Span(), Span("equal"), Span("proportional"), Prefix(), WholeText())
 TOKEN_CREDITS = CREDITS[:-1]
 ESTIMATORS = [parameter.values[0] for parameter in implementations(AdvantageEstimator, functional)]
 IDENTITY_CASES = [
