@@ -218,7 +218,9 @@ class PrefixGrader:
             logprobs[index] = before[their_index + 1] - starts[index]
         device = reply.probabilities.device
         return PrefixGrades(
-            torch.tensor(logprobs, dtype=torch.float64, device=device), torch.tensor(is_graded, device=device), starts
+            torch.tensor(logprobs, dtype=torch.float64, device=device),
+            torch.tensor(is_graded, dtype=torch.bool, device=device),
+            starts,
         )
 
     def distributions(self, reply: Reply, grades: PrefixGrades) -> Float[Tensor, "student vocab"]:
@@ -242,7 +244,7 @@ class PrefixGrader:
             open_[index] += masses[following.ended].sum()
         known = torch.where(open_ <= UNSETTLED * known, known, 0.0)
         own = grades.logprobs.exp() * grades.is_graded
-        known.scatter_(1, torch.tensor(reply.student_ids, device=known.device)[:, None], own[:, None])
+        known.scatter_(1, torch.tensor(reply.student_ids, dtype=torch.long, device=known.device)[:, None], own[:, None])
         return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
 
     def _next_covers(self, reply: Reply) -> Iterator[tuple[int, int, bytes, Sequence[Cover]]]:

@@ -30,6 +30,7 @@ IDENTITY_CASES = [
     *[(objective, Strict()) for objective in (DistributionMatching(), *map(PolicyGradient, ESTIMATORS))],
     *[(PolicyGradient(), credit) for credit in TOKEN_CREDITS[1:]],
 ]
+TOP_K = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
 every_credit = pytest.mark.parametrize("credit", CREDITS, ids=str)
 
 
@@ -182,15 +183,44 @@ def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, fore
 def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
     world: Path, foreign: Path, tmp_path: Path
 ) -> None:
-    objective = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
     teachers: dict[str, Teacher] = {
         "code": LocalTeacher(str(world / "code")),
         "math": RetokenizedTeacher(str(foreign)),
     }
-    witness = train(world, tmp_path, teachers, objective)
+    witness = train(world, tmp_path, teachers, TOP_K)
     assert 0 < witness.logged[0]["train/kept_tokens/math"] < 1
     assert witness.logged[0]["train/teacher_kl/math"] > 0
     assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+
+
+def test_prefixes_carry_whole_distributions_over(world: Path, foreign: Path, tmp_path: Path) -> None:
+    teacher = foreign_teacher(world, foreign, Prefix())
+    batch = graded_window(world, teacher)
+    scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
+    assert scores.top_ids is not None
+    assert scores.top_logprobs is not None
+    assert torch.equal(scores.comparable_mask, batch.response_mask)
+    assert (scores.top_logprobs[batch.response_mask].exp().sum(dim=-1) <= 1 + 1e-5).all()
+    own = (scores.top_ids == batch.token_ids[..., None]) & scores.top_logprobs.isfinite()
+    assert own.any(dim=-1)[batch.response_mask].float().mean() > 0.5
+    assert torch.allclose(scores.top_logprobs[own], scores.logprobs[..., None].expand_as(own)[own], atol=1e-4)
+    teachers = {"code": LocalTeacher(str(world / "code")), "math": RetokenizedTeacher(str(foreign), Prefix())}
+    witness = train(world, tmp_path, dict(teachers), TOP_K)
+    assert witness.logged[0]["train/kept_tokens/math"] == 1
+    assert witness.logged[0]["train/teacher_kl/math"] > 0
+    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+
+
+def test_a_prefix_needs_distributions(world: Path, foreign: Path) -> None:
+    class Served(LocalTeacher):
+        def output_head(self) -> None:
+            return None
+
+    teacher = RetokenizedTeacher(str(foreign), Prefix(), scorer=Served(str(foreign)))
+    teacher.introduce(load_tokenizer(str(world / "student")))
+    teacher.setup(torch.device("cpu"))
+    with pytest.raises(ValueError, match="takes whole distributions"):
+        graded_window(world, teacher)
 
 
 def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Path, tmp_path: Path) -> None:
@@ -234,9 +264,13 @@ class Ahead(AdvantageEstimator):
 @pytest.mark.parametrize(
     ("objective", "credit", "words"),
     [
-        (PolicyGradient(Ahead()), Strict(), r"`Ahead` adds up log-ratios.*teacher `math`.*Use `Immediate`"),
+        (PolicyGradient(Ahead()), Strict(), r"`Ahead` adds up log-ratios.*teacher `math`.*Use the credit `Prefix`"),
         (DistributionMatching(), Strict(), r"`DistributionMatching` compares whole distributions.*`PolicyGradient`"),
-        (DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"), Span(), r"cut the text alike.*`Strict`"),
+        (
+            DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"),
+            Span(),
+            r"cut the text alike.*Use `Prefix`",
+        ),
         (PolicyGradient(), Splice(), r"`math` grades sequences assembled from the student's pieces.*`Strict`"),
     ],
     ids=["looks ahead", "distributions", "top-k of runs", "splice"],
@@ -250,6 +284,10 @@ def test_what_has_no_meaning_is_refused_before_training(
 
 def test_estimators_that_look_ahead_work_with_the_students_own_tokenizer(world: Path, tmp_path: Path) -> None:
     train(world, tmp_path, {"math": RetokenizedTeacher(str(world / "math"))}, PolicyGradient(Ahead()))
+
+
+def test_estimators_that_look_ahead_work_where_log_ratios_add_up(world: Path, foreign: Path, tmp_path: Path) -> None:
+    train(world, tmp_path, {"math": RetokenizedTeacher(str(foreign), Prefix())}, PolicyGradient(Ahead()))
 
 
 def test_the_splice_may_be_looked_at(world: Path, foreign: Path, tmp_path: Path) -> None:
