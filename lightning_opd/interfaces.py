@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
@@ -199,6 +199,21 @@ class Teacher(ABC):
     @abstractmethod
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         """Grade every token at the batch's temperature; unwanted signals may stay None."""
+
+    def tree_states(
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        sees: Bool[Tensor, "batch time time"],
+        positions: Int[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time hidden"] | None:
+        """Return its states after each token of several continuations at once, or None where it has none to give.
+
+        Args:
+            token_ids: Prompts, and after each a tree of continuations.
+            sees: `sees[b, t, u]` where token t reads token u; each reads itself.
+            positions: Of each token in its own continuation.
+        """
+        return None
 
     def output_head(self) -> LinearHead | None:
         """Return the layer that turns its hidden states into logits, or None where there is none."""

@@ -23,7 +23,7 @@ UNSETTLED = 0.01
 CACHE_SIZE = 2**18
 
 Cover = tuple[int, int, int]
-"""A position of the teacher, and the first and the last (excluded) token in sorted order that may stand there."""
+"""A node of the teacher's, and the first and the last (excluded) token in sorted order that may follow it."""
 
 
 class Pieces:
@@ -71,49 +71,49 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Text between control tokens, as both sides cut it.
+    """Text between control tokens, and the teacher's tokens of all its beginnings.
 
     Args:
-        text: Its bytes.
+        text: Its bytes, with what the teacher's template puts before it.
         student_spans: Begin and end of each student token in it, without gaps.
-        teacher_spans: The same of each teacher token.
         is_native: Whether the student's tokenizer would cut the text into this token, for each.
         first_student: Index of its first student token in the reply.
-        first_teacher: Index of its first teacher token among those that stand for the student's.
-        has_next: Whether a teacher token that stands for the student's next one follows at once.
+        nodes: The node at which the teacher has written so many bytes, from none to all; None where its tokenizer
+            cannot stop there.
+        next_node: The node of the control token after the text, if both sides have it.
     """
 
     text: bytes
     student_spans: Sequence[tuple[int, int]]
-    teacher_spans: Sequence[tuple[int, int]]
     is_native: Sequence[bool]
     first_student: int
-    first_teacher: int
-    has_next: bool
+    nodes: Sequence[int | None]
+    next_node: int | None
 
     @property
-    def teacher_stop(self) -> int:
-        """How many of the reply's teacher tokens it takes to grade the stretch."""
-        return self.first_teacher + len(self.teacher_spans) + self.has_next
+    def root(self) -> int:
+        """The node before the text."""
+        assert self.nodes[0] is not None
+        return self.nodes[0]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as both sides cut it, and what the teacher says about its own tokens.
+    """A reply, and what the teacher says at every node of the tree of its beginnings.
 
     Args:
         student_ids: The student's tokens.
         stretches: Its text, in order.
-        controls: (student index, teacher index) of the control tokens that both sides have.
-        teacher_logprobs: Of the teacher's tokens that stand for the student's, in nats.
-        probabilities: Of all the teacher's tokens at the same positions, in sorted order; see `sort`.
+        controls: (student index, node, node before) of the control tokens that both sides have.
+        before: Log-prob (nats) of the teacher's tokens up to each node.
+        probabilities: Of all the teacher's tokens after each node, in sorted order; see `sort`.
     """
 
     student_ids: Sequence[int]
     stretches: Sequence[Stretch]
-    controls: Sequence[tuple[int, int]]
-    teacher_logprobs: Float[Tensor, " teacher"]
-    probabilities: Float[Tensor, "teacher vocab"]
+    controls: Sequence[tuple[int, int, int]]
+    before: Sequence[float]
+    probabilities: Float[Tensor, "nodes vocab"]
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,10 @@ class _Following(NamedTuple):
     """Those that do not, once for each of ..."""
     open_ids: Tensor
     """... the student's tokens that it may be."""
-    ended: Tensor
-    """Those that end where the student's token begins: it may be any."""
 
     def to(self, device: torch.device) -> _Following:
         """Return the same on a device."""
-        tensors = (self.settled, self.settled_ids, self.open, self.open_ids, self.ended)
+        tensors = (self.settled, self.settled_ids, self.open, self.open_ids)
         return _Following(self.first, self.num_tokens, *(x.to(device) for x in tensors))
 
 
@@ -162,9 +160,9 @@ class PrefixGrader:
     would have cut them otherwise. So no grade says what follows, and the grades of a reply add up to the
     teacher's log-prob of its text.
 
-    Covers are those that begin on the text's own tokenisation, and where the teacher begins a longer token of
-    the student in several of its own, it is taken to finish it. Both are exact for a teacher that writes only its
-    own tokenisations, if none of them is cut otherwise once it goes on, as in the enumerable world of the tests.
+    Exact for a teacher that writes only tokenisations of its own whose beginnings are its own, too (byte-pair
+    encodings; nearly so where text is split by a pattern first), but for one thing: where it begins a longer token
+    of the student in several of its own, off the text, it is taken to finish it.
 
     Args:
         student: The student's pieces.
@@ -184,38 +182,36 @@ class PrefixGrader:
         self._going_on = lru_cache(CACHE_SIZE)(self._tokens_going_on)
         self._following = lru_cache(CACHE_SIZE)(self._following_of)
 
-    def sort(self, logprobs: Float[Tensor, "positions vocab"]) -> Float[Tensor, "positions vocab"]:
+    def sort(self, logprobs: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
         """Return probabilities (float64) of the teacher's tokens in sorted order."""
         return logprobs.double().exp()[:, self._order.to(logprobs.device)]
 
     def grade(self, reply: Reply) -> PrefixGrades:
         """Return the log-probs of the student's tokens of a reply, in float64."""
-        before = _before(reply)
-        terms = [
-            covers
-            for stretch in reply.stretches
-            for place in range(len(stretch.student_spans))
-            for covers in (self._covers(stretch, place), self._longer(stretch, place))
-        ]
-        sums = iter(_log_sums(terms, before, reply.probabilities))
+        terms: list[Sequence[Cover]] = []
+        for stretch in reply.stretches:
+            terms.append(self._covers(stretch, stretch.student_spans[0][0]))
+            for place, (_, end) in enumerate(stretch.student_spans):
+                terms += [self._covers(stretch, end), self._longer(stretch, place)]
+        sums = iter(_log_sums(terms, reply.before, reply.probabilities))
         num = len(reply.student_ids)
         logprobs, is_graded, starts = [0.0] * num, [False] * num, [0.0] * num
         ends: dict[int, float] = {}  # log P after the last student token of a stretch
         for stretch in reply.stretches:
-            after = stretch.first_teacher + len(stretch.teacher_spans)
-            later = before[after + 1] if stretch.has_next else -math.inf
+            start = next(sums)
+            last = start if stretch.student_spans[0][0] else reply.before[stretch.root]
+            later = -math.inf if stretch.next_node is None else reply.before[stretch.next_node]
             whole = [(next(sums), next(sums)) for _ in stretch.student_spans]
             reached = _reached(whole, stretch.is_native, later)
-            last = before[stretch.first_teacher]
             for i, ((begins, _), own, is_native) in enumerate(zip(whole, reached, stretch.is_native, strict=True)):
                 index = stretch.first_student + i
                 starts[index], is_graded[index] = last, True
                 logprobs[index] = (own if is_native else begins + UNSPELT) - last
                 last = own if is_native else begins
             ends[stretch.first_student + len(whole) - 1] = last
-        for index, their_index in reply.controls:
-            starts[index], is_graded[index] = ends.get(index - 1, before[their_index]), True
-            logprobs[index] = before[their_index + 1] - starts[index]
+        for index, node, node_before in reply.controls:
+            starts[index], is_graded[index] = ends.get(index - 1, reply.before[node_before]), True
+            logprobs[index] = reply.before[node] - starts[index]
         device = reply.probabilities.device
         return PrefixGrades(
             torch.tensor(logprobs, dtype=torch.float64, device=device),
@@ -230,7 +226,7 @@ class PrefixGrader:
         the student wrote is always known, others only if at most `UNSETTLED` of their probability hangs on how the
         teacher would go on.
         """
-        before, probabilities = _before(reply), reply.probabilities
+        before, probabilities = reply.before, reply.probabilities
         known = probabilities.new_zeros(len(reply.student_ids), len(self.student.order))
         open_ = torch.zeros_like(known)
         for index, position, head, longer in self._next_covers(reply):
@@ -241,48 +237,47 @@ class PrefixGrader:
                 masses[max(0, start) : max(0, stop)] = 0.0  # would have been cut otherwise
             known[index].index_add_(0, following.settled_ids, masses[following.settled])
             open_[index].index_add_(0, following.open_ids, masses[following.open])
-            open_[index] += masses[following.ended].sum()
         known = torch.where(open_ <= UNSETTLED * known, known, 0.0)
         own = grades.logprobs.exp() * grades.is_graded
         known.scatter_(1, torch.tensor(reply.student_ids, dtype=torch.long, device=known.device)[:, None], own[:, None])
         return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
 
     def _next_covers(self, reply: Reply) -> Iterator[tuple[int, int, bytes, Sequence[Cover]]]:
-        """Yield (student index, teacher position, bytes between the two, covers of what would have come before)."""
+        """Yield (student index, node, bytes between the two, covers of what would have come before)."""
         ends: dict[int, list[tuple[int, int, bytes, Sequence[Cover]]]] = {}
         for stretch in reply.stretches:
-            begins = [begin for begin, _ in stretch.teacher_spans] + ([len(stretch.text)] if stretch.has_next else [])
             longer: Sequence[Cover] = ()
-            for place in range(len(stretch.student_spans) + 1):
-                is_last = place == len(stretch.student_spans)
-                start = len(stretch.text) if is_last else stretch.student_spans[place][0]
+            starts = [*(start for start, _ in stretch.student_spans), len(stretch.text)]
+            for place, start in enumerate(starts):
+                index, first = stretch.first_student + place, max(0, start - self.teacher.longest + 1)
                 covers = [
-                    (stretch.first_student + place, stretch.first_teacher + i, stretch.text[begin:start], longer)
-                    for i, begin in enumerate(begins)
-                    if start - self.teacher.longest < begin <= start
+                    (index, node, stretch.text[first + i : start], longer)
+                    for i, node in enumerate(stretch.nodes[first : start + 1])
+                    if node is not None and self._begins(stretch.text[first + i : start])
                 ]
-                if is_last:
-                    ends[stretch.first_student + place] = covers
+                if place == len(stretch.student_spans):
+                    ends[index] = covers
                 else:
                     yield from covers
                     longer = self._longer(stretch, place) if stretch.is_native[place] else ()
-        for index, position in reply.controls:
-            yield from ends.get(index, [(index, position, b"", ())])
+        for index, _, node_before in reply.controls:
+            yield from ends.get(index, [(index, node_before, b"", ())])
+
+    def _begins(self, head: bytes) -> bool:
+        """Whether a token of the teacher begins like this and goes on."""
+        return not head or bool(self.teacher.longer_than(head))
 
     def _following_of(self, head: bytes) -> _Following:
         """Return what the student writes next, for the teacher's tokens that begin with `head`."""
         places = self.teacher.beginning_with(head) if head else range(len(self.teacher.pieces))
         settled: list[tuple[int, int]] = []
         open_: list[tuple[int, int]] = []
-        ended: list[int] = []
         for i, place in enumerate(places):
             rest = self.teacher.pieces[place][len(head) :]
             if rest:
                 ids = self.student.first_tokens(rest)
                 (settled if len(ids) == 1 else open_).extend((i, token_id) for token_id in ids)
-            elif head:
-                ended.append(i)
-            elif (token_id := self._student_controls.get(self.teacher.order[place])) is not None:
+            elif not head and (token_id := self._student_controls.get(self.teacher.order[place])) is not None:
                 settled.append((i, token_id))
         (settled_places, settled_ids), (open_places, open_ids) = (
             torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1) for pairs in (settled, open_)
@@ -294,17 +289,15 @@ class PrefixGrader:
             settled_ids,
             open_places,
             open_ids,
-            torch.tensor(ended, dtype=torch.long),
         )
 
-    def _covers(self, stretch: Stretch, place: int) -> list[Cover]:
-        """Return the teacher's tokens that cover the end of a student token."""
-        _, end = stretch.student_spans[place]
+    def _covers(self, stretch: Stretch, end: int) -> list[Cover]:
+        """Return the teacher's tokens that cover a place in the text."""
+        first = max(0, end - self.teacher.longest)
         covers = []
-        for i, (begin, _) in enumerate(stretch.teacher_spans):
-            if begin < end <= begin + self.teacher.longest:
-                tokens = self.teacher.beginning_with(stretch.text[begin:end])
-                covers.append((stretch.first_teacher + i, tokens.start, tokens.stop))
+        for begin, node in enumerate(stretch.nodes[first:end], first):
+            if node is not None and (tokens := self.teacher.beginning_with(stretch.text[begin:end])):
+                covers.append((node, tokens.start, tokens.stop))
         return covers
 
     def _longer(self, stretch: Stretch, place: int) -> list[Cover]:
@@ -314,15 +307,13 @@ class PrefixGrader:
         if not self.student.longer_than(piece):
             return []
         following = stretch.text[end : start + self.student.longest]
-        begins = [begin for begin, _ in stretch.teacher_spans] + ([len(stretch.text)] if stretch.has_next else [])
+        first = max(0, start - self.teacher.longest + 1)
         covers = []
-        for i, begin in enumerate(begins):
-            if start - self.teacher.longest < begin < start + self.student.longest:
+        for begin, node in enumerate(stretch.nodes[first : start + self.student.longest], first):
+            if node is not None:
                 head, offset = stretch.text[begin:start], max(0, begin - start)
-                covers += [
-                    (stretch.first_teacher + i, first, last)
-                    for first, last in self._going_on(head, offset, piece, following)
-                ]
+                going_on = self._going_on(head, offset, piece, following)
+                covers += [(node, from_, to) for from_, to in going_on]
         return covers
 
     def _tokens_going_on(self, head: bytes, offset: int, piece: bytes, following: bytes) -> list[tuple[int, int]]:
@@ -367,11 +358,6 @@ def _union(ranges: Sequence[range]) -> list[tuple[int, int]]:
         else:
             merged.append(one)
     return merged
-
-
-def _before(reply: Reply) -> list[float]:
-    """Return the log-prob of the teacher's tokens before each of them, and of all."""
-    return [0.0, *reply.teacher_logprobs.double().cumsum(0).tolist()]
 
 
 def _log_sums(terms: Sequence[Sequence[Cover]], before: Sequence[float], probabilities: Tensor) -> list[float]:

@@ -63,7 +63,10 @@ class LanguageModel:
         return bool(((self._head(states) - logits).abs() <= tolerance).all())
 
     def _decoder_states(
-        self, token_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        attention_mask: Tensor,
+        positions: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time hidden"]:
         captured: list[Tensor] = []
 
@@ -72,16 +75,20 @@ class LanguageModel:
 
         handle = self.model.get_decoder().register_forward_hook(capture)
         try:
-            self._call(token_ids, attention_mask, **self._keep_one)
+            self._call(token_ids, attention_mask, positions, **self._keep_one)
         finally:
             handle.remove()
         return captured[0]
 
-    def _call(self, token_ids: Tensor, attention_mask: Tensor, **settings: int) -> Tensor:
-        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    def _call(
+        self, token_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None, **settings: int
+    ) -> Tensor:
+        if positions is None:
+            attention_mask = attention_mask.long()
+            positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         logits: Tensor = self.model(
             input_ids=token_ids,
-            attention_mask=attention_mask.long(),
+            attention_mask=attention_mask,
             position_ids=positions,
             use_cache=False,
             **settings,
@@ -98,6 +105,24 @@ class LanguageModel:
         if self._is_linear:
             return predicting(self._decoder_states(token_ids, attention_mask))
         return predicting(self._call(token_ids, attention_mask))
+
+    def tree_states(
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        sees: Bool[Tensor, "batch time time"],
+        positions: Int[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time hidden"]:
+        """Return the states after each token, where each sees some of those before it, as in a tree.
+
+        Args:
+            token_ids: Tokens of one or several continuations.
+            sees: `sees[b, t, u]` where token t reads token u; each reads itself.
+            positions: Of each token in its own continuation.
+        """
+        dtype = self.model.dtype
+        mask = torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+        states = self._decoder_states if self._is_linear else self._call
+        return states(token_ids, mask, positions)
 
     def head(self) -> LinearHead:
         """Return the output layer; under FSDP valid until the weights are resharded."""

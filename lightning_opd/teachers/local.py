@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
@@ -103,12 +104,7 @@ class LocalTeacher(Teacher):
     def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         model = self._loaded()
         longest = int(batch.attention_mask.sum(dim=1).max()) if len(batch) else 0
-        if longest > model.max_length:
-            msg = (
-                f"A trajectory has {longest} tokens, more than the {model.max_length} positions of teacher "
-                f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
-            )
-            raise ValueError(msg)
+        self._check_length(longest, model.max_length)
         is_known = (batch.token_ids < model.vocab_size) | ~batch.attention_mask
         comparable_mask = batch.response_mask & is_known.long().cumprod(dim=1).bool()  # nor what follows the unknown
         token_ids = batch.token_ids.clamp(max=model.vocab_size - 1)
@@ -155,6 +151,39 @@ class LocalTeacher(Teacher):
                 top_ids[rows, columns], top_logprobs[rows, columns] = ids, values
         self._gather_head(wanted)
         return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs, hidden_states)
+
+    @override
+    @torch.no_grad()
+    def tree_states(
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        sees: Bool[Tensor, "batch time time"],
+        positions: Int[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time hidden"]:
+        model = self._loaded()
+        longest = int(positions.max()) + 1 if len(positions) else 0
+        self._check_length(longest, model.max_length)
+        parts = []
+        for start in range(0, self._num_rounds(len(token_ids)) * self.batch_size, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            if start >= len(token_ids):  # another rank still has rows: join its collectives
+                one = token_ids.new_zeros(1, 2)
+                model.tree_states(one, torch.ones(1, 2, 2, dtype=torch.bool, device=one.device).tril(), one)
+                continue
+            known_ids = token_ids[part].clamp(0, model.vocab_size - 1)
+            parts.append(model.tree_states(known_ids, sees[part], positions[part]))
+        self._gather_head(frozenset({Signal.HIDDEN_STATES}))
+        if not parts:
+            return torch.zeros(*token_ids.shape, model.width, device=token_ids.device)
+        return torch.cat(parts)
+
+    def _check_length(self, longest: int, max_length: int) -> None:
+        if longest > max_length:
+            msg = (
+                f"A trajectory has {longest} tokens, more than the {max_length} positions of teacher "
+                f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
+            )
+            raise ValueError(msg)
 
     def _num_rounds(self, num_rows: int) -> int:
         """Return how often this rank must run the model: under sharding as often as every other."""

@@ -15,13 +15,14 @@ from typing_extensions import override
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, Prefix, Strict
 from lightning_opd.functional.logprobs import log_softmax
-from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Reply, Stretch
+from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Reply
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
+from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.roles import ROLES
 from lightning_opd.tokenization.translation import Translator
-from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores, Turn
+from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores, Trajectory, Turn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -38,8 +39,6 @@ class View:
         token_ids: The chat before the reply by the teacher's template, and the reply in its tokens.
         response_mask: True on tokens that stand for something the student wrote.
         alignment: Student tokens at `columns` ↔ teacher tokens where `response_mask` holds.
-        stretches: The text between the reply's control tokens.
-        controls: (student index, teacher index) of these.
     """
 
     row: int
@@ -47,8 +46,6 @@ class View:
     token_ids: list[int]
     response_mask: list[bool]
     alignment: Alignment
-    stretches: Sequence[Stretch] = ()
-    controls: Sequence[tuple[int, int]] = ()
 
 
 class RetokenizedTeacher(Teacher):
@@ -169,11 +166,15 @@ class RetokenizedTeacher(Teacher):
     @torch.no_grad()
     def _prefixed(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
         """Grade by `Prefix`, reply by reply."""
-        views = self.views(batch)
-        own = self._own_batch(views, batch)
-        scores = self.scorer.score(own, (wanted - {Signal.TOP_LOGPROBS}) | {Signal.HIDDEN_STATES})
-        head = self.scorer.output_head()
-        if head is None or scores.hidden_states is None:
+        replies = [
+            (row, columns, self.translator.prompt(turn.messages), prefix_tree(self.translator, ids))
+            for row, trajectory in enumerate(batch.trajectories)
+            for turn, columns in _replies(trajectory, batch.response_mask[row].nonzero().squeeze(-1))
+            for ids in (batch.token_ids[row, columns].tolist(),)
+        ]
+        packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], batch.token_ids.device)
+        states, head = self.scorer.tree_states(*packed), self.scorer.output_head()
+        if head is None or states is None:
             msg = (
                 f"The credit `Prefix` takes whole distributions, and the scorer of teacher `{self.path}` has none to "
                 "give. Use a teacher in this process, or the credit `Span` or `Strict`."
@@ -186,26 +187,23 @@ class RetokenizedTeacher(Teacher):
             top_k = min(self.top_k, len(self.translator.student))
             top_logprobs = logprobs.new_full((*batch.token_ids.shape, top_k), -torch.inf)
             top_ids = torch.zeros_like(top_logprobs, dtype=torch.long)
-        for number, view in enumerate(views):
-            theirs = own.response_mask[number]
-            num_known = int(scores.comparable_mask[number, theirs].sum())  # the scorer may not know all ids
-            if num_known == 0:
-                continue
-            logits = head.logits(scores.hidden_states[number, theirs])
+        for of_row, (row, columns, prompt, tree) in zip(states, replies, strict=True):
+            nodes = of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)]
+            table = log_softmax(head.logits(nodes), head.temperature or batch.temperature)
             reply = Reply(
-                batch.token_ids[view.row, view.columns].tolist(),
-                [stretch for stretch in view.stretches if stretch.teacher_stop <= num_known],
-                [(i, j) for i, j in view.controls if j < num_known],
-                scores.logprobs[number, theirs],
-                self._grader.sort(log_softmax(logits, head.temperature or batch.temperature)),
+                batch.token_ids[row, columns].tolist(),
+                tree.stretches,
+                tree.controls,
+                _log_probs_of_nodes(tree, table),
+                self._grader.sort(table),
             )
             grades = self._grader.grade(reply)
-            logprobs[view.row, view.columns] = grades.logprobs.to(logprobs.dtype)
-            comparable_mask[view.row, view.columns] = grades.is_graded
+            logprobs[row, columns] = grades.logprobs.to(logprobs.dtype)
+            comparable_mask[row, columns] = grades.is_graded
             if top_ids is not None and top_logprobs is not None:
                 top = self._grader.distributions(reply, grades).topk(top_ids.shape[-1])
-                top_ids[view.row, view.columns] = top.indices
-                top_logprobs[view.row, view.columns] = top.values.log().to(top_logprobs.dtype)
+                top_ids[row, columns] = top.indices
+                top_logprobs[row, columns] = top.values.log().to(top_logprobs.dtype)
         metrics = self._metrics(batch, logprobs, comparable_mask)
         return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs, metrics=metrics)
 
@@ -239,14 +237,11 @@ class RetokenizedTeacher(Teacher):
                 ids, mask = batch.token_ids[row, kept].tolist(), batch.response_mask[row, kept].tolist()
                 views.append(View(row, columns, ids, mask, Alignment.identity(len(columns))))
                 continue
-            turns = trajectory.turns or (Turn(trajectory.prompt.messages, 0, len(columns), trajectory.text),)
-            lengths = [turn.end - turn.start for turn in turns]
-            for turn, places in zip(turns, torch.split(columns, lengths), strict=True):
+            for turn, places in _replies(trajectory, columns):
                 prompt_ids = translator.prompt(turn.messages)
                 reply = translator.reply(batch.token_ids[row, places].tolist(), cut)
                 mask = [False] * len(prompt_ids) + reply.response_mask
-                ids = prompt_ids + reply.token_ids
-                views.append(View(row, places, ids, mask, reply.alignment, reply.stretches, reply.controls))
+                views.append(View(row, places, prompt_ids + reply.token_ids, mask, reply.alignment))
         return views
 
     def grade(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:
@@ -315,6 +310,24 @@ class RetokenizedTeacher(Teacher):
     @override
     def close(self) -> None:
         self.scorer.close()
+
+
+def _log_probs_of_nodes(tree: PrefixTree, table: Tensor) -> list[float]:
+    """Return the log-prob (nats) of the tokens up to each node; −inf beyond a token that the model does not know."""
+    parents, ids = torch.tensor(tree.parents[1:]), torch.tensor(tree.token_ids[1:])
+    is_known = ids < table.shape[1]
+    own = table.double().cpu()[parents, ids.clamp(max=table.shape[1] - 1)].where(is_known, -torch.inf)
+    before = [0.0]
+    for parent, logprob in zip(tree.parents[1:], own.tolist(), strict=True):
+        before.append(before[parent] + logprob)
+    return before
+
+
+def _replies(trajectory: Trajectory, columns: Tensor) -> list[tuple[Turn, Tensor]]:
+    """Return each reply of an episode with the columns of its tokens."""
+    turns = trajectory.turns or (Turn(trajectory.prompt.messages, 0, len(columns), trajectory.text),)
+    lengths = [turn.end - turn.start for turn in turns]
+    return list(zip(turns, torch.split(columns, lengths), strict=True))
 
 
 def _strictly(x: Tensor | None, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch) -> Tensor | None:

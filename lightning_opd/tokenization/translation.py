@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lightning_opd.functional.alignment import Alignment, align
-from lightning_opd.functional.prefixes import Stretch
 from lightning_opd.tokenization.chat import render_prompt, reply_surroundings
 from lightning_opd.tokenization.roles import RoleTable, role_table
 from lightning_opd.tokenization.spelling import Spelling, spans_of
@@ -27,15 +26,11 @@ class Translation:
         response_mask: True on the tokens that stand for something the student wrote.
         alignment: Student tokens of the reply ↔ teacher tokens where `response_mask` holds, both
             counted from 0.
-        stretches: The text between control tokens, where both sides spell the same bytes.
-        controls: (student index, teacher index) of control tokens that both have.
     """
 
     token_ids: list[int] = field(default_factory=list)
     response_mask: list[bool] = field(default_factory=list)
     alignment: Alignment = field(default_factory=Alignment)
-    stretches: list[Stretch] = field(default_factory=list)
-    controls: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, token_ids: Sequence[int], *, is_response: bool) -> None:
         """Append tokens."""
@@ -59,6 +54,8 @@ class Translator:
     Attributes:
         is_identity: Whether both have one vocabulary.
         is_verbatim: Whether whole episodes have the same tokens on both sides.
+        student_lead: What the student's template puts before a reply.
+        teacher_lead: What the teacher's does.
     """
 
     def __init__(
@@ -78,7 +75,7 @@ class Translator:
         )
         self.student_spelling = Spelling(student, self.roles.student_ids)
         self.teacher_spelling = Spelling(teacher, self.roles.teacher_ids)
-        self._student_lead, self._teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
+        self.student_lead, self.teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
 
     def shared_tokens(self) -> dict[int, int]:
         """Return the student's id of each of the teacher's tokens that it has too: of the same bytes, or role."""
@@ -127,12 +124,7 @@ class Translator:
                 for offset, token_id in enumerate(tokens):
                     self._add_control(out, token_id, place + offset, is_lost=is_lost)
             else:
-                has_next = (
-                    token_ids[place + len(tokens)] in self.roles.pairs
-                    if place + len(tokens) < len(token_ids)
-                    else False
-                )
-                is_lost = self._add_text(out, tokens, place, cut, has_next=has_next, is_lost=is_lost)
+                is_lost = self._add_text(out, tokens, place, cut, is_lost=is_lost)
             place += len(tokens)
         return out
 
@@ -144,9 +136,7 @@ class Translator:
             )
             return
         if not is_lost:
-            first = sum(out.response_mask)
-            out.alignment = out.alignment.then(Alignment.identity(1), place, first)
-            out.controls.append((place, first))
+            out.alignment = out.alignment.then(Alignment.identity(1), place, sum(out.response_mask))
         out.add([self.roles.pairs[token_id]], is_response=True)
 
     def _add_text(
@@ -156,42 +146,31 @@ class Translator:
         place: int,
         cut: Callable[[list[bytes]], list[bytes]] | None,
         *,
-        has_next: bool,
         is_lost: bool,
     ) -> bool:
         """Append a stretch of text; return whether the teacher's tokens no longer spell the student's bytes."""
         pieces = [self.student_spelling.piece(i) for i in token_ids]
-        lead, own_lead = b"", b""
+        lead = b""
         if place == 0:  # what a template puts before a reply is not the student's, on either side
-            lead, own_lead = self._teacher_lead, self._student_lead
-            pieces = _without(pieces, own_lead)
+            lead = self.teacher_lead
+            pieces = without_lead(pieces, self.student_lead)
         text = b"".join(pieces)
         if cut is None:
             theirs = self.teacher_spelling.encode(lead + text)
         else:
             theirs = [i for stretch in (lead, *cut(pieces)) for i in self.teacher_spelling.encode(stretch)]
-        their_pieces = _without([self.teacher_spelling.piece(i) for i in theirs], lead)
+        their_pieces = without_lead([self.teacher_spelling.piece(i) for i in theirs], lead)
         num_lead = next((n for n, piece in enumerate(their_pieces) if piece), len(theirs))
         out.add(theirs[:num_lead], is_response=False)
         first = sum(out.response_mask)
         out.add(theirs[num_lead:], is_response=True)
         spans = spans_of(their_pieces[num_lead:], text)
         if not is_lost:
-            own_spans = spans_of(pieces, text)
-            out.alignment = out.alignment.then(align(own_spans, spans), place, first)
-            begins_together = their_pieces[num_lead:] == [self.teacher_spelling.piece(i) for i in theirs[num_lead:]]
-            if begins_together and cut is None and all(begin < end for begin, end in (*own_spans, *spans)):
-                native = spans_of(self._native_pieces(own_lead, text), text)
-                is_native = [span in native for span in own_spans]
-                out.stretches.append(Stretch(text, own_spans, spans, is_native, place, first, has_next))
+            out.alignment = out.alignment.then(align(spans_of(pieces, text), spans), place, first)
         return is_lost or max((end for _, end in spans), default=0) < len(text)
 
-    def _native_pieces(self, lead: bytes, text: bytes) -> list[bytes]:
-        """Return the pieces into which the student's tokenizer cuts a text that stands after a lead."""
-        return _without([self.student_spelling.piece(i) for i in self.student_spelling.encode(lead + text)], lead)
 
-
-def _without(pieces: list[bytes], lead: bytes) -> list[bytes]:
+def without_lead(pieces: list[bytes], lead: bytes) -> list[bytes]:
     """Return the pieces without the given beginning, if they begin with it."""
     if not b"".join(pieces).startswith(lead):
         return pieces

@@ -68,15 +68,15 @@ class Policy:
         """Return every token that occurs."""
         return sorted({token for tokens in self.sequences for token in tokens})
 
-    def distributions(self, logits: Tensor) -> list[Tensor]:
-        """Return log-probs over the vocabulary before every token of every text."""
-        table = torch.log_softmax(logits.masked_fill(~self.allowed, -math.inf), dim=-1)
-        vocabulary, rows = self.vocabulary(), list(self.children.values())
-        whole = table.new_full((len(table), len(vocabulary)), -math.inf)
-        for state, following in enumerate(rows):
-            for i, token in enumerate(following):
-                whole[state, vocabulary.index(token)] = table[state, i]
-        return [whole[place[:, 0]] for place in self.places]
+    def following(self, logits: Tensor, beginning: tuple[str, ...]) -> Tensor:
+        """Return log-probs over the vocabulary after a run of tokens; of nothing after a whole text."""
+        whole = logits.new_full((len(self.vocabulary()),), -math.inf)
+        if beginning in self.children:
+            state = list(self.children).index(beginning)
+            row = torch.log_softmax(logits.masked_fill(~self.allowed, -math.inf), dim=-1)[state]
+            for i, token in enumerate(self.children[beginning]):
+                whole[self.vocabulary().index(token)] = row[i]
+        return whole
 
 
 class Texts:
@@ -88,24 +88,36 @@ class Texts:
         self.logits = self.student.logits(generator).requires_grad_()
         teacher_logits = teacher.logits(generator)
         self.teacher_logprobs = teacher.logprobs(teacher_logits)
-        self._distributions = teacher.distributions(teacher_logits)
+        self._teacher_merges = teacher_merges
         ours, theirs = ([token.encode() for token in policy.vocabulary()] for policy in (self.student, teacher))
         self._grader = PrefixGrader(Pieces(ours), Pieces(theirs))
         self.prefix_distributions: list[Tensor] = []
         self.prefix_grades = [
-            self._prefix_grades(i, spans_of(own), spans_of(other))
-            for i, (own, other) in enumerate(zip(self.student.sequences, teacher.sequences, strict=True))
+            self._prefix_grades(text, own, teacher, teacher_logits)
+            for text, own in zip(TEXTS, self.student.sequences, strict=True)
         ]
         self.alignments: list[Alignment] = [
             align(spans_of(ours), spans_of(theirs))
             for ours, theirs in zip(self.student.sequences, teacher.sequences, strict=True)
         ]
 
-    def _prefix_grades(self, i: int, own: list[tuple[int, int]], other: list[tuple[int, int]]) -> Tensor:
-        stretch = Stretch(TEXTS[i].encode(), own, other, [True] * len(own), 0, 0, has_next=False)
-        ids = [self.student.vocabulary().index(token) for token in self.student.sequences[i]]
-        probabilities = self._grader.sort(self._distributions[i])
-        reply = Reply(ids, [stretch], [], self.teacher_logprobs[i], probabilities)
+    def _prefix_grades(self, text: str, own: list[str], teacher: Policy, logits: Tensor) -> Tensor:
+        """Grade one text by the tree of its beginnings' tokenisations."""
+        nodes: dict[tuple[str, ...], int] = {(): 0}
+        beginnings = [tuple(tokens_of(text[:length], self._teacher_merges)) for length in range(len(text) + 1)]
+        for beginning in beginnings:
+            nodes.setdefault(beginning, len(nodes))
+        assert all(beginning[:-1] in nodes for beginning in beginnings)
+        table = torch.stack([teacher.following(logits, beginning) for beginning in nodes])
+        before = [0.0] * len(nodes)
+        for beginning, node in nodes.items():
+            if beginning:
+                parent = nodes[beginning[:-1]]
+                before[node] = before[parent] + float(table[parent, teacher.vocabulary().index(beginning[-1])])
+        places = [nodes[beginning] for beginning in beginnings]
+        stretch = Stretch(text.encode(), spans_of(own), [True] * len(own), 0, places, None)
+        ids = [self.student.vocabulary().index(token) for token in own]
+        reply = Reply(ids, [stretch], [], before, self._grader.sort(table))
         grades = self._grader.grade(reply)
         assert grades.is_graded.all()
         self.prefix_distributions.append(self._grader.distributions(reply, grades))
