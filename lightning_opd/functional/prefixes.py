@@ -147,6 +147,8 @@ class _Following(NamedTuple):
 
     def to(self, device: torch.device) -> _Following:
         """Return the same on a device."""
+        if self.settled.device == device:
+            return self
         tensors = (self.settled, self.settled_ids, self.open, self.open_ids)
         return _Following(self.first, self.num_tokens, *(x.to(device) for x in tensors))
 

@@ -94,6 +94,10 @@ def _add_text(
     end = nodes[-1]
     if end is None:
         return None
+    node, length = end, len(whole)
+    while node != root:  # what was written itself is among the beginnings, even where a half character is cut otherwise
+        nodes[length] = node
+        node, length = tree.parents[node], length - len(theirs.piece(tree.token_ids[node]))
     num_lead = next((n for n, piece in enumerate(pieces) if piece), len(pieces))
     if num_lead == len(pieces):
         return end

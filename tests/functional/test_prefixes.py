@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import functools
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lightning_opd.functional.prefixes import UNSETTLED, UNSPELT, Pieces, PrefixGrader, PrefixGrades, Reply, Stretch
-from lightning_opd.tokenization.translation import Translation, Translator
+from lightning_opd.models import LanguageModel, load_causal_lm
+from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.tokenization.translation import Translator
 from tests.functional.texts import TEXTS, WORLDS, Texts
 from tests.tokenization.random_pairs import random_tokenizer, random_translator, seeds, texts
 
@@ -53,24 +58,24 @@ def test_every_known_probability_is_exact(world: str) -> None:
 # --- random tokenizers -----------------------------------------------------------------------------
 
 
+@functools.cache
 def grader_of(both: Translator) -> PrefixGrader:
     sides = (both.student_spelling, both.student), (both.teacher_spelling, both.teacher)
     ours, theirs = (Pieces([spelling.piece(i) for i in range(len(tokenizer))]) for spelling, tokenizer in sides)
     return PrefixGrader(ours, theirs, both.roles.pairs)
 
 
-def graded(
-    both: Translator, token_ids: list[int], seed: int
-) -> tuple[Translation, Reply, PrefixGrades, torch.Tensor, PrefixGrader]:
+def graded(both: Translator, token_ids: list[int], seed: int) -> tuple[PrefixTree, Reply, PrefixGrades, Tensor]:
     """Grade a reply by random distributions of the teacher, and give every known probability."""
-    translation, generator = both.reply(token_ids), torch.Generator().manual_seed(seed)
-    theirs = [i for i, counts in zip(translation.token_ids, translation.response_mask, strict=True) if counts]
-    logits = 3 * torch.randn(len(theirs), len(both.teacher), generator=generator, dtype=torch.float64)
+    tree, generator = prefix_tree(both, token_ids), torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(len(tree.token_ids), len(both.teacher), generator=generator, dtype=torch.float64)
     table, grader = torch.log_softmax(logits, dim=-1), grader_of(both)
-    logprobs = table.gather(1, torch.tensor(theirs, dtype=torch.long)[:, None]).squeeze(1)
-    reply = Reply(token_ids, translation.stretches, translation.controls, logprobs, grader.sort(table))
+    before = [0.0]
+    for parent, token_id in zip(tree.parents[1:], tree.token_ids[1:], strict=True):
+        before.append(before[parent] + float(table[parent, token_id]))
+    reply = Reply(token_ids, tree.stretches, tree.controls, before, grader.sort(table))
     grades = grader.grade(reply)
-    return translation, reply, grades, grader.distributions(reply, grades), grader
+    return tree, reply, grades, grader.distributions(reply, grades)
 
 
 @settings(max_examples=150, deadline=None)
@@ -79,10 +84,14 @@ def test_grades_of_any_text_add_up_to_its_log_prob(student: int, teacher: int, t
     assume(student != teacher)
     both = random_translator(student, teacher)
     token_ids = [*both.student_spelling.encode(text.encode()), both.student.convert_tokens_to_ids(STOP)]
-    _, reply, grades, known, _ = graded(both, token_ids, seed)
+    tree, reply, grades, known = graded(both, token_ids, seed)
+    native = both.reply(token_ids)
+    theirs = [i for i, counts in zip(native.token_ids, native.response_mask, strict=True) if counts]
+    end = tree.controls[-1][1]
+    assert end == tree.descendant(0, theirs), "the tree holds the teacher's own tokens of the whole reply"
     assert grades.is_graded.all()
     assert grades.logprobs.max() <= 1e-9
-    assert float(grades.logprobs.sum()) == pytest.approx(float(reply.teacher_logprobs.sum()), abs=1e-8)
+    assert float(grades.logprobs.sum()) == pytest.approx(reply.before[end], abs=1e-8)
     assert float(known.sum(dim=1).max()) <= 1 + 1e-9
     own = known.gather(1, torch.tensor(token_ids)[:, None]).squeeze(1)
     assert (own <= grades.logprobs.exp() + 1e-12).all()
@@ -103,12 +112,12 @@ def test_whatever_a_student_emits_gets_finite_grades(
     assume(student != teacher)
     both = random_translator(student, teacher)
     token_ids = [noise.randrange(len(random_tokenizer(student))) for _ in range(length)]
-    translation, _, grades, known, _ = graded(both, token_ids, length)
+    tree, _, grades, known = graded(both, token_ids, length)
     assert torch.isfinite(grades.logprobs).all()
     assert ((known >= 0) & (known <= 1 + 1e-9)).all()
     assert (known.sum(dim=1) <= 1 + 1e-9).all()
     assert not grades.logprobs[~grades.is_graded].any()
-    for stretch in translation.stretches:
+    for stretch in tree.stretches:
         for i, is_native in enumerate(stretch.is_native):
             assert is_native or float(grades.logprobs[stretch.first_student + i]) <= UNSPELT + 1e-9
 
@@ -117,10 +126,36 @@ def test_no_token_answers_for_what_follows_it() -> None:
     """The teacher merges "ab": "a" before "b" is no absurdity, and "a" before "c" no certainty."""
     grader = PrefixGrader(Pieces([b"a", b"b", b"c"]), Pieces([b"a", b"b", b"c", b"ab"]))
     first, second = torch.tensor([[0.05, 0.05, 0.1, 0.8], [0.2, 0.1, 0.6, 0.1]]).log().double()
-    merged = Stretch(b"ab", [(0, 1), (1, 2)], [(0, 2)], [True, True], 0, 0, has_next=False)
-    grades = grader.grade(Reply([0, 1], [merged], [], first[3:], grader.sort(first[None])))
-    assert grades.logprobs.exp().tolist() == pytest.approx([0.85, 0.8 / 0.85])
-    cut = Stretch(b"ac", [(0, 1), (1, 2)], [(0, 1), (1, 2)], [True, True], 0, 0, has_next=False)
-    logprobs = torch.stack([first[0], second[2]])
-    grades = grader.grade(Reply([0, 2], [cut], [], logprobs, grader.sort(torch.stack([first, second]))))
-    assert grades.logprobs.exp().tolist() == pytest.approx([0.85, 0.05 * 0.6 / 0.85])
+    for text, ids, whole, after_a in ((b"ab", [0, 1], first[3], 0.8 + 0.05 * 0.1), (b"ac", [0, 2], None, 0.05 * 0.6)):
+        table = torch.stack([first, second, second])
+        before = [0.0, float(first[0]), float(first[0] + second[2] if whole is None else whole)]
+        stretch = Stretch(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
+        reply = Reply(ids, [stretch], [], before, grader.sort(table))
+        grades = grader.grade(reply)
+        assert grades.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
+        assert grader.distributions(reply, grades)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])
+
+
+def test_a_tree_is_read_as_its_branches_one_by_one(tiny_model_dir: Path) -> None:
+    """A branch's states are those of a plain forward over it."""
+    both = random_translator(1, 2)
+    replies = [both.student_spelling.encode(text.encode()) for text in ("12+34=46", "", "a b c d e f")]
+    trees, prompts = [prefix_tree(both, ids) for ids in replies], [[5, 6, 7], [8], [9, 10]]
+    model = LanguageModel(load_causal_lm(str(tiny_model_dir), dtype="float64").eval(), 288)
+    states = model.tree_states(*pack(prompts, [_within(tree, 288) for tree in trees], torch.device("cpu")))
+    num_branches = 0
+    for row, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+        for node in range(len(tree.token_ids)):
+            branch, at = [], node
+            while at > 0:
+                branch.append(tree.token_ids[at] % 288)
+                at = tree.parents[at]
+            ids = torch.tensor([[*prompt, *branch[::-1], 0]])
+            expected = model.states(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
+            torch.testing.assert_close(states[row, len(prompt) - 1 + node], expected, rtol=0, atol=1e-10)
+            num_branches += node not in tree.parents
+    assert num_branches >= len(replies)
+
+
+def _within(tree: PrefixTree, vocab_size: int) -> PrefixTree:
+    return PrefixTree([i % vocab_size for i in tree.token_ids], tree.parents)
