@@ -134,10 +134,8 @@ class PrefixGrades:
 class _Following(NamedTuple):
     """What the student writes next, for a run of the teacher's tokens in sorted order."""
 
-    first: int
-    num_tokens: int
     settled: Tensor
-    """Those that settle it, counted from the first, ..."""
+    """Places of those that settle it, ..."""
     settled_ids: Tensor
     """... and the student's tokens."""
     open: Tensor
@@ -150,7 +148,40 @@ class _Following(NamedTuple):
         if self.settled.device == device:
             return self
         tensors = (self.settled, self.settled_ids, self.open, self.open_ids)
-        return _Following(self.first, self.num_tokens, *(x.to(device) for x in tensors))
+        return _Following(*(x.to(device) for x in tensors))
+
+
+class _Sums:
+    """Adds masses of the teacher's tokens to tokens of the student, all at once in the end."""
+
+    def __init__(self, probabilities: Tensor, shape: tuple[int, int]) -> None:
+        self._probabilities, self._shape = probabilities, shape
+        self._sources: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._weights: list[float] = []
+
+    def add(
+        self, index: int, node: int, weight: float, places: Tensor, ids: Tensor, gone: Sequence[tuple[int, int]]
+    ) -> None:
+        """Add the masses at some places after a node, but for ranges of them, to tokens at one index."""
+        if gone:
+            is_kept = torch.ones_like(places, dtype=torch.bool)
+            for first, stop in gone:
+                is_kept &= (places < first) | (places >= stop)
+            places, ids = places[is_kept], ids[is_kept]
+        if len(places):
+            self._sources.append(places + node * self._probabilities.shape[1])
+            self._targets.append(ids + index * self._shape[1])
+            self._weights.append(weight)
+
+    def total(self) -> Tensor:
+        out = self._probabilities.new_zeros(self._shape[0] * self._shape[1])
+        if self._sources:
+            counts = torch.tensor([len(x) for x in self._sources], device=out.device)
+            weights = torch.tensor(self._weights, dtype=out.dtype, device=out.device).repeat_interleave(counts)
+            masses = self._probabilities.flatten()[torch.cat(self._sources)] * weights
+            out.index_add_(0, torch.cat(self._targets), masses)
+        return out.view(self._shape)
 
 
 class PrefixGrader:
@@ -228,18 +259,17 @@ class PrefixGrader:
         the student wrote is always known, others only if at most `UNSETTLED` of their probability hangs on how the
         teacher would go on.
         """
-        before, probabilities = reply.before, reply.probabilities
-        known = probabilities.new_zeros(len(reply.student_ids), len(self.student.order))
-        open_ = torch.zeros_like(known)
-        for index, position, head, longer in self._next_covers(reply):
-            following = self._following(head).to(known.device)
-            places = slice(following.first, following.first + following.num_tokens)
-            masses = probabilities[position, places] * math.exp(min(before[position] - grades.starts[index], 50.0))
-            for start, stop in ((lo - places.start, hi - places.start) for at, lo, hi in longer if at == position):
-                masses[max(0, start) : max(0, stop)] = 0.0  # would have been cut otherwise
-            known[index].index_add_(0, following.settled_ids, masses[following.settled])
-            open_[index].index_add_(0, following.open_ids, masses[following.open])
-        known = torch.where(open_ <= UNSETTLED * known, known, 0.0)
+        probabilities, device = reply.probabilities, reply.probabilities.device
+        shape = len(reply.student_ids), len(self.student.order)
+        settled, open_ = _Sums(probabilities, shape), _Sums(probabilities, shape)
+        for index, node, head, longer in self._next_covers(reply):
+            following = self._following(head).to(device)
+            weight = math.exp(min(reply.before[node] - grades.starts[index], 50.0))
+            gone = [(first, stop) for at, first, stop in longer if at == node]  # would have been cut otherwise
+            settled.add(index, node, weight, following.settled, following.settled_ids, gone)
+            open_.add(index, node, weight, following.open, following.open_ids, gone)
+        known, open_mass = settled.total(), open_.total()
+        known = torch.where(open_mass <= UNSETTLED * known, known, 0.0)
         own = grades.logprobs.exp() * grades.is_graded
         known.scatter_(1, torch.tensor(reply.student_ids, dtype=torch.long, device=known.device)[:, None], own[:, None])
         return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
@@ -274,24 +304,15 @@ class PrefixGrader:
         places = self.teacher.beginning_with(head) if head else range(len(self.teacher.pieces))
         settled: list[tuple[int, int]] = []
         open_: list[tuple[int, int]] = []
-        for i, place in enumerate(places):
+        for place in places:
             rest = self.teacher.pieces[place][len(head) :]
             if rest:
                 ids = self.student.first_tokens(rest)
-                (settled if len(ids) == 1 else open_).extend((i, token_id) for token_id in ids)
+                (settled if len(ids) == 1 else open_).extend((place, token_id) for token_id in ids)
             elif not head and (token_id := self._student_controls.get(self.teacher.order[place])) is not None:
-                settled.append((i, token_id))
-        (settled_places, settled_ids), (open_places, open_ids) = (
-            torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1) for pairs in (settled, open_)
-        )
-        return _Following(
-            places.start,
-            len(places),
-            settled_places,
-            settled_ids,
-            open_places,
-            open_ids,
-        )
+                settled.append((place, token_id))
+        columns = [torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1) for pairs in (settled, open_)]
+        return _Following(*columns[0], *columns[1])
 
     def _covers(self, stretch: Stretch, end: int) -> list[Cover]:
         """Return the teacher's tokens that cover a place in the text."""

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,6 +28,9 @@ from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores,
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
+
+DOMINANT_SHARE = 0.2
+"""Share of Σ|r| above which one token id rules the gradient."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class RetokenizedTeacher(Teacher):
     positions that both sides cut alike.
 
     Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
-    that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats). More, with examples:
+    that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats), `top_token_share` (of
+    Σ|log-ratio|, by the heaviest token id; said aloud once above a fifth). More, with examples:
     `retokenization_report`.
 
     Args:
@@ -92,6 +97,7 @@ class RetokenizedTeacher(Teacher):
         self.scorer = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code) if scorer is None else scorer
         self.trust_remote_code, self.top_k = trust_remote_code, top_k
         self._translator: Translator | None = None
+        self._has_spoken = False
 
     @property
     @override
@@ -297,11 +303,28 @@ class RetokenizedTeacher(Teacher):
             "dropped_logprob": (dropped.sum(), size.sum()),
         }
         log_ratio = torch.where(comparable_mask, logprobs - own, 0.0)
+        weights = torch.bincount(batch.token_ids[comparable_mask], log_ratio[comparable_mask].abs())
+        metrics["top_token_share"] = self._top_token(weights)
         for role in ROLES:
             ids = [token_id for token_id, name in self.translator.roles.names.items() if name == role]
             has_role = comparable_mask & torch.isin(batch.token_ids, batch.token_ids.new_tensor(ids))
             metrics[f"role_log_ratio_{role}"] = (torch.where(has_role, log_ratio, 0.0).sum(), has_role.sum())
         return metrics
+
+    def _top_token(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the share of Σ|r| that one token id carries, and say it once if that is too much."""
+        if not len(weights) or weights.sum() == 0:
+            return weights.new_zeros(()), weights.new_zeros(())
+        share = weights.max() / weights.sum()
+        if share > DOMINANT_SHARE and not self._has_spoken:
+            self._has_spoken = True
+            token = self.translator.student.convert_ids_to_tokens(int(weights.argmax()))
+            rank_zero_info(
+                f"One token carries {float(share):.0%} of all log-ratios of teacher `{self.path}`: {token!r}. If it is "
+                "a control token, map it under `roles`; `retokenization_report` shows the worst tokens, as both "
+                "sides cut them."
+            )
+        return share, torch.ones_like(share)
 
     @override
     def output_head(self) -> LinearHead | None:

@@ -1,7 +1,7 @@
-"""Compares the credits of recipes/cross_tokenizer, and collects the comparison into its results.json and README.
+"""Compares the credits of recipes/cross_tokenizer, and collects its seeds into its results.json and README.
 
 python -m tests.benchmarks.cross_tokenizer train 1 CREDIT...    # after the recipe: one merge and test per credit
-python -m tests.benchmarks.cross_tokenizer collect 1
+python -m tests.benchmarks.cross_tokenizer collect 1 0 1 2      # the seed of the credits, and those of the recipe
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
 
 RECIPE = RECIPES / "cross_tokenizer"
-CREDITS = ("span_proportional", "span_equal", "span_whole", "strict", "whole_text", "splice")
+CREDITS = ("prefix", "span_proportional", "span_equal", "span_whole", "strict", "whole_text", "splice")
 """Names of the overlays; `splice` has none, because the package refuses it."""
 
 NUM_PROMPTS = 256
 COMMAND = (
-    f"python -m lightning_opd run recipes/cross_tokenizer --seed {{0}}; python -m tests.benchmarks.cross_tokenizer "
-    f"train {{0}} {' '.join(CREDITS)}; python -m tests.benchmarks.cross_tokenizer collect {{0}}"
+    "for seed in {1}; do python -m lightning_opd run recipes/cross_tokenizer --seed $seed; done; "
+    f"python -m tests.benchmarks.cross_tokenizer train {{0}} {' '.join(CREDITS)}; "
+    "python -m tests.benchmarks.cross_tokenizer collect {0} {1}"
 )
 
 

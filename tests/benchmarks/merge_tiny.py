@@ -29,14 +29,16 @@ def pooled(reports: list[dict]) -> list[dict[str, object]]:
     rows = []
     for domain, split, mode, _ in cells(reports[0]["domains"]):
         same = [report["domains"][domain][split][mode] for report in reports]
-        means = {model: sum(cell[model]["value"] for cell in same) / len(same) for model in MODELS}
+        models = [model for model in MODELS if all(model in cell for cell in same)]
+        means = {model: sum(cell[model]["value"] for cell in same) / len(same) for model in models}
         row: dict[str, object] = {"domain": domain, "split": split, "mode": mode}
         row |= {model: round(value, 4) for model, value in means.items()}
         row["parity"] = round(means["student"] / means["teacher"], 4)
         row["lowest"] = round(min(cell["parity"]["value"] for cell in same), 4)
         row["lowest_teacher"] = round(min(cell["teacher"]["value"] for cell in same), 4)
         row["highest_base"] = round(max(cell["base"]["value"] for cell in same), 4)
-        row["lowest_lead"] = round(min(_lead(cell) for cell in same), 4)
+        if set(BASELINES) <= set(models):
+            row["lowest_lead"] = round(min(_lead(cell) for cell in same), 4)
         row["n"] = [cell["n"] for cell in same]
         rows.append(row)
     return rows
@@ -49,17 +51,15 @@ def _lead(cell: dict) -> float:
 
 def table(rows: list[dict[str, object]]) -> str:
     """Return a variant's Markdown table."""
-    lines = [
-        "| domain | split | mode | student | teacher | **parity** | lowest seed | base | average | task arithmetic |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    others = [model for model in ("base", *BASELINES) if model in rows[0]]
+    head = ["domain", "split", "mode", "student", "teacher", "**parity**", "lowest seed"]
+    lines = [[*head, *(model.replace("_", " ") for model in others)]]
     for row in rows:
-        numbers = [
-            f"{row[name]:.3f}" for name in ("student", "teacher", "lowest", "base", "average", "task_arithmetic")
-        ]
+        numbers = [f"{row[name]:.3f}" for name in ("student", "teacher", "lowest", *others)]
         numbers.insert(2, f"**{row['parity']:.3f}**")
-        lines.append(f"| {' | '.join([str(row['domain']), str(row['split']), str(row['mode']), *numbers])} |")
-    return "\n".join(lines)
+        lines.append([str(row["domain"]), str(row["split"]), str(row["mode"]), *numbers])
+    text = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:]])
 
 
 def with_tables(text: str, results: dict) -> str:
