@@ -6,6 +6,7 @@ import json
 
 from tests.benchmarks import merge_agents, reward_hacking
 from tests.benchmarks.evidence import with_table
+from tests.benchmarks.merge_tiny import with_tables
 
 
 def results(recipe: str) -> tuple[dict, str]:
@@ -42,3 +43,31 @@ def test_the_detector_sees_the_hack_in_time_and_nothing_else() -> None:
         assert row["alarm"] is not None
         assert row["alarm"] - row["halving"] <= 10
     assert all(row["alarm"] is None for row in HACKING["arms"]["both"])
+
+
+# --- merge_agents ----------------------------------------------------------------------------------
+
+AGENTS, AGENTS_README = results("merge_agents")
+
+
+def test_the_readme_of_merge_agents_shows_the_committed_results() -> None:
+    assert with_tables(AGENTS_README, AGENTS) == AGENTS_README
+    assert AGENTS["seeds"] == [0, 1, 2]
+    assert {"command", "commit", "date"} <= AGENTS.keys()
+
+
+def test_the_merged_agent_is_at_parity_with_both_experts() -> None:
+    rows = AGENTS["variants"]["distribution_matching"]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row["parity"] >= 0.99, row
+        assert row["lowest"] >= 0.97, row
+        assert min(row["n"]) >= 2048
+        assert row["highest_base"] <= 0.65, row
+        assert row["lowest_lead"] >= 0, row
+    gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows]
+    assert sum(gain) / len(gain) >= 0.1
+
+
+def test_the_detector_is_silent_where_agents_merge_well() -> None:
+    assert all(watched["alarm"] is None and watched["windows"] == 300 for watched in AGENTS["hack_alarms"])

@@ -38,6 +38,11 @@ def test_the_merged_student_is_at_parity_with_every_teacher(variant: str, least:
     assert sum(gain) / len(gain) >= 0.1
 
 
+def test_the_detector_of_reward_hacking_is_silent_where_models_merge_well() -> None:
+    assert len(RESULTS["hack_alarms"]) == 3
+    assert all(watched["alarm"] is None and watched["windows"] == 360 for watched in RESULTS["hack_alarms"])
+
+
 def test_the_readme_of_cross_tokenizer_shows_the_committed_results() -> None:
     folder = cross_tokenizer.RECIPE
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -46,15 +51,27 @@ def test_the_readme_of_cross_tokenizer_shows_the_committed_results() -> None:
     assert {"command", "commit", "date", "made_by"} <= results.keys()
 
 
-def test_a_teacher_of_another_tokenizer_teaches_and_a_spliced_one_harms() -> None:
+def test_a_student_is_at_parity_with_a_teacher_of_another_tokenizer() -> None:
+    results = json.loads((cross_tokenizer.RECIPE / "results.json").read_text(encoding="utf-8"))
+    assert results["seeds"] == [0, 1, 2]
+    rows = [row for row in results["parity"] if row["domain"] == "arithmetic"]
+    assert len(rows) == 2 * 2
+    for row in rows:
+        assert row["parity"] >= 0.99, row
+        assert row["lowest"] >= 0.97, row
+        assert min(row["n"]) >= 2048
+
+
+def test_every_credit_but_the_splice_teaches_something() -> None:
     results = json.loads((cross_tokenizer.RECIPE / "results.json").read_text(encoding="utf-8"))
     sampled = {name: found["outcomes"]["sampled"]["mean"] for name, found in results["credits"].items()}
+    assert set(sampled) == set(cross_tokenizer.CREDITS)
     base = results["base"]["sampled"]["mean"]
-    for name in ("span_proportional", "whole_text"):
-        assert sampled[name] >= base + 0.3
+    for name in ("prefix", "span_proportional", "whole_text"):
+        assert sampled[name] >= base + 0.2, name
     assert sampled["splice"] < base
     for probe in results["probes"]:
         assert probe["spliced"] < probe["native"] - 100
         assert probe["per_character"] < probe["spliced"]
         assert probe["kept_tokens_span"] > 0.99
-    assert results["alignment_share"] < 0.05
+    assert results["alignment_share"]["span_proportional"] < 0.05

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
@@ -15,15 +15,15 @@ from typing_extensions import override
 
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, Prefix, Strict
-from lightning_opd.functional.logprobs import log_softmax
-from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Reply
+from lightning_opd.functional.pieces import Pieces
+from lightning_opd.functional.prefixes import PrefixGrader
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
-from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.teachers.prefix_scores import prefix_scores, replies_of
 from lightning_opd.tokenization.roles import ROLES
 from lightning_opd.tokenization.translation import Translator
-from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores, Trajectory, Turn
+from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -132,7 +132,9 @@ class RetokenizedTeacher(Teacher):
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
             raise ValueError(msg)
         if self.is_retokenized and isinstance(self.credit, Prefix):
-            return self._prefixed(batch, wanted)
+            top_k = self.top_k if Signal.TOP_LOGPROBS in wanted else 0
+            scores = prefix_scores(batch, self.translator, self.scorer, self._grader, top_k)
+            return replace(scores, metrics=self._metrics(batch, scores.logprobs, scores.comparable_mask))
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
         scores = self.scorer.score(own, wanted)
@@ -169,50 +171,6 @@ class RetokenizedTeacher(Teacher):
             comparable_mask[row, columns] = is_comparable
         return logprobs, comparable_mask
 
-    @torch.no_grad()
-    def _prefixed(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        """Grade by `Prefix`, reply by reply."""
-        replies = [
-            (row, columns, self.translator.prompt(turn.messages), prefix_tree(self.translator, ids))
-            for row, trajectory in enumerate(batch.trajectories)
-            for turn, columns in _replies(trajectory, batch.response_mask[row].nonzero().squeeze(-1))
-            for ids in (batch.token_ids[row, columns].tolist(),)
-        ]
-        packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], batch.token_ids.device)
-        states, head = self.scorer.tree_states(*packed), self.scorer.output_head()
-        if head is None or states is None:
-            msg = (
-                f"The credit `Prefix` takes whole distributions, and the scorer of teacher `{self.path}` has none to "
-                "give. Use a teacher in this process, or the credit `Span` or `Strict`."
-            )
-            raise ValueError(msg)
-        logprobs = torch.zeros_like(batch.rollout_logprobs)
-        comparable_mask = torch.zeros_like(batch.response_mask)
-        top_ids = top_logprobs = None
-        if Signal.TOP_LOGPROBS in wanted:
-            top_k = min(self.top_k, len(self.translator.student))
-            top_logprobs = logprobs.new_full((*batch.token_ids.shape, top_k), -torch.inf)
-            top_ids = torch.zeros_like(top_logprobs, dtype=torch.long)
-        for of_row, (row, columns, prompt, tree) in zip(states, replies, strict=True):
-            nodes = of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)]
-            table = log_softmax(head.logits(nodes), head.temperature or batch.temperature)
-            reply = Reply(
-                batch.token_ids[row, columns].tolist(),
-                tree.stretches,
-                tree.controls,
-                _log_probs_of_nodes(tree, table),
-                self._grader.sort(table),
-            )
-            grades = self._grader.grade(reply)
-            logprobs[row, columns] = grades.logprobs.to(logprobs.dtype)
-            comparable_mask[row, columns] = grades.is_graded
-            if top_ids is not None and top_logprobs is not None:
-                top = self._grader.distributions(reply, grades).topk(top_ids.shape[-1])
-                top_ids[row, columns] = top.indices
-                top_logprobs[row, columns] = top.values.log().to(top_logprobs.dtype)
-        metrics = self._metrics(batch, logprobs, comparable_mask)
-        return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs, metrics=metrics)
-
     @cached_property
     def _grader(self) -> PrefixGrader:
         spellings = self.translator.student_spelling, self.translator.teacher_spelling
@@ -243,7 +201,7 @@ class RetokenizedTeacher(Teacher):
                 ids, mask = batch.token_ids[row, kept].tolist(), batch.response_mask[row, kept].tolist()
                 views.append(View(row, columns, ids, mask, Alignment.identity(len(columns))))
                 continue
-            for turn, places in _replies(trajectory, columns):
+            for turn, places in replies_of(trajectory, columns):
                 prompt_ids = translator.prompt(turn.messages)
                 reply = translator.reply(batch.token_ids[row, places].tolist(), cut)
                 mask = [False] * len(prompt_ids) + reply.response_mask
@@ -333,24 +291,6 @@ class RetokenizedTeacher(Teacher):
     @override
     def close(self) -> None:
         self.scorer.close()
-
-
-def _log_probs_of_nodes(tree: PrefixTree, table: Tensor) -> list[float]:
-    """Return the log-prob (nats) of the tokens up to each node; −inf beyond a token that the model does not know."""
-    parents, ids = torch.tensor(tree.parents[1:]), torch.tensor(tree.token_ids[1:])
-    is_known = ids < table.shape[1]
-    own = table.double().cpu()[parents, ids.clamp(max=table.shape[1] - 1)].where(is_known, -torch.inf)
-    before = [0.0]
-    for parent, logprob in zip(tree.parents[1:], own.tolist(), strict=True):
-        before.append(before[parent] + logprob)
-    return before
-
-
-def _replies(trajectory: Trajectory, columns: Tensor) -> list[tuple[Turn, Tensor]]:
-    """Return each reply of an episode with the columns of its tokens."""
-    turns = trajectory.turns or (Turn(trajectory.prompt.messages, 0, len(columns), trajectory.text),)
-    lengths = [turn.end - turn.start for turn in turns]
-    return list(zip(turns, torch.split(columns, lengths), strict=True))
 
 
 def _strictly(x: Tensor | None, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch) -> Tensor | None:

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
+from tests.benchmarks.merge_tiny import pooled, table
 
 RECIPE = RECIPES / "cross_tokenizer"
 CREDITS = ("prefix", "span_proportional", "span_equal", "span_whole", "strict", "whole_text", "splice")
@@ -95,12 +96,11 @@ def outcomes(seed: int, name: str) -> dict[str, dict[str, float]]:
     return {mode: {"mean": round(sum(x) / len(x), 4), "n": len(x)} for mode, x in found.items()}
 
 
-def alignment_share(seed: int, num_steps: int = 7) -> float:
+def alignment_share(seed: int, *overlays: str, num_steps: int = 7) -> float:
     """Return the share of a window's processor time that is spent on translating, aligning and crediting."""
-    from lightning_opd.cli.main import main as run
     from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
 
-    whole, scorer, marks, inner = RetokenizedTeacher.score, LocalTeacher.score, [], [0.0]
+    marks, inner = [], [0.0]
 
     def timed(*arguments: object) -> object:
         inner[0], started = 0.0, time.process_time()
@@ -109,40 +109,41 @@ def alignment_share(seed: int, num_steps: int = 7) -> float:
         marks.append((ended, ended - started - inner[0]))
         return scores
 
-    def timed_scorer(*arguments: object) -> object:
-        started = time.process_time()
-        scores = scorer(*arguments)
-        inner[0] += time.process_time() - started
-        return scores
+    def timed_scorer(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            started = time.process_time()
+            scores = method(*arguments)
+            inner[0] += time.process_time() - started
+            return scores
 
-    RetokenizedTeacher.score, LocalTeacher.score = timed, timed_scorer
-    assert (
-        run(
-            [
-                "fit",
-                "--config",
-                write_config(seed, "cost", "merge"),
-                f"--trainer.max_steps={num_steps}",
-                "--trainer.val_check_interval=999",
-            ]
-        )
-        == 0
-    )
-    RetokenizedTeacher.score, LocalTeacher.score = whole, scorer
+        return call
+
+    whole, scorers = RetokenizedTeacher.score, (LocalTeacher.score, LocalTeacher.tree_states)
+    RetokenizedTeacher.score = timed
+    LocalTeacher.score, LocalTeacher.tree_states = map(timed_scorer, scorers)
+    fit(seed, "cost", *overlays, more=(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"))
+    RetokenizedTeacher.score, (LocalTeacher.score, LocalTeacher.tree_states) = whole, scorers
     return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])
 
 
+def fit(seed: int, variant: str, *overlays: str, more: Sequence[str] = ()) -> None:
+    """Run the recipe's merge with overlays."""
+    from lightning_opd.cli.main import main as run
+
+    configs = [word for name in ("merge", *overlays) for word in ("--config", write_config(seed, variant, name))]
+    assert run(["fit", *configs, "--seed_everything", str(seed), *more]) == 0
+
+
 def train(seed: int, credit: str) -> None:
-    """Run the recipe's merge with a credit's overlay, and test the student."""
+    """Run a merge of sampled tokens with a credit's overlay, and test the student on arithmetic."""
     from lightning_opd.cli.main import main as run
     from lightning_opd.modules import opd
 
     if credit == "splice":  # the package refuses to train on it: this once it shall not
         opd.check_retokenized_teachers = lambda *_: None
-    merge, overlay, test = (write_config(seed, credit, name) for name in ("merge", credit, "test"))
-    fit = ["fit", "--config", merge, "--config", overlay, "--seed_everything", str(seed)]
-    for arguments in (fit, ["test", "--config", test, "--seed_everything", str(seed)]):
-        assert run(arguments) == 0
+    fit(seed, credit, "sampled", credit)
+    test = ["test", "--config", write_config(seed, credit, "test"), "--seed_everything", str(seed)]
+    assert run([*test, "--data.evaluation.splits=[test]", "--data.evaluation.num_prompts={arithmetic: 2048}"]) == 0
 
 
 def write_config(seed: int, variant: str, name: str) -> str:
@@ -180,6 +181,7 @@ def tables(results: Mapping) -> dict[str, str]:
         means = [f"{results[name][mode]['mean']:.3f}" for mode in ("sampled", "greedy")]
         credits.append([f"*{name}*", "", means[0], "", means[1], ""])
     return {
+        "parity": table(results["parity"]),
         "texts": _markdown(
             ["texts of", "right", "student", "native", "spliced", "per character", "kept, strict", "kept, span"], texts
         ),
@@ -194,30 +196,31 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def with_tables(text: str, results: Mapping) -> str:
     """Return the README with each table between its markers."""
-    for name, table in tables(results).items():
-        text = with_table(text, name, table)
+    for name, rows in tables(results).items():
+        text = with_table(text, name, rows)
     return text
 
 
-def collect(seed: int, made_by: str = "The command alone.") -> None:
+def collect(seed: int, seeds: Sequence[int]) -> None:
     """Collect and write.
 
     Args:
-        seed: Of the run.
-        made_by: What was done where the command does not say it.
+        seed: That the credits were compared with.
+        seeds: Of the recipe's runs.
     """
+    reports = [json.loads((folder(number, "parity") / "parity.json").read_text()) for number in seeds]
     results = {
-        **provenance(COMMAND, [str(seed)]),
-        "made_by": made_by,
-        "alignment_share": round(alignment_share(seed), 4),
-        "probes": [probe(seed, student) for student in ("base", "span_proportional")],
+        **provenance(COMMAND.format(seed, " ".join(map(str, seeds))), [str(number) for number in seeds]),
+        "parity": pooled(reports),
+        "alignment_share": {
+            "span_proportional": round(alignment_share(seed, "sampled", "span_proportional"), 4),
+            "prefix": round(alignment_share(seed, "sampled", "prefix"), 4),
+            "prefix_distributions": round(alignment_share(seed), 4),
+        },
+        "probes": [probe(seed, student) for student in ("base", "merge")],
         "foreign": outcomes(seed, "foreign"),
         "base": outcomes(seed, "base"),
-        "credits": {
-            name: {"outcomes": outcomes(seed, name), "curve": curves(seed, name)}
-            for name in CREDITS
-            if (folder(seed, f"test_{name}") / "scores.json").exists()
-        },
+        "credits": {name: {"outcomes": outcomes(seed, name), "curve": curves(seed, name)} for name in CREDITS},
     }
     write(RECIPE, results, with_tables((RECIPE / "README.md").read_text(encoding="utf-8"), results))
 
@@ -228,4 +231,4 @@ if __name__ == "__main__":
         for word in words:
             train(int(number), word)
     else:
-        collect(int(number), *words)
+        collect(int(number), [int(word) for word in words])

@@ -69,6 +69,14 @@ def with_tables(text: str, results: dict) -> str:
     return text
 
 
+def alarm(merge: Path) -> dict[str, int | None]:
+    """Return how many windows of a merge `HackDetector` watched, and in which it raised an alarm, if in any."""
+    import torch
+
+    state = torch.load(merge / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["HackDetector"]
+    return {"windows": state["_num_windows"], "alarm": state["alarm_window"]}
+
+
 def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[str]) -> None:
     """Collect a merging recipe's parity reports, one per variant and seed, and write results and README."""
     reports = {
@@ -77,6 +85,7 @@ def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[st
     }
     results = {
         **provenance(command, seeds),
+        "hack_alarms": [alarm(RUNS / recipe.name / f"seed{seed}/merge") for seed in seeds],
         "experts": [report.get("experts") for report in reports["distribution_matching"]],
         "variants": {variant: pooled(parts) for variant, parts in reports.items()},
     }

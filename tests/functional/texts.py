@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.functional.credit import Credit, Prefix
-from lightning_opd.functional.prefixes import Pieces, PrefixGrader, Reply, Stretch
+from lightning_opd.functional.pieces import Pieces
+from lightning_opd.functional.prefixes import PrefixGrader, Reply, Stretch
 
 WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
 """Name → merges of the student, merges of the teacher."""
