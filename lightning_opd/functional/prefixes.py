@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
 from lightning_opd.functional.pieces import CACHE_SIZE, Pieces
 
 UNSPELT = -20.0
@@ -62,14 +62,15 @@ class Reply:
         stretches: Its text, in order.
         controls: (student index, node, node before) of the control tokens that both sides have.
         before: Log-prob (nats) of the teacher's tokens up to each node.
-        probabilities: Of all the teacher's tokens after each node, in sorted order; see `sort`.
+        probabilities: Gives, for a range of nodes, those of all the teacher's tokens after each, in sorted order;
+            see `sort`. Asked for no more nodes at once than a chunk holds.
     """
 
     student_ids: Sequence[int]
     stretches: Sequence[Stretch]
     controls: Sequence[tuple[int, int, int]]
     before: Sequence[float]
-    probabilities: Float[Tensor, "nodes vocab"]
+    probabilities: Callable[[range], Float[Tensor, "nodes vocab"]]
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,11 @@ class _Following(NamedTuple):
 
 
 class _Sums:
-    """Adds masses of the teacher's tokens to tokens of the student, all at once in the end."""
+    """Adds masses of the teacher's tokens to the student's tokens at some places, one chunk of nodes at a time."""
 
-    def __init__(self, probabilities: Tensor, shape: tuple[int, int]) -> None:
-        self._probabilities, self._shape = probabilities, shape
-        self._sources: list[Tensor] = []
-        self._targets: list[Tensor] = []
-        self._weights: list[float] = []
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._parts: list[tuple[int, float, Tensor, Tensor]] = []
 
     def add(
         self, index: int, node: int, weight: float, places: Tensor, ids: Tensor, gone: Sequence[tuple[int, int]]
@@ -126,18 +125,22 @@ class _Sums:
                 is_kept &= (places < first) | (places >= stop)
             places, ids = places[is_kept], ids[is_kept]
         if len(places):
-            self._sources.append(places + node * self._probabilities.shape[1])
-            self._targets.append(ids + index * self._shape[1])
-            self._weights.append(weight)
+            self._parts.append((node, weight, places, ids + index * self._shape[1]))
 
-    def total(self) -> Tensor:
-        out = self._probabilities.new_zeros(self._shape[0] * self._shape[1])
-        if self._sources:
-            counts = torch.tensor([len(x) for x in self._sources], device=out.device)
-            weights = torch.tensor(self._weights, dtype=out.dtype, device=out.device).repeat_interleave(counts)
-            masses = self._probabilities.flatten()[torch.cat(self._sources)] * weights
-            out.index_add_(0, torch.cat(self._targets), masses)
-        return out.view(self._shape)
+    def nodes(self) -> list[int]:
+        """Return the nodes that are needed."""
+        return [node for node, *_ in self._parts]
+
+    def add_to(self, out: Tensor, nodes: range, probabilities: Tensor) -> None:
+        """Add what comes from a chunk of nodes."""
+        parts = [part for part in self._parts if part[0] in nodes]
+        if not parts:
+            return
+        counts = torch.tensor([len(places) for _, _, places, _ in parts], device=out.device)
+        weights = torch.tensor([weight for _, weight, _, _ in parts], dtype=out.dtype, device=out.device)
+        sources = torch.cat([places + (node - nodes.start) * probabilities.shape[1] for node, _, places, _ in parts])
+        masses = probabilities.flatten()[sources] * weights.repeat_interleave(counts)
+        out.view(-1).index_add_(0, torch.cat([targets for *_, targets in parts]), masses)
 
 
 class PrefixGrader:
@@ -157,23 +160,30 @@ class PrefixGrader:
         student: The student's pieces.
         teacher: The teacher's.
         controls: Student's control token → the teacher's.
+        device: Where the teacher's probabilities lie.
 
     Reference:
         Prefix probabilities by covers: Vieira et al., From language models over tokens to language models over
         characters (2024).
     """
 
-    def __init__(self, student: Pieces, teacher: Pieces, controls: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        student: Pieces,
+        teacher: Pieces,
+        controls: Mapping[int, int] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         """Remember both vocabularies."""
         self.student, self.teacher = student, teacher
         self._student_controls = {theirs: ours for ours, theirs in (controls or {}).items()}
-        self._order = torch.tensor(teacher.order, dtype=torch.long)
+        self._order = torch.tensor(teacher.order, dtype=torch.long, device=device)
         self._going_on = lru_cache(CACHE_SIZE)(self._tokens_going_on)
         self._following = lru_cache(CACHE_SIZE)(self._following_of)
 
     def sort(self, logprobs: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
         """Return probabilities (float64) of the teacher's tokens in sorted order."""
-        return logprobs.double().exp()[:, self._order.to(logprobs.device)]
+        return logprobs.double().exp()[:, self._order]
 
     def grade(self, reply: Reply) -> PrefixGrades:
         """Return the log-probs of the student's tokens of a reply, in float64."""
@@ -182,7 +192,7 @@ class PrefixGrader:
             terms.append(self._covers(stretch, stretch.student_spans[0][0]))
             for place, (_, end) in enumerate(stretch.student_spans):
                 terms += [self._covers(stretch, end), self._longer(stretch, place)]
-        sums = iter(_log_sums(terms, reply.before, reply.probabilities))
+        sums = iter(self._log_sums(terms, reply))
         num = len(reply.student_ids)
         logprobs, is_graded, starts = [0.0] * num, [False] * num, [0.0] * num
         ends: dict[int, float] = {}  # log P after the last student token of a stretch
@@ -201,34 +211,56 @@ class PrefixGrader:
         for index, node, node_before in reply.controls:
             starts[index], is_graded[index] = ends.get(index - 1, reply.before[node_before]), True
             logprobs[index] = reply.before[node] - starts[index]
-        device = reply.probabilities.device
+        device = self._order.device
         return PrefixGrades(
             torch.tensor(logprobs, dtype=torch.float64, device=device),
             torch.tensor(is_graded, dtype=torch.bool, device=device),
             starts,
         )
 
-    def distributions(self, reply: Reply, grades: PrefixGrades) -> Float[Tensor, "student vocab"]:
+    def distributions(
+        self, reply: Reply, grades: PrefixGrades, among: range | None = None
+    ) -> Float[Tensor, "student vocab"]:
         """Return the teacher's probability (float64) of every token of the student at each of its tokens.
 
         0 where the teacher's next token does not settle it, so that a row may add up to less than 1: the token that
         the student wrote is always known, others only if at most `UNSETTLED` of their probability hangs on how the
         teacher would go on.
+
+        Args:
+            reply: The reply.
+            grades: Its grades.
+            among: The student's tokens to answer for; by default all.
         """
-        probabilities, device = reply.probabilities, reply.probabilities.device
-        shape = len(reply.student_ids), len(self.student.order)
-        settled, open_ = _Sums(probabilities, shape), _Sums(probabilities, shape)
+        among, device = range(len(reply.student_ids)) if among is None else among, self._order.device
+        shape = len(among), len(self.student.order)
+        settled, open_ = _Sums(shape), _Sums(shape)
         for index, node, head, longer in self._next_covers(reply):
+            if index not in among:
+                continue
             following = self._following(head).to(device)
             weight = math.exp(min(reply.before[node] - grades.starts[index], 50.0))
             gone = [(first, stop) for at, first, stop in longer if at == node]  # would have been cut otherwise
-            settled.add(index, node, weight, following.settled, following.settled_ids, gone)
-            open_.add(index, node, weight, following.open, following.open_ids, gone)
-        known, open_mass = settled.total(), open_.total()
+            settled.add(index - among.start, node, weight, following.settled, following.settled_ids, gone)
+            open_.add(index - among.start, node, weight, following.open, following.open_ids, gone)
+        known, open_mass = torch.zeros(2, *shape, dtype=torch.float64, device=device)
+        for nodes in self.chunks([*settled.nodes(), *open_.nodes()]):
+            probabilities = reply.probabilities(nodes)
+            settled.add_to(known, nodes, probabilities)
+            open_.add_to(open_mass, nodes, probabilities)
         known = torch.where(open_mass <= UNSETTLED * known, known, 0.0)
-        own = grades.logprobs.exp() * grades.is_graded
-        known.scatter_(1, torch.tensor(reply.student_ids, dtype=torch.long, device=known.device)[:, None], own[:, None])
+        own = (grades.logprobs.exp() * grades.is_graded)[among.start : among.stop]
+        ids = torch.tensor(reply.student_ids[among.start : among.stop], dtype=torch.long, device=device)
+        known.scatter_(1, ids[:, None], own[:, None])
         return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+    def chunks(self, nodes: Sequence[int]) -> Iterator[range]:
+        """Yield ranges of nodes that cover the given ones, each with no more probabilities than a chunk may hold."""
+        size = max(1, MAX_CHUNK_ELEMENTS // len(self.teacher.order))
+        first = min(nodes, default=0)
+        while nodes and first <= max(nodes):
+            yield range(first, min(first + size, max(nodes) + 1))
+            first += size
 
     def _next_covers(self, reply: Reply) -> Iterator[tuple[int, int, bytes, Sequence[Cover]]]:
         """Yield (student index, node, bytes between the two, covers of what would have come before)."""
@@ -269,6 +301,22 @@ class PrefixGrader:
                 settled.append((place, token_id))
         columns = [torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1) for pairs in (settled, open_)]
         return _Following(*columns[0], *columns[1])
+
+    def _log_sums(self, terms: Sequence[Sequence[Cover]], reply: Reply) -> list[float]:
+        """Return log Σ exp(before) · mass of every term's covers."""
+        covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=self._order.device)
+        masses = torch.zeros(len(covers), dtype=torch.float64, device=covers.device)
+        for chunk in self.chunks(covers[:, 0].tolist() if len(covers) else []):
+            cumulative = torch.nn.functional.pad(reply.probabilities(chunk).cumsum(dim=-1), (1, 0))
+            inside = (covers[:, 0] >= chunk.start) & (covers[:, 0] < chunk.stop)
+            nodes, first, last = covers[inside].unbind(dim=1)
+            masses[inside] = cumulative[nodes - chunk.start, last] - cumulative[nodes - chunk.start, first]
+        pending, sums = iter(masses.tolist()), []
+        for term in terms:
+            reference = max((reply.before[node] for node, _, _ in term), default=0.0)
+            total = sum(math.exp(reply.before[node] - reference) * next(pending) for node, _, _ in term)
+            sums.append(reference + math.log(total) if total > 0 else -math.inf)
+        return sums
 
     def _covers(self, stretch: Stretch, end: int) -> list[Cover]:
         """Return the teacher's tokens that cover a place in the text."""
@@ -337,25 +385,3 @@ def _union(ranges: Sequence[range]) -> list[tuple[int, int]]:
         else:
             merged.append(one)
     return merged
-
-
-def _log_sums(terms: Sequence[Sequence[Cover]], before: Sequence[float], probabilities: Tensor) -> list[float]:
-    """Return log Σ exp(before) · mass of every term's covers."""
-    covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=probabilities.device)
-    masses: list[float] = []
-    if len(covers):
-        cumulative = torch.nn.functional.pad(probabilities.cumsum(dim=-1), (1, 0))
-        positions, first, last = covers.unbind(dim=1)
-        masses = (cumulative[positions, last] - cumulative[positions, first]).tolist()
-    borders = [0]
-    for term in terms:
-        borders.append(borders[-1] + len(term))
-    sums = []
-    for term, (first_mass, last_mass) in zip(terms, pairwise(borders), strict=True):
-        reference = max((before[position] for position, _, _ in term), default=0.0)
-        total = sum(
-            math.exp(before[position] - reference) * mass
-            for (position, _, _), mass in zip(term, masses[first_mass:last_mass], strict=True)
-        )
-        sums.append(reference + math.log(total) if total > 0 else -math.inf)
-    return sums

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from lightning_opd.functional.logprobs import log_softmax
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
 from lightning_opd.functional.prefixes import PrefixGrader, Reply
 from lightning_opd.interfaces import Teacher
 from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.translation import Translator
-from lightning_opd.types import RolloutBatch, TeacherScores, Trajectory, Turn
+from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores, Trajectory, Turn
 
 
 @torch.no_grad()
@@ -55,17 +56,24 @@ def prefix_scores(
         size = (*batch.token_ids.shape, min(top_k, len(translator.student)))
         top_ids, top_logprobs = batch.token_ids.new_zeros(size), logprobs.new_full(size, -torch.inf)
     for of_row, (row, columns, prompt, tree) in zip(states, replies, strict=True):
-        nodes = of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)]
-        table = log_softmax(head.logits(nodes), head.temperature or batch.temperature)
-        ids, before = batch.token_ids[row, columns].tolist(), _log_probs_of_nodes(tree, table)
-        reply = Reply(ids, tree.stretches, tree.controls, before, grader.sort(table))
+        table = _Table(
+            of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)],
+            head,
+            head.temperature or batch.temperature,
+            grader,
+        )
+        ids = batch.token_ids[row, columns].tolist()
+        reply = Reply(ids, tree.stretches, tree.controls, table.before(tree), table.probabilities)
         grades = grader.grade(reply)
         logprobs[row, columns] = grades.logprobs.to(logprobs.dtype)
         comparable_mask[row, columns] = grades.is_graded
         if top_ids is not None and top_logprobs is not None:
-            top = grader.distributions(reply, grades).topk(top_ids.shape[-1])
-            top_ids[row, columns] = top.indices
-            top_logprobs[row, columns] = top.values.log().to(top_logprobs.dtype)
+            step = max(1, MAX_CHUNK_ELEMENTS // len(grader.student.order))
+            for first in range(0, len(ids), step):
+                part = range(first, min(first + step, len(ids)))
+                top = grader.distributions(reply, grades, part).topk(top_ids.shape[-1])
+                top_ids[row, columns[part.start : part.stop]] = top.indices
+                top_logprobs[row, columns[part.start : part.stop]] = top.values.log().to(top_logprobs.dtype)
     return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs)
 
 
@@ -76,12 +84,34 @@ def replies_of(trajectory: Trajectory, columns: Tensor) -> list[tuple[Turn, Tens
     return list(zip(turns, torch.split(columns, lengths), strict=True))
 
 
-def _log_probs_of_nodes(tree: PrefixTree, table: Tensor) -> list[float]:
-    """Return the log-prob (nats) of the tokens up to each node; −inf beyond a token that the model does not know."""
-    parents, ids = torch.tensor(tree.parents[1:]), torch.tensor(tree.token_ids[1:])
-    is_known = ids < table.shape[1]
-    own = table.double().cpu()[parents, ids.clamp(max=table.shape[1] - 1)].where(is_known, -torch.inf)
-    before = [0.0]
-    for parent, logprob in zip(tree.parents[1:], own.tolist(), strict=True):
-        before.append(before[parent] + logprob)
-    return before
+class _Table:
+    """What the teacher says at the nodes of one tree, computed for a range of nodes at a time."""
+
+    def __init__(
+        self, states: Float[Tensor, "nodes hidden"], head: LinearHead, temperature: float, grader: PrefixGrader
+    ) -> None:
+        self._states, self._head, self._temperature, self._grader = states, head, temperature, grader
+        self._last: tuple[range, Tensor] | None = None
+
+    def _logprobs(self, nodes: range) -> Float[Tensor, "nodes vocab"]:
+        return log_softmax(self._head.logits(self._states[nodes.start : nodes.stop]), self._temperature)
+
+    def probabilities(self, nodes: range) -> Float[Tensor, "nodes vocab"]:
+        """Return what `Reply` asks for; the last answer is kept."""
+        if self._last is None or self._last[0] != nodes:
+            self._last = nodes, self._grader.sort(self._logprobs(nodes))
+        return self._last[1]
+
+    def before(self, tree: PrefixTree) -> list[float]:
+        """Return the log-prob (nats) of the tokens up to each node; −inf beyond one that the model does not know."""
+        device = self._states.device
+        parents, ids = (torch.tensor(x[1:], dtype=torch.long, device=device) for x in (tree.parents, tree.token_ids))
+        own = torch.full(ids.shape, -torch.inf, dtype=torch.float64, device=device)
+        is_known = ids < self._head.vocab_size
+        for nodes in self._grader.chunks(tree.parents[1:]):
+            inside = is_known & (parents >= nodes.start) & (parents < nodes.stop)
+            own[inside] = self._logprobs(nodes).double()[parents[inside] - nodes.start, ids[inside]]
+        before = [0.0]
+        for parent, logprob in zip(tree.parents[1:], own.tolist(), strict=True):
+            before.append(before[parent] + logprob)
+        return before

@@ -97,6 +97,7 @@ class RetokenizedTeacher(Teacher):
         self.scorer = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code) if scorer is None else scorer
         self.trust_remote_code, self.top_k = trust_remote_code, top_k
         self._translator: Translator | None = None
+        self._known_grader: PrefixGrader | None = None
         self._has_spoken = False
 
     @property
@@ -133,7 +134,7 @@ class RetokenizedTeacher(Teacher):
             raise ValueError(msg)
         if self.is_retokenized and isinstance(self.credit, Prefix):
             top_k = self.top_k if Signal.TOP_LOGPROBS in wanted else 0
-            scores = prefix_scores(batch, self.translator, self.scorer, self._grader, top_k)
+            scores = prefix_scores(batch, self.translator, self.scorer, self._grader(batch.token_ids.device), top_k)
             return replace(scores, metrics=self._metrics(batch, scores.logprobs, scores.comparable_mask))
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
@@ -171,12 +172,14 @@ class RetokenizedTeacher(Teacher):
             comparable_mask[row, columns] = is_comparable
         return logprobs, comparable_mask
 
-    @cached_property
-    def _grader(self) -> PrefixGrader:
+    def _grader(self, device: torch.device) -> PrefixGrader:
+        if self._known_grader is not None:
+            return self._known_grader
         spellings = self.translator.student_spelling, self.translator.teacher_spelling
         sizes = len(self.translator.student), len(self.translator.teacher)
         ours, theirs = (Pieces([s.piece(i) for i in range(n)]) for s, n in zip(spellings, sizes, strict=True))
-        return PrefixGrader(ours, theirs, self.translator.roles.pairs)
+        self._known_grader = PrefixGrader(ours, theirs, self.translator.roles.pairs, device)
+        return self._known_grader
 
     @cached_property
     def _shared(self) -> Tensor:

@@ -10,12 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_opd.functional import prefixes
 from lightning_opd.functional.pieces import Pieces
 from lightning_opd.functional.prefixes import UNSETTLED, UNSPELT, PrefixGrader, PrefixGrades, Reply, Stretch
 from lightning_opd.models import LanguageModel, load_causal_lm
 from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.translation import Translator
-from tests.functional.texts import TEXTS, WORLDS, Texts
+from tests.functional.texts import TEXTS, WORLDS, Texts, rows_of
 from tests.tokenization.random_pairs import random_tokenizer, random_translator, seeds, texts
 
 STOP = "<|im_end|>"
@@ -63,7 +64,7 @@ def graded(both: Translator, token_ids: list[int], seed: int) -> tuple[PrefixTre
     before = [0.0]
     for parent, token_id in zip(tree.parents[1:], tree.token_ids[1:], strict=True):
         before.append(before[parent] + float(table[parent, token_id]))
-    reply = Reply(token_ids, tree.stretches, tree.controls, before, grader.sort(table))
+    reply = Reply(token_ids, tree.stretches, tree.controls, before, rows_of(grader.sort(table)))
     grades = grader.grade(reply)
     return tree, reply, grades, grader.distributions(reply, grades)
 
@@ -112,6 +113,18 @@ def test_whatever_a_student_emits_gets_finite_grades(
             assert is_native or float(grades.logprobs[stretch.first_student + i]) <= UNSPELT + 1e-9
 
 
+def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = random_translator(3, 4)
+    token_ids = [*both.student_spelling.encode(b"12+34=46, abc"), both.student.convert_tokens_to_ids(STOP)]
+    _, reply, whole, known = graded(both, token_ids, 0)
+    monkeypatch.setattr(prefixes, "MAX_CHUNK_ELEMENTS", 2 * len(both.teacher))
+    grader = grader_of(both)
+    parts = grader.grade(reply)
+    torch.testing.assert_close(parts.logprobs, whole.logprobs, rtol=0, atol=1e-12)
+    rows = [grader.distributions(reply, parts, range(i, i + 1)) for i in range(len(token_ids))]
+    torch.testing.assert_close(torch.cat(rows), known, rtol=0, atol=1e-12)
+
+
 def test_no_token_answers_for_what_follows_it() -> None:
     """The teacher merges "ab": "a" before "b" is no absurdity, and "a" before "c" no certainty."""
     grader = PrefixGrader(Pieces([b"a", b"b", b"c"]), Pieces([b"a", b"b", b"c", b"ab"]))
@@ -120,7 +133,7 @@ def test_no_token_answers_for_what_follows_it() -> None:
         table = torch.stack([first, second, second])
         before = [0.0, float(first[0]), float(first[0] + second[2] if whole is None else whole)]
         stretch = Stretch(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
-        reply = Reply(ids, [stretch], [], before, grader.sort(table))
+        reply = Reply(ids, [stretch], [], before, rows_of(grader.sort(table)))
         grades = grader.grade(reply)
         assert grades.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
         assert grader.distributions(reply, grades)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])

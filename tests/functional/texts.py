@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ def tokens_of(text: str, merges: tuple[str, ...]) -> list[str]:
                 tokens[i : i + 2] = [merge]
             i += 1
     return tokens
+
+
+def rows_of(table: Tensor) -> Callable[[range], Tensor]:
+    """Return what gives the rows of a range."""
+    return lambda rows: table[rows.start : rows.stop]
 
 
 def spans_of(tokens: list[str]) -> list[tuple[int, int]]:
@@ -118,7 +124,7 @@ class Texts:
         places = [nodes[beginning] for beginning in beginnings]
         stretch = Stretch(text.encode(), spans_of(own), [True] * len(own), 0, places, None)
         ids = [self.student.vocabulary().index(token) for token in own]
-        reply = Reply(ids, [stretch], [], before, self._grader.sort(table))
+        reply = Reply(ids, [stretch], [], before, rows_of(self._grader.sort(table)))
         grades = self._grader.grade(reply)
         assert grades.is_graded.all()
         self.prefix_distributions.append(self._grader.distributions(reply, grades))
