@@ -20,7 +20,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.tiny import save_model, save_tokenizer  # noqa: E402
+from tests.tiny import save_foreign, save_model, save_tokenizer  # noqa: E402
 from tests.world import save_world  # noqa: E402
 
 hypothesis.settings.register_profile("lightning_opd", deadline=None, derandomize=True, max_examples=50)
@@ -60,8 +60,4 @@ def double_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher's folder with a tokenizer of its own, which merges other letters and has its own ids."""
-    from lightning_opd.tokenization.training import train_tokenizer
-
-    texts = ("user assistant xyz calc", "name arguments result", '": "') * 3
-    tokenizer = train_tokenizer(texts, vocab_size=320, special_tokens=("</tool_call>", "<think>", "</think>"))
-    return save_model(tmp_path_factory.mktemp("foreign"), seed=7, tokenizer=tokenizer, max_position_embeddings=512)
+    return save_foreign(tmp_path_factory.mktemp("foreign"))

@@ -81,3 +81,12 @@ def sharpen(model: torch.nn.Module, factor: float = 12.0) -> None:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(factor)
+
+
+def save_foreign(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a teacher with a tokenizer of its own, which merges other letters and has its own ids."""
+    from lightning_opd.tokenization.training import train_tokenizer
+
+    texts = ("user assistant xyz calc", "name arguments result", '": "') * 3
+    tokenizer = train_tokenizer(texts, vocab_size=320, special_tokens=("</tool_call>", "<think>", "</think>"))
+    return save_model(folder, 7, dtype, tokenizer, max_position_embeddings=512)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from lightning_opd.data import Evaluation, OPDDataModule
-from lightning_opd.interfaces import Objective, OPDCallback, Split, Task
+from lightning_opd.interfaces import Objective, OPDCallback, Split, Task, Teacher
 from lightning_opd.models import Student
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
@@ -53,14 +53,19 @@ def save_world(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def make_module(
-    world: Path, objective: Objective | None = None, dtype: str = "float32", **student: object
+    world: Path,
+    objective: Objective | None = None,
+    dtype: str = "float32",
+    teachers: Mapping[str, Teacher] | None = None,
+    **student: object,
 ) -> OPDModule:
     """Return a module whose teachers are `math` and `code`."""
     from lightning_opd.teachers import LocalTeacher
 
+    own = {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")}
     return OPDModule(
         Student(str(world / "student"), dtype=dtype, **student),  # type: ignore[arg-type]
-        {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")},
+        {**own, **(teachers or {})},
         objective or PolicyGradient(),
         lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
     )

@@ -70,7 +70,7 @@ class RetokenizedTeacher(Teacher):
 
     Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
     that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats), `top_token_share` (of
-    Σ|log-ratio|, by the heaviest token id; said aloud once above a fifth). More, with examples:
+    Σ|log-ratio| on a process, by the heaviest token id; said aloud once above a fifth). More, with examples:
     `retokenization_report`.
 
     Args:

@@ -15,11 +15,15 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from lightning_opd.callbacks import HackDetector
 from lightning_opd.functional.advantages import KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import BatchMean
+from lightning_opd.functional.credit import Prefix
+from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.reductions import TrajectorySum
+from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Task
 from lightning_opd.models import Lora
 from lightning_opd.modules import Critic
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
+from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
 from lightning_opd.types import RolloutBatch
 from tests.agents import Talks
 from tests.world import Letters, Witness, make_data, make_module, make_trainer, whole
@@ -30,6 +34,7 @@ RUNS = {
     "batch_mean": PolicyGradient(LogRatioToGo(), BatchMean(), reduction=TrajectorySum()),
     "critic": PolicyGradient(KLToGo()),
     "many_turns": PolicyGradient(),
+    "another_tokenizer": DistributionMatching(TopK(ReverseKL(), 16), teacher_signal="top_k"),
 }
 
 
@@ -83,7 +88,9 @@ def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
     results = {}
     for run, objective in RUNS.items():
         L.seed_everything(0, verbose=False)
-        module = make_module(world, objective, "float64", lora=Lora(rank=2) if adapter == "lora" else None)
+        teachers = {"math": foreign_teacher(out.parents[1] / "foreign")} if run == "another_tokenizer" else None
+        lora = Lora(rank=2) if adapter == "lora" else None
+        module = make_module(world, objective, "float64", teachers, lora=lora)
         module.critic = Critic() if run == "critic" else None
         if adapter == "lora":  # a fresh adapter's B is zero, and so is A's gradient
             module.configure_student = lambda build=module.configure_student: warm(build())
@@ -119,6 +126,10 @@ def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
         trainer.strategy.barrier()
     if trainer.is_global_zero:
         torch.save(results, out)
+
+
+def foreign_teacher(folder: Path) -> RetokenizedTeacher:
+    return RetokenizedTeacher(str(folder), Prefix(), scorer=LocalTeacher(str(folder), dtype="float64"))
 
 
 def warm(student: torch.nn.Module) -> torch.nn.Module:
