@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_opd.data.collate import collate
-from lightning_opd.functional.credit import Credit, Span, Strict, WholeText
+from lightning_opd.functional.credit import Credit, Prefix, Span, Strict, WholeText
 from lightning_opd.models import load_tokenizer
 from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.teachers import LocalTeacher
@@ -55,7 +55,7 @@ def test_the_chat_before_each_reply_is_rendered_by_the_teachers_template(
         assert '"name": "talk"' in own.decode(prompt)
 
 
-@pytest.mark.parametrize("credit", [Strict(), Span()], ids=str)
+@pytest.mark.parametrize("credit", [Strict(), Span(), Prefix()], ids=str)
 def test_every_turn_is_graded_as_if_it_stood_alone(
     credit: Credit, world: Path, foreign: Path, episodes: list[Trajectory]
 ) -> None:
@@ -98,7 +98,7 @@ def test_with_one_tokenizer_episodes_are_graded_to_the_last_bit(world: Path, epi
     batch, plain = window(world, episodes), LocalTeacher(str(world / "math"))
     plain.setup(CPU)
     expected = plain.score(batch, LOGPROBS)
-    for credit in (Strict(), Span(), Span("proportional")):
+    for credit in (Strict(), Span(), Span("proportional"), Prefix()):
         scores = foreign_teacher(world, world / "math", credit).score(batch, LOGPROBS)
         assert torch.equal(scores.logprobs, expected.logprobs)
         assert torch.equal(scores.comparable_mask, expected.comparable_mask)
