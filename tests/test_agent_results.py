@@ -63,6 +63,7 @@ def test_the_merged_agent_is_at_parity_with_both_experts() -> None:
         assert row["parity"] >= 0.99, row
         assert row["lowest"] >= 0.97, row
         assert min(row["n"]) >= 2048
+        assert row["lowest_teacher"] >= 0.95, row
         assert row["highest_base"] <= 0.65, row
         assert row["lowest_lead"] >= 0, row
     gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows]

@@ -149,9 +149,9 @@ def test_prefix_log_ratios_to_go_have_the_exact_gradient(world: str) -> None:
 def test_a_student_that_equals_the_teacher_as_text_gets_no_gradient_from_prefixes(world: str) -> None:
     """Each token's own log-ratio suffices: no other credit does without the whole text's variance."""
     texts = Texts(*WORLDS[world], seed=0)
-    assert texts.fixed_point(Prefix(), Immediate(), 400) < 0.002
+    assert texts.fixed_point(Prefix(), Immediate(), 200) < 0.01
     for grades, own in zip(texts.prefix_grades, texts.student.logprobs(texts.logits.detach()), strict=True):
-        torch.testing.assert_close(grades.exp(), own.exp(), rtol=0, atol=0.01)
+        torch.testing.assert_close(grades.exp(), own.exp(), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -38,7 +38,7 @@ def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory):  # noqa: 
     ("strategy", "adapter"),
     [
         ("ddp", "full"),
-        ("fsdp", "lora"),
+        pytest.param("fsdp", "lora", marks=pytest.mark.slow),
         pytest.param("ddp", "lora", marks=pytest.mark.slow),
         pytest.param("fsdp", "full", marks=pytest.mark.slow),
     ],
