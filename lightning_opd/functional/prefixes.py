@@ -181,9 +181,10 @@ class PrefixGrader:
         self._going_on = lru_cache(CACHE_SIZE)(self._tokens_going_on)
         self._following = lru_cache(CACHE_SIZE)(self._following_of)
 
-    def sort(self, logprobs: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
-        """Return probabilities (float64) of the teacher's tokens in sorted order."""
-        return logprobs.double().exp()[:, self._order]
+    def sort(self, logprobs: Float[Tensor, "nodes known"]) -> Float[Tensor, "nodes vocab"]:
+        """Return probabilities (float64) of the teacher's tokens in sorted order; 0 for those beyond its model."""
+        num_missing = max(0, len(self.teacher.order) - logprobs.shape[1])
+        return torch.nn.functional.pad(logprobs.double().exp(), (0, num_missing))[:, self._order]
 
     def grade(self, reply: Reply) -> PrefixGrades:
         """Return the log-probs of the student's tokens of a reply, in float64."""
@@ -197,10 +198,11 @@ class PrefixGrader:
         logprobs, is_graded, starts = [0.0] * num, [False] * num, [0.0] * num
         ends: dict[int, float] = {}  # log P after the last student token of a stretch
         for stretch in reply.stretches:
-            start = next(sums)
-            last = start if stretch.student_spans[0][0] else reply.before[stretch.root]
+            least, begin = _least(stretch, reply.before), stretch.student_spans[0][0]
+            start = max(next(sums), least[begin])
+            last = start if begin else reply.before[stretch.root]
             later = -math.inf if stretch.next_node is None else reply.before[stretch.next_node]
-            whole = [(next(sums), next(sums)) for _ in stretch.student_spans]
+            whole = [(max(next(sums), least[end]), next(sums)) for _, end in stretch.student_spans]
             reached = _reached(whole, stretch.is_native, later)
             for i, ((begins, _), own, is_native) in enumerate(zip(whole, reached, stretch.is_native, strict=True)):
                 index = stretch.first_student + i
@@ -211,6 +213,9 @@ class PrefixGrader:
         for index, node, node_before in reply.controls:
             starts[index], is_graded[index] = ends.get(index - 1, reply.before[node_before]), True
             logprobs[index] = reply.before[node] - starts[index]
+        for index in range(num):  # what follows a token that the teacher's model does not know
+            if not math.isfinite(logprobs[index]):
+                logprobs[index], is_graded[index] = 0.0, False
         device = self._order.device
         return PrefixGrades(
             torch.tensor(logprobs, dtype=torch.float64, device=device),
@@ -362,6 +367,15 @@ class PrefixGrader:
             leaves = len(head) + shared - offset
             found += [self.teacher.spelling(rest[:length]) for length in range(leaves + 1, len(rest))]
         return _union(found)
+
+
+def _least(stretch: Stretch, before: Sequence[float]) -> list[float]:
+    """Return the most likely single way to write each beginning or more: what is lost where masses are too small."""
+    least, later = [], -math.inf
+    for node in reversed(stretch.nodes):
+        later = later if node is None else max(later, before[node])
+        least.append(later)
+    return least[::-1]
 
 
 def _reached(whole: Sequence[tuple[float, float]], is_native: Sequence[bool], later: float) -> list[float]:

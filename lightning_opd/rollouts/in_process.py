@@ -201,10 +201,10 @@ class _Decoding:
         if self._following is None:
             return
         places = is_done.nonzero().squeeze(-1)
-        done = rows[places].tolist()
-        prompts = [self._prompts[row // self._num_samples] for row in done]
-        lengths, tokens = self._lengths.tolist(), self._tokens.tolist()
-        sequences = [[*prompt, *tokens[row][: lengths[row] - 1]] for prompt, row in zip(prompts, done, strict=True)]
+        done = rows[places]
+        prompts = [self._prompts[row // self._num_samples] for row in done.tolist()]
+        written = zip(prompts, self._tokens[done].tolist(), self._lengths[done].tolist(), strict=True)
+        sequences = [[*prompt, *tokens[: length - 1]] for prompt, tokens, length in written]
         self._following.keep(sequences, [self._longest - len(prompt) for prompt in prompts], places, cache)
 
     def _decode(

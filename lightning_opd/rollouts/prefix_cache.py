@@ -46,7 +46,7 @@ class PrefixCache:
         block = torch.stack([state[rows] for state in states])
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             self._places[tuple(sequence)] = (block, row, start)
-        self._sequences = sorted(self._places)
+        self._sequences = []
 
     def beginnings(self, sequences: Sequence[Sequence[int]], config: PretrainedConfig) -> tuple[DynamicCache, int]:
         """Return a cache that holds how sequences begin, and how many of their columns are still to be read.
@@ -60,6 +60,7 @@ class PrefixCache:
         """
         from transformers import DynamicCache
 
+        self._sequences = self._sequences or sorted(self._places)
         cache, longest = DynamicCache(config=config), max(map(len, sequences))
         known = [self._best(tuple(sequence[:-1])) for sequence in sequences]  # the last one gives the logits
         num_new = max(len(sequence) - length for sequence, (length, _) in zip(sequences, known, strict=True))

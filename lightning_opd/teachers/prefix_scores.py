@@ -13,6 +13,9 @@ from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.translation import Translator
 from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores, Trajectory, Turn
 
+IMPOSSIBLE = -1e3
+"""Stands in nats for a token to which the teacher gives no probability at all: bad, yet known."""
+
 
 @torch.no_grad()
 def prefix_scores(
@@ -30,18 +33,13 @@ def prefix_scores(
     Raises:
         ValueError: The scorer has no states and no output layer to give.
     """
+    ids = batch.token_ids
     replies = [
-        (
-            row,
-            columns,
-            translator.prompt(turn.messages),
-            prefix_tree(translator, batch.token_ids[row, columns].tolist()),
-        )
+        (row, columns, translator.prompt(turn.messages), prefix_tree(translator, ids[row, columns].tolist()))
         for row, trajectory in enumerate(batch.trajectories)
         for turn, columns in replies_of(trajectory, batch.response_mask[row].nonzero().squeeze(-1))
-        for ids in (batch.token_ids[row, columns],)
     ]
-    packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], batch.token_ids.device)
+    packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], ids.device)
     states, head = scorer.tree_states(*packed), scorer.output_head()
     if head is None or states is None:
         msg = (
@@ -53,8 +51,8 @@ def prefix_scores(
     comparable_mask = torch.zeros_like(batch.response_mask)
     top_ids = top_logprobs = None
     if top_k:
-        size = (*batch.token_ids.shape, min(top_k, len(translator.student)))
-        top_ids, top_logprobs = batch.token_ids.new_zeros(size), logprobs.new_full(size, -torch.inf)
+        size = (*ids.shape, min(top_k, len(translator.student)))
+        top_ids, top_logprobs = ids.new_zeros(size), logprobs.new_full(size, -torch.inf)
     for of_row, (row, columns, prompt, tree) in zip(states, replies, strict=True):
         table = _Table(
             of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)],
@@ -62,15 +60,15 @@ def prefix_scores(
             head.temperature or batch.temperature,
             grader,
         )
-        ids = batch.token_ids[row, columns].tolist()
-        reply = Reply(ids, tree.stretches, tree.controls, table.before(tree), table.probabilities)
+        student_ids = ids[row, columns].tolist()
+        reply = Reply(student_ids, tree.stretches, tree.controls, table.before(tree), table.probabilities)
         grades = grader.grade(reply)
         logprobs[row, columns] = grades.logprobs.to(logprobs.dtype)
         comparable_mask[row, columns] = grades.is_graded
         if top_ids is not None and top_logprobs is not None:
             step = max(1, MAX_CHUNK_ELEMENTS // len(grader.student.order))
-            for first in range(0, len(ids), step):
-                part = range(first, min(first + step, len(ids)))
+            for first in range(0, len(student_ids), step):
+                part = range(first, min(first + step, len(student_ids)))
                 top = grader.distributions(reply, grades, part).topk(top_ids.shape[-1])
                 top_ids[row, columns[part.start : part.stop]] = top.indices
                 top_logprobs[row, columns[part.start : part.stop]] = top.values.log().to(top_logprobs.dtype)
@@ -110,7 +108,8 @@ class _Table:
         is_known = ids < self._head.vocab_size
         for nodes in self._grader.chunks(tree.parents[1:]):
             inside = is_known & (parents >= nodes.start) & (parents < nodes.stop)
-            own[inside] = self._logprobs(nodes).double()[parents[inside] - nodes.start, ids[inside]]
+            logprobs = self._logprobs(nodes).double()[parents[inside] - nodes.start, ids[inside]]
+            own[inside] = logprobs.clamp(min=IMPOSSIBLE)
         before = [0.0]
         for parent, logprob in zip(tree.parents[1:], own.tolist(), strict=True):
             before.append(before[parent] + logprob)

@@ -56,10 +56,12 @@ def grader_of(both: Translator) -> PrefixGrader:
     return PrefixGrader(ours, theirs, both.roles.pairs)
 
 
-def graded(both: Translator, token_ids: list[int], seed: int) -> tuple[PrefixTree, Reply, PrefixGrades, Tensor]:
+def graded(
+    both: Translator, token_ids: list[int], seed: int, scale: float = 3.0
+) -> tuple[PrefixTree, Reply, PrefixGrades, Tensor]:
     """Grade a reply by random distributions of the teacher, and give every known probability."""
     tree, generator = prefix_tree(both, token_ids), torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(len(tree.token_ids), len(both.teacher), generator=generator, dtype=torch.float64)
+    logits = scale * torch.randn(len(tree.token_ids), len(both.teacher), generator=generator, dtype=torch.float64)
     table, grader = torch.log_softmax(logits, dim=-1), grader_of(both)
     before = [0.0]
     for parent, token_id in zip(tree.parents[1:], tree.token_ids[1:], strict=True):
@@ -70,12 +72,15 @@ def graded(both: Translator, token_ids: list[int], seed: int) -> tuple[PrefixTre
 
 
 @settings(max_examples=60, deadline=None)
-@given(student=seeds, teacher=seeds, text=texts, seed=st.integers(0, 99))
-def test_grades_of_any_text_add_up_to_its_log_prob(student: int, teacher: int, text: str, seed: int) -> None:
+@given(student=seeds, teacher=seeds, text=texts, seed=st.integers(0, 99), scale=st.sampled_from([3.0, 60.0]))
+def test_grades_of_any_text_add_up_to_its_log_prob(
+    student: int, teacher: int, text: str, seed: int, scale: float
+) -> None:
+    """Also where its tokens are less likely than the precision of a sum of probabilities."""
     assume(student != teacher)
     both = random_translator(student, teacher)
     token_ids = [*both.student_spelling.encode(text.encode()), both.student.convert_tokens_to_ids(STOP)]
-    tree, reply, grades, known = graded(both, token_ids, seed)
+    tree, reply, grades, known = graded(both, token_ids, seed, scale)
     native = both.reply(token_ids)
     theirs = [i for i, counts in zip(native.token_ids, native.response_mask, strict=True) if counts]
     end = tree.controls[-1][1]
@@ -86,7 +91,8 @@ def test_grades_of_any_text_add_up_to_its_log_prob(student: int, teacher: int, t
     assert float(known.sum(dim=1).max()) <= 1 + 1e-9
     own = known.gather(1, torch.tensor(token_ids)[:, None]).squeeze(1)
     assert (own <= grades.logprobs.exp() + 1e-12).all()
-    assert (own >= grades.logprobs.exp() * 0.5).all()
+    if scale < 10:  # a sharp random teacher cuts its own words anyhow, and its rows are scaled down further
+        assert (own >= grades.logprobs.exp() * 0.5).all()
 
 
 @settings(max_examples=60, deadline=None)

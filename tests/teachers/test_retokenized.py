@@ -235,8 +235,21 @@ def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Pa
     assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
 
 
-def test_a_rank_without_rows_has_nothing_to_grade(world: Path, foreign: Path) -> None:
-    teacher = foreign_teacher(world, foreign)
+def test_prefixes_end_at_a_token_that_the_teachers_model_does_not_know(world: Path, tmp_path: Path) -> None:
+    own = load_tokenizer(str(world / "math"))
+    own.add_tokens(["question"])
+    folder = save_model(tmp_path, tokenizer=own, vocab_size=len(own) - 1)
+    teacher = foreign_teacher(world, folder, Prefix())
+    batch = graded_window(world, teacher, ("ab question cd", "ab cd"))
+    assert torch.isfinite(batch.teacher_logprobs).all()
+    assert not batch.comparable_mask[0, batch.response_mask[0].nonzero()[-1]], "the end follows an unknown token"
+    assert batch.comparable_mask[0].any()
+    assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
+
+
+@pytest.mark.parametrize("credit", [Strict(), Prefix()], ids=str)
+def test_a_rank_without_rows_has_nothing_to_grade(credit: Credit, world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign, credit)
     batch = graded_window(world, teacher).select(torch.tensor([], dtype=torch.long))
     scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
     assert scores.logprobs.shape == batch.token_ids.shape
