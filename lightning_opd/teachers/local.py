@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
 
+TREE_ATTENTION = ("sdpa", "eager")
+"""Attention that takes any mask."""
+
 
 class LocalTeacher(Teacher):
     """A frozen Hugging Face causal language model that shares the student's tokenizer.
@@ -161,6 +164,12 @@ class LocalTeacher(Teacher):
         positions: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
         model = self._loaded()
+        if self.attn_implementation not in TREE_ATTENTION:
+            msg = (
+                f"Teacher `{self.path}` is to read several continuations at once (credit `Prefix`), which the attention "
+                f"`{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or the credit `Span`."
+            )
+            raise ValueError(msg)
         longest = int(positions.max()) + 1 if len(positions) else 0
         self._check_length(longest, model.max_length)
         parts = []

@@ -80,7 +80,8 @@ class RetokenizedTeacher(Teacher):
         scorer: Answers log-probs of the teacher's own tokens; by default the model at `path` in this
             process.
         trust_remote_code: Run code shipped with the tokenizer; only for models you trust.
-        top_k: Likeliest tokens per position it reports to an objective that asks for them.
+        top_k: Likeliest tokens per position it reports to an objective that asks for them, where `scorer` is its own
+            or the credit is `Prefix`.
     """
 
     def __init__(

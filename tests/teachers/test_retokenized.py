@@ -235,6 +235,14 @@ def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Pa
     assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
 
 
+def test_a_prefix_needs_attention_that_takes_any_mask(world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign, Prefix())
+    assert isinstance(teacher.scorer, LocalTeacher)
+    teacher.scorer.attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"cannot mask.*`attn_implementation: sdpa`"):
+        graded_window(world, teacher)
+
+
 def test_prefixes_end_at_a_token_that_the_teachers_model_does_not_know(world: Path, tmp_path: Path) -> None:
     own = load_tokenizer(str(world / "math"))
     own.add_tokens(["question"])
