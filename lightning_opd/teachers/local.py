@@ -167,7 +167,8 @@ class LocalTeacher(Teacher):
         if self.attn_implementation not in TREE_ATTENTION:
             msg = (
                 f"Teacher `{self.path}` is to read several continuations at once (credit `Prefix`), which the "
-                f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or the credit `Span`."
+                f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or "
+                "the credit `Span`."
             )
             raise ValueError(msg)
         longest = int(positions.max()) + 1 if len(positions) else 0
