@@ -50,3 +50,14 @@ class Pieces:
             if len(piece) > len(text) and not (found and piece.startswith(found[-1])):
                 found.append(piece)
         return tuple(found)
+
+
+def union(ranges: Sequence[range]) -> list[tuple[int, int]]:
+    """Return ranges of the same places of which no two overlap."""
+    merged: list[tuple[int, int]] = []
+    for one in sorted((r.start, r.stop) for r in ranges if r):
+        if merged and one[0] <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(one[1], merged[-1][1]))
+        else:
+            merged.append(one)
+    return merged

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
-from lightning_opd.functional.pieces import CACHE_SIZE, Pieces
+from lightning_opd.functional.pieces import CACHE_SIZE, Pieces, union
 
 UNSPELT = -20.0
 """Log-prob (nats) of cutting a text as the student's own tokenizer would not: the teacher knows texts, not cuts."""
@@ -366,7 +366,7 @@ class PrefixGrader:
             found.append(self.teacher.beginning_with(rest))
             leaves = len(head) + shared - offset
             found += [self.teacher.spelling(rest[:length]) for length in range(leaves + 1, len(rest))]
-        return _union(found)
+        return union(found)
 
 
 def _least(stretch: Stretch, before: Sequence[float]) -> list[float]:
@@ -388,14 +388,3 @@ def _reached(whole: Sequence[tuple[float, float]], is_native: Sequence[bool], la
         reached.append(own)
         later = own if native else -math.inf
     return reached[::-1]
-
-
-def _union(ranges: Sequence[range]) -> list[tuple[int, int]]:
-    """Return ranges of the same places of which no two overlap."""
-    merged: list[tuple[int, int]] = []
-    for one in sorted((r.start, r.stop) for r in ranges if r):
-        if merged and one[0] <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(one[1], merged[-1][1]))
-        else:
-            merged.append(one)
-    return merged

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lightning_opd.functional.pieces import Pieces
+from lightning_opd.functional.pieces import Pieces, union
 
 
 def test_pieces_are_found_by_how_they_begin() -> None:
@@ -12,3 +12,7 @@ def test_pieces_are_found_by_how_they_begin() -> None:
     assert pieces.first_tokens(b"abx") == [2]
     assert sorted(pieces.first_tokens(b"ab")) == [2, 4, 5]
     assert pieces.first_tokens(b"x") == []
+
+
+def test_a_union_counts_no_place_twice() -> None:
+    assert union([range(5, 7), range(2), range(6, 9), range(3, 3), range(1, 3)]) == [(0, 3), (5, 9)]
