@@ -1,4 +1,4 @@
-"""On-policy distillation with Lightning: a student writes, a teacher grades every token, the student learns."""
+"""On-policy distillation with Lightning: a student generates, a teacher scores every token, the student learns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_opd.callbacks import FormatErrorMask, OutcomeReward
     from lightning_opd.data import OPDDataModule, SFTDataModule
     from lightning_opd.interfaces import Environment, Objective, OPDCallback, RolloutEngine, Task, Teacher
-    from lightning_opd.models import Lora, Student
+    from lightning_opd.models import Lora, StudentConfig
     from lightning_opd.modules import OPDModule, SFTModule
     from lightning_opd.types import Prompt, RolloutBatch, Sampling, Signal, Trajectory
 
@@ -31,7 +31,7 @@ __all__ = [
     "SFTModule",
     "Sampling",
     "Signal",
-    "Student",
+    "StudentConfig",
     "Task",
     "Teacher",
     "Trajectory",
@@ -42,7 +42,7 @@ _HOMES = {
     "callbacks": ("FormatErrorMask", "OutcomeReward"),
     "data": ("OPDDataModule", "SFTDataModule"),
     "interfaces": ("Environment", "Objective", "OPDCallback", "RolloutEngine", "Task", "Teacher"),
-    "models": ("Lora", "Student"),
+    "models": ("Lora", "StudentConfig"),
     "modules": ("OPDModule", "SFTModule"),
     "types": ("Prompt", "RolloutBatch", "Sampling", "Signal", "Trajectory"),
 }

@@ -1,4 +1,4 @@
-"""The verbs of the road as abstract classes; everything else implements one of them."""
+"""The verbs of the training step as abstract classes; everything else implements one of them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lightning_opd.types import (
     Message,
     Messages,
     Prompt,
-    Road,
     RolloutBatch,
+    RunSettings,
     Sample,
     Sampling,
     Signal,
@@ -74,27 +74,27 @@ class Environment(ABC):
         """Take the student's reply and return the messages that answer it; empty ends the episode."""
 
     @abstractmethod
-    def outcome(self) -> float:
+    def reward(self) -> float:
         """Return the reward of the finished episode."""
 
 
 class Task(ABC):
     """A data set of environments with a verifiable outcome.
 
-    A single-turn task writes `prompts` and `outcome`; a task with turns overrides `environment`.
+    A single-turn task writes `prompts` and `reward`; a task with turns overrides `environment`.
     """
 
     @abstractmethod
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Return the prompts of a split, always in the same order."""
 
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         """Judge the student's whole reply (stop token cut); usually 0 or 1."""
-        msg = f"{type(self).__name__} must override `outcome` (one turn) or `environment` (several)."
+        msg = f"{type(self).__name__} must override `reward` (one turn) or `environment` (several)."
         raise NotImplementedError(msg)
 
     def environment(self, prompt: Prompt) -> Environment:
-        """Return the episode that belongs to a prompt; by default one turn, judged by `outcome`."""
+        """Return the episode that belongs to a prompt; by default one turn, judged by `reward`."""
         return SingleTurn(self, prompt)
 
     def format_rules(self) -> Sequence[FormatRule]:
@@ -113,7 +113,7 @@ class Task(ABC):
 
 
 class SingleTurn(Environment):
-    """An episode of one reply, judged by the task's `outcome`."""
+    """An episode of one reply, judged by the task's `reward`."""
 
     def __init__(self, task: Task, prompt: Prompt) -> None:
         """Bind the episode to its prompt."""
@@ -129,8 +129,8 @@ class SingleTurn(Environment):
         return ()
 
     @override
-    def outcome(self) -> float:
-        return self._task.outcome(self._prompt, self._reply)
+    def reward(self) -> float:
+        return self._task.reward(self._prompt, self._reply)
 
 
 class RolloutEngine(ABC):
@@ -173,23 +173,23 @@ class RolloutEngine(ABC):
 
 
 class Teacher(ABC):
-    """A frozen model that grades every token of its own prompts."""
+    """A frozen model that scores every token of its own prompts."""
 
     @property
     def identity(self) -> Hashable:
-        """Equal for teachers that can share one loaded model."""
+        """Equal for teachers that can fraction one loaded model."""
         return id(self)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer to compare with the student's, or None where that makes no sense."""
         return None
 
-    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+    def set_student_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
         """Meet the student's tokenizer; called once, before `setup`."""
 
     @property
-    def is_retokenized(self) -> bool:
-        """Whether it reads other tokens than the student wrote; known once introduced."""
+    def is_cross_tokenizer(self) -> bool:
+        """Whether it reads other tokens than the student generated; known once introduced."""
         return False
 
     @abstractmethod
@@ -197,21 +197,21 @@ class Teacher(ABC):
         """Load the model; called once, on every rank."""
 
     @abstractmethod
-    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        """Grade every token at the batch's temperature; unwanted signals may stay None."""
+    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
+        """Score every token at the batch's temperature; unwanted signals may stay None."""
 
-    def tree_states(
+    def tree_hidden_states(
         self,
         token_ids: Int[Tensor, "batch time"],
-        sees: Bool[Tensor, "batch time time"],
-        positions: Int[Tensor, "batch time"],
+        attention_mask: Bool[Tensor, "batch time time"],
+        position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"] | None:
         """Return its states after each token of several continuations at once, or None where it has none to give.
 
         Args:
             token_ids: Prompts, and after each a tree of continuations.
-            sees: `sees[b, t, u]` where token t reads token u; each reads itself.
-            positions: Of each token in its own continuation.
+            attention_mask: `sees[b, t, u]` where token t reads token u; each reads itself.
+            position_ids: Of each token in its own continuation.
         """
         return None
 
@@ -260,7 +260,7 @@ class StudentForward:
 
     @property
     def old_logprobs(self) -> Float[Tensor, "batch time"]:
-        """Log-probs in nats before the window's first update, detached; the current ones if there is one update."""
+        """Log-probs in nats before the batch's first update, detached; the current ones if there is one update."""
         return self.logprobs.detach() if self.batch.old_logprobs is None else self.batch.old_logprobs
 
     @property
@@ -269,17 +269,17 @@ class StudentForward:
         return self._statistics[1]
 
 
-WindowForward: TypeAlias = Callable[[Callable[[RolloutBatch, StudentForward], Tensor]], Tensor]
-"""Runs the student over a whole window, part by part and without a graph: from what a function makes
+BatchForward: TypeAlias = Callable[[Callable[[RolloutBatch, StudentForward], Tensor]], Tensor]
+"""Runs the student over a whole rollout batch, part by part and without a graph: from what a function makes
 of a part (`[rows, time]`) to the same of all rows (`[batch, time]`)."""
 
 
 class Objective(ABC):
-    """Turns a graded micro-batch and the student's forward into a loss."""
+    """Turns a scored micro-batch and the student's forward into a loss."""
 
     @property
     @abstractmethod
-    def requires(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[Signal]:
         """What every teacher must answer for this objective; empty where it learns without teachers."""
 
     @property
@@ -287,7 +287,7 @@ class Objective(ABC):
         """Whether `reference_logprobs` of the batch must be there."""
         return False
 
-    def check(self, road: Road) -> None:
+    def check(self, settings: RunSettings) -> None:
         """Refuse settings under which this objective would learn something else than it says.
 
         An override calls this one, too: by default there is no use for a critic.
@@ -295,25 +295,25 @@ class Objective(ABC):
         Raises:
             ValueError: With the setting and what to change, before anything runs.
         """
-        if road.has_critic:
+        if settings.has_critic:
             msg = (
                 f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
                 "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
             )
             raise ValueError(msg)
 
-    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
-        """Store on a window what needs all its rows, after the callbacks and before it is cut; on every rank.
+    def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
+        """Store on a rollout batch what needs all its rows, after the callbacks and before it is cut; on every rank.
 
         By default the student's log-probs, where later updates will be held against them.
         """
         if context.num_updates > 1:
-            window.old_logprobs = over_window(lambda part, student: student.logprobs)
+            rollouts.old_logprobs = over_batch(lambda part, student: student.logprobs)
 
     def state_kl(
         self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
     ) -> Float[Tensor, "batch time"] | None:
-        """Return −E_{a∼π}[shaped log-ratio] at every state in nats, detached; None where it is not needed."""
+        """Return −E_{a∼π}[transformed log-ratio] at every state in nats, detached; None where it is not needed."""
         return None
 
     def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
@@ -343,12 +343,12 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
-class WindowContext:
-    """What `Objective.prepare` may use beside the window.
+class PrepareContext:
+    """What `Objective.prepare` may use beside the rollout batch.
 
     Args:
         heads: Output heads of the teachers in the order of `teacher_ids`.
-        num_updates: Optimiser steps that this window serves.
+        num_updates: Optimiser steps that this rollout batch serves.
         sum_over_ranks: Adds a tensor up over all ranks.
     """
 
@@ -358,7 +358,7 @@ class WindowContext:
 
 
 class OPDCallback(Callback):
-    """A Lightning callback that also sees each training window before it is cut.
+    """A Lightning callback that also sees each training rollout batch before it is cut.
 
     It may write `distill_mask`, `distill_weights` and `outcome_advantages` of the rollouts,
     nothing else. It is not called in validation.
@@ -370,4 +370,4 @@ class OPDCallback(Callback):
         return False
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        """Called once per window, on every rank, after generation, verdict and scoring."""
+        """Called once per rollout batch, on every rank, after generation, reward and scoring."""

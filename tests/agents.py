@@ -10,7 +10,7 @@ import torch
 from lightning_opd.interfaces import Environment, RolloutEngine, Split, Task
 from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling
 
-HOSTILE = (
+ADVERSARIAL_OUTPUTS = (
     "",
     " ",
     "\n\n",
@@ -45,11 +45,11 @@ class Talk(Environment):
             return ()
         return ({"role": "tool", "name": "talk", "content": self.answers[len(self.replies) - 1]},)
 
-    def outcome(self) -> float:
+    def reward(self) -> float:
         return float(all(len(reply) < 20 for reply in self.replies))
 
 
-class Talks(Task):
+class ScriptedChat(Task):
     """Prompts for two teachers; prompt i is answered i mod `turns` times."""
 
     def __init__(self, num_prompts: int = 12, turns: int = 4, answer: Callable[[int, int], str] | None = None) -> None:
@@ -73,7 +73,7 @@ class Talks(Task):
         return Talk(prompt, [self.answer(number, turn) for turn in range(number % self.turns)])
 
 
-class AnythingEngine(RolloutEngine):
+class RandomEngine(RolloutEngine):
     """Writes tokens drawn blindly from the whole vocabulary: control tokens, halves of characters, nothing."""
 
     def __init__(self, vocab_size: int, seed: int = 0) -> None:

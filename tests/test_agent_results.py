@@ -71,4 +71,4 @@ def test_the_merged_agent_is_at_parity_with_both_experts() -> None:
 
 
 def test_the_detector_is_silent_where_agents_merge_well() -> None:
-    assert all(watched["alarm"] is None and watched["windows"] == 300 for watched in AGENTS["hack_alarms"])
+    assert all(watched["alarm"] is None and watched["num_batches"] == 300 for watched in AGENTS["hack_alarms"])

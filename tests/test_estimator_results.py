@@ -22,7 +22,7 @@ def test_the_readme_of_estimators_shows_the_committed_results() -> None:
     assert with_tables(readme, RESULTS) == readme
     assert {"command", "commit", "date", "machine", "made_by", *STEPS} <= RESULTS.keys()
     assert (RECIPE / "estimators.png").stat().st_size > 10_000
-    assert all(len(ends(step, "outcome")["reverse KL"]) == 3 for step in ("convergence", "long_horizon"))
+    assert all(len(ends(step, "reward")["reverse KL"]) == 3 for step in ("convergence", "long_horizon"))
 
 
 def test_the_slopes_are_those_of_the_theory() -> None:
@@ -34,7 +34,7 @@ def test_the_slopes_are_those_of_the_theory() -> None:
 
 def test_the_whole_distribution_is_less_noisy_and_learns_faster_than_sampled_tokens() -> None:
     assert min(NOISE["start"].values()) == NOISE["start"]["reverse KL"]
-    outcomes, kls = ends("convergence", "outcome"), ends("convergence", "teacher_kl")
+    outcomes, kls = ends("convergence", "reward"), ends("convergence", "teacher_kl")
     for arm in outcomes.keys() - {"reverse KL"}:
         assert mean(outcomes["reverse KL"]) > mean(outcomes[arm])
         assert mean(kls["reverse KL"]) < mean(kls[arm])

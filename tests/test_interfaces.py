@@ -14,7 +14,7 @@ class OneTurn(Task):
     def prompts(self, split: Split) -> Sequence[Prompt]:
         return [PROMPT]
 
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         return float(text == "a")
 
 
@@ -22,15 +22,15 @@ def test_a_single_turn_task_is_an_environment_of_one_reply() -> None:
     environment = OneTurn().environment(PROMPT)
     assert environment.reset() == PROMPT.messages
     assert not environment.step({"role": "assistant", "content": "a"})
-    assert environment.outcome() == 1.0
+    assert environment.reward() == 1.0
 
 
-def test_a_task_without_outcome_or_demonstrations_says_what_to_override() -> None:
+def test_a_task_without_reward_or_demonstrations_says_what_to_override() -> None:
     class Bare(Task):
         def prompts(self, split: Split) -> Sequence[Prompt]:
             return []
 
-    with pytest.raises(NotImplementedError, match="Bare must override `outcome`"):
-        Bare().outcome(PROMPT, "")
+    with pytest.raises(NotImplementedError, match="Bare must override `reward`"):
+        Bare().reward(PROMPT, "")
     with pytest.raises(NotImplementedError, match="override `demonstrations`"):
         Bare().demonstrations("train", 1, 0)

@@ -37,7 +37,7 @@ def test_the_merged_student_is_at_parity_with_every_teacher(variant: str) -> Non
 
 def test_the_detector_of_reward_hacking_is_silent_where_models_merge_well() -> None:
     assert len(RESULTS["hack_alarms"]) == 3
-    assert all(watched["alarm"] is None and watched["windows"] == 360 for watched in RESULTS["hack_alarms"])
+    assert all(watched["alarm"] is None and watched["num_batches"] == 360 for watched in RESULTS["hack_alarms"])
 
 
 def test_the_readme_of_cross_tokenizer_shows_the_committed_results() -> None:
@@ -71,4 +71,4 @@ def test_every_credit_but_the_splice_teaches_something() -> None:
         assert probe["spliced"] < probe["native"] - 100
         assert probe["per_character"] < probe["spliced"]
         assert probe["kept_tokens_span"] > 0.99
-    assert results["alignment_share"]["span_proportional"] < 0.05
+    assert results["alignment_fraction"]["span_proportional"] < 0.05

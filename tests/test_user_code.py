@@ -47,7 +47,7 @@ class Echo(Task):
             for i, word in enumerate(self.words)
         ]
 
-    def outcome(self, prompt, text):
+    def reward(self, prompt, text):
         return float(text in prompt.messages[0]["content"])
 
 
@@ -71,7 +71,7 @@ class Shop(Echo):
     """The same words as an agent that may look prices up."""
 
     def environment(self, prompt):
-        judge = lambda reply: self.outcome(prompt, reply)
+        judge = lambda reply: self.reward(prompt, reply)
         return ToolEnvironment(prompt.messages, [Tool(price)], judge, shows_tools=False)
 
     def format_rules(self):
@@ -135,7 +135,7 @@ def test_a_users_own_agent_estimator_module_and_callback_run_from_yaml(models: P
         },
         "data": {
             "task": {"class_path": "my_pkg.Shop", "init_args": {"words": ["a", "b", "c", "d"]}},
-            "prompts_per_window": 4,
+            "prompts_per_batch": 4,
             "sampling": {"max_new_tokens": 4},
         },
         "trainer": {

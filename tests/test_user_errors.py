@@ -28,7 +28,7 @@ def command(
         },
         "data": {
             "task": {"class_path": "lightning_opd.tasks.Jsonl", "init_args": {"path": str(prompts)}},
-            "prompts_per_window": 4,
+            "prompts_per_batch": 4,
             "sampling": {"max_new_tokens": 8},
         },
         "trainer": {
@@ -133,14 +133,14 @@ def test_prompt_longer_than_the_context(world: Path, tmp_path: Path, capsys: pyt
             ],
             "GradientAccumulationScheduler",
         ),
-        (["--data.prompts_per_window=400"], "prompts_per_window"),
+        (["--data.prompts_per_batch=400"], "prompts_per_batch"),
         (["--model.objective=PolicyGradient", "--data.sampling.top_p=0.9"], "off_policy: TruncatedImportance"),
         (["--data.sampling.temperature=0"], "temperature 0"),
         (["--data.sampling.temperature=-1"], "temperature"),
     ],
     ids=str,
 )
-def test_settings_that_would_cut_or_bend_a_window(
+def test_settings_that_would_cut_or_bend_a_rollout_batch(
     words: list[str], expected: str | None, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = command(world, tmp_path, *words)

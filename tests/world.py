@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_opd.data import Evaluation, OPDDataModule
 from lightning_opd.interfaces import Objective, OPDCallback, Split, Task, Teacher
-from lightning_opd.models import Student
+from lightning_opd.models import StudentConfig
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.types import Prompt, RolloutBatch, Sampling
@@ -41,7 +41,7 @@ class Letters(Task):
             for i in range(self.num_prompts)
         ]
 
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         return float("a" in text)
 
 
@@ -64,7 +64,7 @@ def make_module(
 
     own = {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")}
     return OPDModule(
-        Student(str(world / "student"), dtype=dtype, **student),  # type: ignore[arg-type]
+        StudentConfig(str(world / "student"), dtype=dtype, **student),  # type: ignore[arg-type]
         {**own, **(teachers or {})},
         objective or PolicyGradient(),
         lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
@@ -72,9 +72,9 @@ def make_module(
 
 
 def make_data(task: Task | None = None, **settings: object) -> OPDDataModule:
-    """Return data with windows of four prompts and two siblings."""
+    """Return data with rollout batches of four prompts and two siblings."""
     defaults: dict[str, object] = {
-        "prompts_per_window": 4,
+        "prompts_per_batch": 4,
         "samples_per_prompt": 2,
         "sampling": Sampling(max_new_tokens=12, stop_token_ids=STOPS),
         "evaluation": Evaluation(num_prompts=4, num_validation_prompts=2),
@@ -100,16 +100,16 @@ def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = Fal
     return L.Trainer(**{**defaults, **settings}, callbacks=list(callbacks), logger=logger)  # type: ignore[arg-type]
 
 
-class Witness(OPDCallback):
-    """Keeps the windows, the gradients of each optimiser step, and what was logged."""
+class Recorder(OPDCallback):
+    """Keeps the rollout batches, the gradients of each optimiser step, and what was logged."""
 
     def __init__(self) -> None:
-        self.windows: list[RolloutBatch] = []
+        self.rollout_batches: list[RolloutBatch] = []
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.logged: list[dict[str, float]] = []
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        self.windows.append(rollouts)
+        self.rollout_batches.append(rollouts)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer

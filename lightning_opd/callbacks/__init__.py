@@ -1,10 +1,10 @@
-"""Callbacks: what sees each window, and what is written when training ends."""
+"""Callbacks: what sees each rollout batch, and what is written when training ends."""
 
 from lightning_opd.callbacks.export import ExportHuggingFace
 from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMask
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
 from lightning_opd.callbacks.hack_detector import HackDetector
-from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskOutcome, WeightedReward, WellFormed
+from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskReward, WeightedReward, WellFormed
 from lightning_opd.callbacks.rollout_table import RolloutTable
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "HackDetector",
     "OutcomeReward",
     "RolloutTable",
-    "TaskOutcome",
+    "TaskReward",
     "WeightedReward",
     "WellFormed",
 ]

@@ -29,7 +29,7 @@ class FirstSpecialTokenMask(OPDCallback):
     token keeps its outcome gradient and its place in the denominator. The fixed point is
     undetermined at masked tokens: not for students whose format is what the teacher should teach.
 
-    Logs `train/special_token_masked` (share of response tokens).
+    Logs `train/special_token_masked` (fraction of response tokens).
 
     Args:
         tokens: Which tokens count as special; by default all of the tokenizer's added ones.

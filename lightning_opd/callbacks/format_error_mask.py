@@ -20,10 +20,10 @@ class FormatErrorMask(OPDCallback):
     breaks; masking those trajectories takes the pay away. Their outcome gradient stays, and the
     denominator stays, so that good trajectories do not weigh more as failures rise.
 
-    Logs `train/masked` (share of trajectories with an error) and `train/format_error/<rule>`.
+    Logs `train/masked` (fraction of trajectories with an error) and `train/format_error/<rule>`.
 
     Args:
-        warn_above: Share of masked trajectories above which to warn.
+        warn_above: Fraction of masked trajectories above which to warn.
         from_erring_turn: Whether an episode keeps the signal of the turns before its first error.
 
     Reference:
@@ -31,9 +31,9 @@ class FormatErrorMask(OPDCallback):
     """
 
     def __init__(self, warn_above: float = 0.5, from_erring_turn: bool = False) -> None:  # a key in YAML
-        """Check the share."""
+        """Check the fraction."""
         if not 0 <= warn_above <= 1:
-            msg = f"`warn_above` is a share between 0 and 1, got {warn_above}."
+            msg = f"`warn_above` is a fraction between 0 and 1, got {warn_above}."
             raise ValueError(msg)
         self.warn_above, self.from_erring_turn = warn_above, from_erring_turn
         self._has_warned = False
@@ -54,11 +54,11 @@ class FormatErrorMask(OPDCallback):
         for name in names:
             metrics[f"train/format_error/{name}"] = (count.new_tensor(broken[name]), count)
         rollouts.metrics = {**rollouts.metrics, **metrics}
-        share = float(bad.double().mean())
-        if share > self.warn_above and not self._has_warned:
+        fraction = float(bad.double().mean())
+        if fraction > self.warn_above and not self._has_warned:
             self._has_warned = True
             rank_zero_warn(
-                f"{share:.0%} of a window's trajectories have format errors and get no distillation signal "
+                f"{fraction:.0%} of a rollout batch's trajectories have format errors and get no distillation signal "
                 f"(most broken: {broken.most_common(1)[0][0] if broken else 'unknown'}). Start from a student that "
                 "knows the format (a supervised warm start), or check the task's format rules."
             )

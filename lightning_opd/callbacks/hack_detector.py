@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NGRAM = 4
 MIN_STANDARD_ERRORS = 4.0
 UNITS: Mapping[str, str] = {
-    "outcome": "outcome",
+    "reward": "reward",
     "teacher_kl": "KL per sequence (nats)",
     "length": "length (tokens)",
     "truncated": "truncated",
@@ -41,18 +41,20 @@ class TokenizerOwner(Protocol):
 class HackDetector(OPDCallback):
     """Watch for reward hacking: the KL to the teacher falls, and the outcome falls with it.
 
-    Means over the last `span` windows are held against the block of `span` windows with the best outcome so far.
-    The alarm is raised when the outcome has lost `outcome_drop` of its best and more than four standard errors,
+    Means over the last `span` rollout batches are compared with the block of `span` batches that had the best reward
+    so far.
+    The alarm is raised when the outcome has lost `reward_drop` of its best and more than four standard errors,
     while the KL per sequence has lost `kl_drop` of what it was then. It says what else has changed.
 
-    Logs `train/hack_alarm` (1 while it holds), `train/repeated_ngrams` (share of 4-grams that repeat an earlier one
-    of their trajectory), `train/top_token_share` (share of Σ|r| that the heaviest token id carries, r = log T − log π).
+    Logs `train/hack_alarm` (1 while it holds), `train/repeated_ngrams` (fraction of 4-grams that repeat an earlier one
+    of their trajectory), `train/top_token_fraction` (fraction of Σ|r| on the heaviest token id,
+    r = log T − log π).
 
     Args:
-        span: Windows in a mean.
-        outcome_drop: Relative loss of outcome that is too much.
+        span: Rollout batches in a mean.
+        reward_drop: Relative loss of outcome that is too much.
         kl_drop: Relative loss of KL that counts as an improved signal.
-        token_share: Share of Σ|r| above which the alarm names a token id.
+        token_fraction: Fraction of Σ|r| above which the alarm names a token id.
         stop: Whether to end training at the alarm. The student of the best block is then kept, as it was at the
             block's end, in `checkpoints/best.ckpt` of the trainer's `default_root_dir` (weights only).
     """
@@ -60,29 +62,29 @@ class HackDetector(OPDCallback):
     def __init__(
         self,
         span: int = 5,
-        outcome_drop: float = 0.25,
+        reward_drop: float = 0.25,
         kl_drop: float = 0.1,
-        token_share: float = 0.2,
+        token_fraction: float = 0.2,
         stop: bool = False,  # a key in YAML
     ) -> None:
         """Check the numbers."""
         if span < 1:
-            msg = f"`span` must be at least 1 window, got {span}."
+            msg = f"`span` must be at least 1 rollout batch, got {span}."
             raise ValueError(msg)
-        for name, share in (("outcome_drop", outcome_drop), ("kl_drop", kl_drop), ("token_share", token_share)):
-            if not 0 < share < 1:
-                msg = f"`{name}` is a share between 0 and 1, got {share}."
+        for name, fraction in (("reward_drop", reward_drop), ("kl_drop", kl_drop), ("token_fraction", token_fraction)):
+            if not 0 < fraction < 1:
+                msg = f"`{name}` is a fraction between 0 and 1, got {fraction}."
                 raise ValueError(msg)
-        self.span, self.outcome_drop, self.kl_drop = span, outcome_drop, kl_drop
-        self.token_share, self.stop = token_share, stop
-        self.alarm_window: int | None = None
-        self._num_windows, self._is_new_best = 0, False
+        self.span, self.reward_drop, self.kl_drop = span, reward_drop, kl_drop
+        self.token_fraction, self.stop = token_fraction, stop
+        self.alarm_batch: int | None = None
+        self._num_batches, self._is_new_best = 0, False
         self._last: list[dict[str, float]] = []
         self._best: dict[str, float] = {}
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        if not rollouts.teacher_names or rollouts.is_given:  # no signal, or not the student's words
+        if not rollouts.teacher_names or rollouts.is_off_policy:  # no signal, or not the student's words
             return
         tokenizer = cast("TokenizerOwner", module).tokenizer
         sums, weights = _measure(rollouts, len(tokenizer))
@@ -96,48 +98,48 @@ class HackDetector(OPDCallback):
             **rollouts.metrics,
             "train/hack_alarm": (one * has_alarm, one),
             "train/repeated_ngrams": (one * self._last[-1]["repeated"], one),
-            "train/top_token_share": (one * top, one),
+            "train/top_token_fraction": (one * top, one),
         }
-        if has_alarm and self.alarm_window is None:
-            self.alarm_window = self._num_windows - 1
-            tokens = _heavy_tokens(weights, self.token_share, tokenizer)
+        if has_alarm and self.alarm_batch is None:
+            self.alarm_batch = self._num_batches - 1
+            tokens = _heavy_tokens(weights, self.token_fraction, tokenizer)
             rank_zero_warn(self._message(tokens))
 
     def observe(self, values: Mapping[str, float]) -> bool:
-        """Take a window's means, and return whether the alarm holds; also for curves from elsewhere.
+        """Take a rollout batch's means, and return whether the alarm holds; also for curves from elsewhere.
 
         Args:
-            values: The keys of `UNITS`, and `num_trajectories` of the window.
+            values: The keys of `UNITS`, and `num_trajectories` of the rollout batch.
         """
-        self._num_windows += 1
+        self._num_batches += 1
         self._last = [*self._last, dict(values)][-self.span :]
         recent = self._recent()
-        is_block = self._num_windows % self.span == 0
-        if is_block and (not self._best or recent["outcome"] > self._best["outcome"]):
+        is_block = self._num_batches % self.span == 0
+        if is_block and (not self._best or recent["reward"] > self._best["reward"]):
             self._best, self._is_new_best = recent, True
         if not self._best:
             return False
-        drop = self._best["outcome"] - recent["outcome"]
+        drop = self._best["reward"] - recent["reward"]
         error = (self._best["squared_error"] + recent["squared_error"]) ** 0.5
         return (
-            drop > self.outcome_drop * self._best["outcome"]
+            drop > self.reward_drop * self._best["reward"]
             and drop > MIN_STANDARD_ERRORS * error
             and recent["teacher_kl"] < (1 - self.kl_drop) * self._best["teacher_kl"]
         )
 
     def _recent(self) -> dict[str, float]:
-        """Return the means of the last windows, and the squared standard error of their outcome."""
-        means = {name: sum(window[name] for window in self._last) / len(self._last) for name in UNITS}
-        count = sum(window["num_trajectories"] for window in self._last)
-        rate = min(1.0, max(0.0, means["outcome"]))
-        return {**means, "squared_error": max(rate * (1 - rate), 1 / count) / count, "window": self._num_windows}
+        """Return the means of the last rollout batches, and the squared standard error of their outcome."""
+        means = {name: sum(rollouts[name] for rollouts in self._last) / len(self._last) for name in UNITS}
+        count = sum(rollouts["num_trajectories"] for rollouts in self._last)
+        rate = min(1.0, max(0.0, means["reward"]))
+        return {**means, "squared_error": max(rate * (1 - rate), 1 / count) / count, "batch": self._num_batches}
 
     def _message(self, tokens: str) -> str:
         best, recent = self._best, self._recent()
         changes = ", ".join(f"{text} {best[name]:.3g} → {recent[name]:.3g}" for name, text in UNITS.items())
         return (
-            f"Reward hacking? The student comes closer to the teacher while its outcome falls, since window "
-            f"{best['window']:.0f}: {changes}. {tokens}Read the rollouts (`RolloutTable`); `FormatErrorMask` and "
+            f"Reward hacking? The student comes closer to the teacher while its reward falls, since rollout batch "
+            f"{best['batch']:.0f}: {changes}. {tokens}Read the rollouts (`RolloutTable`); `FormatErrorMask` and "
             "`OutcomeReward` are the measures against it."
         )
 
@@ -153,8 +155,8 @@ class HackDetector(OPDCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: RolloutBatch, batch_idx: int
     ) -> None:
-        is_due = self.stop and self.alarm_window is not None and not trainer.should_stop
-        if is_due and not trainer.fit_loop._should_accumulate():  # never inside a window
+        is_due = self.stop and self.alarm_batch is not None and not trainer.should_stop
+        if is_due and not trainer.fit_loop._should_accumulate():  # never inside a rollout batch
             trainer.should_stop = True
             rank_zero_info(f"Stopped by HackDetector; the best student is kept in {self._path(trainer)}.")
 
@@ -164,7 +166,7 @@ class HackDetector(OPDCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("alarm_window", "_num_windows", "_last", "_best")}
+        return {k: getattr(self, k) for k in ("alarm_batch", "_num_batches", "_last", "_best")}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,7 +176,7 @@ class HackDetector(OPDCallback):
 
 def _measure(rollouts: RolloutBatch, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Return this rank's sums of all that is watched, and Σ|r| per token id."""
-    mask = rollouts.response_mask & rollouts.comparable_mask
+    mask = rollouts.response_mask & rollouts.aligned_mask
     log_ratios = torch.where(mask, rollouts.teacher_logprobs - rollouts.rollout_logprobs, 0.0).double()
     weights = torch.bincount(rollouts.token_ids[mask], log_ratios.abs()[mask], vocab_size)
     repeated = sum(_repeated(ids[own]) for ids, own in zip(rollouts.token_ids, rollouts.response_mask, strict=True))
@@ -191,7 +193,7 @@ def _measure(rollouts: RolloutBatch, vocab_size: int) -> tuple[Tensor, Tensor]:
 
 
 def _repeated(token_ids: Tensor) -> float:
-    """Return the share of n-grams that repeat an earlier one."""
+    """Return the fraction of n-grams that repeat an earlier one."""
     if len(token_ids) < NGRAM:
         return 0.0
     ngrams = token_ids.unfold(0, NGRAM, 1)
@@ -199,14 +201,14 @@ def _repeated(token_ids: Tensor) -> float:
 
 
 def _values(sums: Tensor) -> dict[str, float]:
-    """Return the window's means; entropy is per token, everything else per trajectory."""
+    """Return the rollout batch's means; entropy is per token, everything else per trajectory."""
     *totals, count = sums.tolist()
     values = {name: total / count for name, total in zip(UNITS, totals, strict=True)}
     values["entropy"] /= max(1e-30, values["length"])
     return {**values, "num_trajectories": count}
 
 
-def _heavy_tokens(weights: Tensor, share: float, tokenizer: PreTrainedTokenizerBase) -> str:
-    shares = (weights / weights.sum().clamp(min=1e-30)).tolist()
-    heavy = [f"{tokenizer.decode([i])!r} ({x:.0%})" for i, x in enumerate(shares) if x > share]
+def _heavy_tokens(weights: Tensor, fraction: float, tokenizer: PreTrainedTokenizerBase) -> str:
+    fractions = (weights / weights.sum().clamp(min=1e-30)).tolist()
+    heavy = [f"{tokenizer.decode([i])!r} ({x:.0%})" for i, x in enumerate(fractions) if x > fraction]
     return f"Most of the signal lies on {', '.join(heavy)}. " if heavy else ""

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.functional.outcomes import LeaveOneOut, OutcomeAdvantage
+from lightning_opd.functional.outcomes import RLOO, OutcomeAdvantage
 from lightning_opd.interfaces import OPDCallback, RewardFunction
 from lightning_opd.types import RolloutBatch, Trajectory
 
 
 @dataclass(frozen=True)
-class TaskOutcome(RewardFunction):
-    """The task's own verdict."""
+class TaskReward(RewardFunction):
+    """The task's own reward."""
 
     @override
     def __call__(self, trajectory: Trajectory) -> float:
@@ -53,13 +53,13 @@ class OutcomeReward(OPDCallback):
     which `final_coef: 0` reaches in the course of training.
 
     Logs `train/outcome_advantage` (mean of its absolute value, before the coefficient), `train/outcome_coef`,
-    `train/groups_without_spread` (share of groups whose siblings all have one reward and teach nothing) and, with
+    `train/groups_without_spread` (fraction of groups whose siblings all have one reward and teach nothing) and, with
     `rewards`, `train/reward_function/<name>`.
 
     Args:
         coef: Weight of the outcome advantage against the log-ratio in nats.
         final_coef: Weight at the end; null keeps `coef`.
-        final_from: Share of training from which `final_coef` holds; the way there is linear.
+        final_from: Fraction of training from which `final_coef` holds; the way there is linear.
         advantage: Compares the rewards of siblings; needs `data.samples_per_prompt` of 2 or more.
         rewards: Terms that are summed up; by default the task's outcome alone.
     """
@@ -69,7 +69,7 @@ class OutcomeReward(OPDCallback):
         coef: float = 1.0,
         final_coef: float | None = None,
         final_from: float = 0.8,
-        advantage: OutcomeAdvantage = LeaveOneOut(),  # noqa: B008  # frozen
+        advantage: OutcomeAdvantage = RLOO(),  # noqa: B008  # frozen
         rewards: list[WeightedReward] | None = None,
     ) -> None:
         """Check the weights."""
@@ -78,7 +78,7 @@ class OutcomeReward(OPDCallback):
                 msg = f"`{name}` must not be negative, got {value}: it would reward failure."
                 raise ValueError(msg)
         if not 0 < final_from <= 1:
-            msg = f"`final_from` is a share of training, above 0 and at most 1, got {final_from}."
+            msg = f"`final_from` is a fraction of training, above 0 and at most 1, got {final_from}."
             raise ValueError(msg)
         self.coef, self.final_coef, self.final_from = coef, final_coef, final_from
         self.advantage, self.rewards = advantage, rewards or []

@@ -15,24 +15,24 @@ class RolloutTable(OPDCallback):
     """Show sampled responses with reward, format errors and KL, in the console and in TensorBoard.
 
     Args:
-        num_samples: Responses per table, spread over the window.
-        every_n_windows: How often.
+        num_samples: Responses per table, spread over the rollout batch.
+        every_n_batches: How often.
         console: Whether to print the table as well.
     """
 
-    def __init__(self, num_samples: int = 4, every_n_windows: int = 50, console: bool = True) -> None:  # a key in YAML
+    def __init__(self, num_samples: int = 4, every_n_batches: int = 50, console: bool = True) -> None:  # a key in YAML
         """Check the numbers."""
-        for name, value in (("num_samples", num_samples), ("every_n_windows", every_n_windows)):
+        for name, value in (("num_samples", num_samples), ("every_n_batches", every_n_batches)):
             if value < 1:
                 msg = f"`{name}` must be at least 1, got {value}."
                 raise ValueError(msg)
-        self.num_samples, self.every_n_windows, self.console = num_samples, every_n_windows, console
-        self._num_windows = 0
+        self.num_samples, self.every_n_batches, self.console = num_samples, every_n_batches, console
+        self._num_batches = 0
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        is_due = self._num_windows % self.every_n_windows == 0
-        self._num_windows += 1
+        is_due = self._num_batches % self.every_n_batches == 0
+        self._num_batches += 1
         if not is_due or not trainer.is_global_zero:
             return
         rows = rollout_rows(rollouts, self.num_samples)
@@ -49,7 +49,7 @@ HEADER = ("prompt", "response", "teacher", "reward", "format", "KL (nats/token)"
 def rollout_rows(rollouts: RolloutBatch, num_samples: int) -> list[tuple[str, ...]]:
     """Return one row of text per shown response, in the order of `HEADER`."""
     step = max(1, len(rollouts) // num_samples)
-    mask = rollouts.response_mask & rollouts.comparable_mask
+    mask = rollouts.response_mask & rollouts.aligned_mask
     kl = torch.where(mask, rollouts.rollout_logprobs - rollouts.teacher_logprobs, 0.0).sum(1) / mask.sum(1).clamp(min=1)
     rows: list[tuple[str, ...]] = []
     for index in range(0, len(rollouts), step)[:num_samples]:

@@ -63,7 +63,7 @@ def overview() -> str:
     verbs = "\n".join(f"  {name:<10} {line}" for name, line in lines.items())
     return (
         "usage: python -m lightning_opd VERB [--config FILE ...] [--key value ...]\n\n"
-        "On-policy distillation: a student writes, a teacher grades every token, the student learns.\n\n"
+        "On-policy distillation: a student generates, a teacher scores every token, the student learns.\n\n"
         f"verbs:\n{verbs}\n\n"
         "options:\n  -h, --help  Show this text; after a verb, that verb's options.\n  --version   Show the version.\n"
     )

@@ -1,4 +1,4 @@
-"""From finished episodes to a window of tensors, and from a window to balanced micro-batches."""
+"""From finished episodes to a rollout batch of tensors, and from a rollout batch to balanced micro-batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def collate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> RolloutBatch:
-    """Return an ungraded window, right padded: teachers' log-probs are 0 until they are scored.
+    """Return an unscored rollout batch, right padded: teachers' log-probs are 0 until they are scored.
 
     Args:
         trajectories: The episodes, one row each.
@@ -30,7 +30,7 @@ def collate(
         temperature: Of the sampling.
         pad_token_id: Fills rows up.
         dtype: Of the floating-point columns.
-        device: Where the window will be used.
+        device: Where the rollout batch will be used.
     """
     longest = max(len(t.token_ids) for t in trajectories)
     token_ids = torch.full((len(trajectories), longest), pad_token_id, dtype=torch.long)
@@ -50,7 +50,7 @@ def collate(
         response_mask=response_mask,
         rollout_logprobs=logprobs,
         teacher_logprobs=torch.zeros_like(logprobs),
-        comparable_mask=response_mask.clone(),
+        aligned_mask=response_mask.clone(),
         distill_mask=response_mask.clone(),
         distill_weights=torch.ones_like(rewards),
         outcome_advantages=torch.zeros_like(rewards),
@@ -89,17 +89,19 @@ def balanced_parts(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-def cut(window: RolloutBatch, num_updates: int, num_micro_batches: int) -> list[RolloutBatch]:
-    """Cut a window into `num_updates` × `num_micro_batches` balanced micro-batches, in order of use.
+def cut(rollouts: RolloutBatch, num_updates: int, num_micro_batches: int) -> list[RolloutBatch]:
+    """Cut a rollout batch into `num_updates` × `num_micro_batches` balanced micro-batches, in order of use.
 
     With several updates each micro-batch's denominators cover its own update on this rank only;
-    the caller sums them over ranks. The window's metrics travel with the first micro-batch.
+    the caller sums them over ranks. The rollout batch's metrics travel with the first micro-batch.
     """
     num_parts = num_updates * num_micro_batches
     if num_parts == 1:
-        return [window]
-    lengths: list[int] = window.attention_mask.sum(dim=1).tolist()
-    parts = [window.select(torch.tensor(p, device=window.token_ids.device)) for p in balanced_parts(lengths, num_parts)]
+        return [rollouts]
+    lengths: list[int] = rollouts.attention_mask.sum(dim=1).tolist()
+    parts = [
+        rollouts.select(torch.tensor(p, device=rollouts.token_ids.device)) for p in balanced_parts(lengths, num_parts)
+    ]
     for part in parts[1:]:
         part.metrics = {}
     for update in range(num_updates):

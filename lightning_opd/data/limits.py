@@ -1,4 +1,4 @@
-"""Trainer settings against windows: what would cut one is refused before anything runs."""
+"""Trainer settings against rollout batches: what would cut one is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 
-def check_window_limits(trainer: L.Trainer, updates_per_window: int, rows_per_rank: int) -> None:
-    """Refuse settings that would end an epoch, or an optimiser step, inside a window.
+def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank: int) -> None:
+    """Refuse settings that would end an epoch, or an optimiser step, inside a rollout batch.
 
     Raises:
         ValueError: With the setting, its value and what would fit.
     """
-    micro_batches = trainer.accumulate_grad_batches * updates_per_window
+    micro_batches = trainer.accumulate_grad_batches * updates_per_batch
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]  # set by Lightning
         msg = (
-            "GradientAccumulationScheduler would change the number of micro-batches per window while training. "
+            "GradientAccumulationScheduler would change the number of micro-batches per rollout batch while training. "
             "Remove it and set a constant `trainer.accumulate_grad_batches`."
         )
         raise ValueError(msg)
     if micro_batches > rows_per_rank:
         msg = (
-            f"A window has {rows_per_rank} trajectories per process, which cannot be cut into {micro_batches} "
-            f"micro-batches (`accumulate_grad_batches` {trainer.accumulate_grad_batches} × `updates_per_window` "
-            f"{updates_per_window}). Raise `data.prompts_per_window`, or lower one of the two."
+            f"A rollout batch has {rows_per_rank} trajectories per process, which cannot be cut into {micro_batches} "
+            f"micro-batches (`accumulate_grad_batches` {trainer.accumulate_grad_batches} × `updates_per_batch` "
+            f"{updates_per_batch}). Raise `data.prompts_per_batch`, or lower one of the two."
         )
         raise ValueError(msg)
     # a smoke test may end anywhere
@@ -34,27 +34,27 @@ def check_window_limits(trainer: L.Trainer, updates_per_window: int, rows_per_ra
         if isinstance(limit, int) and limit % micro_batches:
             below = limit // micro_batches * micro_batches
             msg = (
-                f"`{name}` is {limit}, which would cut a window: a window is {micro_batches} micro-batches "
-                f"(`accumulate_grad_batches` × `updates_per_window`). Use a multiple, for example "
+                f"`{name}` is {limit}, which would cut a rollout batch: one is {micro_batches} micro-batches "
+                f"(`accumulate_grad_batches` × `updates_per_batch`). Use a multiple, for example "
                 f"{below or micro_batches}."
             )
             raise ValueError(msg)
 
 
-def windows_per_epoch(trainer: L.Trainer, num_windows: int, micro_batches: int) -> int:
-    """Return how many windows the trainer will take per epoch.
+def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) -> int:
+    """Return how many rollout batches the trainer will take per epoch.
 
     Raises:
-        ValueError: A share of the batches that would cut a window.
+        ValueError: A fraction of the batches that would cut a rollout batch.
     """
     limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]  # set by Lightning at run time
     if isinstance(limit, int):
-        return max(1, min(limit // micro_batches, num_windows))
-    num_batches = int(num_windows * micro_batches * limit)
+        return max(1, min(limit // micro_batches, num_batches))
+    num_batches = int(num_batches * micro_batches * limit)
     if num_batches % micro_batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
         msg = (
-            f"Limiting the epoch to a share of {limit} leaves {num_batches} of {num_windows * micro_batches} batches, "
-            f"which would cut a window of {micro_batches} micro-batches. Use a whole number that is its multiple."
+            f"Limiting the epoch to {limit} of it leaves {num_batches} of {num_batches * micro_batches} batches, "
+            f"which would cut a rollout batch of {micro_batches} micro-batches. Use a whole number that is a multiple."
         )
         raise ValueError(msg)
     return max(1, num_batches // micro_batches)

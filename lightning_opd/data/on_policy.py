@@ -1,4 +1,4 @@
-"""On-policy rollouts as Lightning data: prompts in, graded windows out."""
+"""On-policy rollouts as Lightning data: prompts in, scored rollout batchs out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing_extensions import override
 from lightning_opd.data.collate import collate, cut
 from lightning_opd.data.distiller import Distiller, check_objective, check_shapes
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
-from lightning_opd.data.given_responses import GivenResponses, Scene
-from lightning_opd.data.limits import check_window_limits, windows_per_epoch
-from lightning_opd.data.progress import WindowProgress
-from lightning_opd.data.statistics import window_statistics
-from lightning_opd.data.window_state import as_mapping, from_mapping
-from lightning_opd.data.windows import PromptBatch, PromptBatches, PromptWindows
+from lightning_opd.data.limits import batches_per_epoch, check_batch_limits
+from lightning_opd.data.off_policy import GenerationContext, OffPolicyResponses
+from lightning_opd.data.progress import RolloutProgress
+from lightning_opd.data.prompt_loader import PromptBatch, PromptBatches, PromptLoader
+from lightning_opd.data.resume_state import as_mapping, from_mapping
+from lightning_opd.data.statistics import rollout_statistics
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Split, Task
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import run_episodes
@@ -35,47 +35,47 @@ if TYPE_CHECKING:
 
 
 class OPDDataModule(L.LightningDataModule):
-    """Writes, judges and grades a window of rollouts whenever the trainer asks for its first micro-batch.
+    """Writes, judges and scores a rollout batch of rollouts whenever the trainer asks for its first micro-batch.
 
     Args:
         task: Prompts, outcome and format rules.
-        prompts_per_window: Prompts of one window over all processes.
+        prompts_per_batch: Prompts of one rollout batch over all processes.
         samples_per_prompt: Sibling rollouts per prompt.
-        updates_per_window: Optimiser steps per window; above 1 the later ones are off-policy.
+        updates_per_batch: Optimiser steps per rollout batch; above 1 the later ones are off-policy.
         sampling: How the student draws. Its temperature is also that of all log-probs.
         engine: Writes the rollouts; by default in this process.
         evaluation: What validation, test and predict run over.
-        given_responses: A share of windows that a data set or the teachers write; null for none.
+        off_policy_responses: A fraction of rollout batches that a data set or the teachers generate; null for none.
         seed: Of prompt order and noise; by default that of `seed_everything`, or 0.
     """
 
     def __init__(
         self,
         task: Task,
-        prompts_per_window: int = 64,
+        prompts_per_batch: int = 64,
         samples_per_prompt: int = 1,
-        updates_per_window: int = 1,
+        updates_per_batch: int = 1,
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
         engine: RolloutEngine | None = None,
         evaluation: Evaluation = Evaluation(),  # frozen, hence safe to share
-        given_responses: GivenResponses | None = None,
+        off_policy_responses: OffPolicyResponses | None = None,
         seed: int | None = None,
     ) -> None:
         """Check the numbers; prompts are read in `setup`."""
         super().__init__()
         for name, value in (
-            ("prompts_per_window", prompts_per_window),
+            ("prompts_per_batch", prompts_per_batch),
             ("samples_per_prompt", samples_per_prompt),
-            ("updates_per_window", updates_per_window),
+            ("updates_per_batch", updates_per_batch),
         ):
             if value < 1:
                 msg = f"`data.{name}` must be at least 1, got {value}."
                 raise ValueError(msg)
         self.task, self.sampling, self.evaluation = task, sampling, evaluation
-        self.prompts_per_window, self.samples_per_prompt = prompts_per_window, samples_per_prompt
-        self.updates_per_window = updates_per_window
+        self.prompts_per_batch, self.samples_per_prompt = prompts_per_batch, samples_per_prompt
+        self.updates_per_batch = updates_per_batch
         self.engine = engine if engine is not None else InProcessEngine()
-        self.given_responses, self.seed = given_responses, seed
+        self.off_policy_responses, self.seed = off_policy_responses, seed
         self._micro_batches: list[RolloutBatch] = []
 
     # --- what Lightning calls --------------------------------------------------------------------
@@ -91,7 +91,7 @@ class OPDDataModule(L.LightningDataModule):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
         if stage == "fit":
             self._check_training(module)
-        elif len(module.teachers):  # without any, an evaluation grades nothing
+        elif len(module.teachers):  # without any, an evaluation scores nothing
             splits: list[Split] = self.evaluation.splits if stage in ("test", "predict") else ["validation"]
             for split in splits:
                 module.teachers.check_routes(self.task.prompts(split))
@@ -99,14 +99,14 @@ class OPDDataModule(L.LightningDataModule):
     def _check_training(self, module: Distiller) -> None:
         trainer = self._trainer()
         _, num_ranks = self._place()
-        if self.prompts_per_window % num_ranks:
+        if self.prompts_per_batch % num_ranks:
             msg = (
-                f"`data.prompts_per_window` is {self.prompts_per_window}, which {num_ranks} processes cannot share "
+                f"`data.prompts_per_batch` is {self.prompts_per_batch}, which {num_ranks} processes cannot fraction "
                 f"equally. Use a multiple of {num_ranks}."
             )
             raise ValueError(msg)
-        rows = self.prompts_per_window // num_ranks * self.samples_per_prompt
-        check_window_limits(trainer, self.updates_per_window, rows)
+        rows = self.prompts_per_batch // num_ranks * self.samples_per_prompt
+        check_batch_limits(trainer, self.updates_per_batch, rows)
         if self._sampling.temperature == 0:
             msg = (
                 "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "
@@ -114,7 +114,7 @@ class OPDDataModule(L.LightningDataModule):
             )
             raise ValueError(msg)
         is_exact = self._sampling.top_p == 1 and self.engine.is_exact
-        check_objective(trainer, module, self.updates_per_window, self.given_responses, is_exact=is_exact)
+        check_objective(trainer, module, self.updates_per_batch, self.off_policy_responses, is_exact=is_exact)
         validation = self._prompts("validation", may_be_empty=True)
         if len(module.teachers):
             module.teachers.check_routes(self._prompts("train"))
@@ -123,18 +123,18 @@ class OPDDataModule(L.LightningDataModule):
             trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
 
     @override
-    def train_dataloader(self) -> PromptWindows:
+    def train_dataloader(self) -> PromptLoader:
         trainer, (rank, num_ranks) = self._trainer(), self._place()
         prompts = self._prompts("train")
-        micro_batches = trainer.accumulate_grad_batches * self.updates_per_window
-        return PromptWindows(
+        micro_batches = trainer.accumulate_grad_batches * self.updates_per_batch
+        return PromptLoader(
             prompts,
-            self.prompts_per_window,
+            self.prompts_per_batch,
             micro_batches,
             self._seed,
             rank,
             num_ranks,
-            windows_per_epoch(trainer, len(prompts) // self.prompts_per_window, micro_batches),
+            batches_per_epoch(trainer, len(prompts) // self.prompts_per_batch, micro_batches),
             is_repeating=bool(trainer.overfit_batches),  # type: ignore[attr-defined]  # set by Lightning at run time
         )
 
@@ -171,65 +171,67 @@ class OPDDataModule(L.LightningDataModule):
         if not self._trainer().training:
             return self._evaluate(batch)
         if batch.micro_batch == 0:
-            self._micro_batches = self._write_window(batch)
+            self._micro_batches = self._make_rollouts(batch)
         return self._micro_batches[batch.micro_batch]
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Keep the rest of a window that several updates share; its tensors, never its texts."""
-        if self.updates_per_window == 1 or not self._micro_batches:
+        """Keep the rest of a rollout batch that several updates share; its tensors, never its texts."""
+        if self.updates_per_batch == 1 or not self._micro_batches:
             return {}
         own = [dataclasses.replace(m, trajectories=(), metrics={}) for m in self._micro_batches]
-        windows = [[as_mapping(m) for m in own]]
+        rollout_batches = [[as_mapping(m) for m in own]]
         _, num_ranks = self._place()
         if num_ranks > 1:
             gathered: list[Any] = [None] * num_ranks
-            torch.distributed.all_gather_object(gathered, windows[0])
-            windows = gathered
-        return {"windows": windows}
+            torch.distributed.all_gather_object(gathered, rollout_batches[0])
+            rollout_batches = gathered
+        return {"rollout_batches": rollout_batches}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "windows" in state_dict:
+        if "rollout_batches" in state_dict:
             rank, _ = self._place()
-            self._micro_batches = [from_mapping(m) for m in state_dict["windows"][rank]]
+            self._micro_batches = [from_mapping(m) for m in state_dict["rollout_batches"][rank]]
 
     @override
     def teardown(self, stage: str) -> None:
         self._micro_batches = []
         self.engine.close()
 
-    # --- one window ------------------------------------------------------------------------------
+    # --- one rollout batch ------------------------------------------------------------------------------
 
-    def _write_window(self, batch: PromptBatch) -> list[RolloutBatch]:
-        """Roll out, grade, let the callbacks see the whole window, and cut it."""
+    def _make_rollouts(self, batch: PromptBatch) -> list[RolloutBatch]:
+        """Roll out, score, let the callbacks see the whole rollout batch, and cut it."""
         trainer, module = self._trainer(), self._module()
         num_samples = self.samples_per_prompt
         seeds = [
-            row_seed(self._seed, "train", batch.window, row * num_samples + j)
+            row_seed(self._seed, "train", batch.index, row * num_samples + j)
             for row in batch.rows
             for j in range(num_samples)
         ]
-        is_given = self.given_responses is not None and self.given_responses.covers(self._seed, batch.window)
-        window, seconds = self._roll_out(batch, seeds, self._sampling, is_given=is_given)
-        window.is_given = is_given
-        statistics = window_statistics(window, *seconds)
-        window.num_active_tokens = self._sum_over_ranks(window.num_active_tokens)
-        window.num_trajectories = self._sum_over_ranks(window.num_trajectories)
+        is_off_policy = self.off_policy_responses is not None and self.off_policy_responses.covers(
+            self._seed, batch.index
+        )
+        rollouts, seconds = self._roll_out(batch, seeds, self._sampling, is_off_policy=is_off_policy)
+        rollouts.is_off_policy = is_off_policy
+        statistics = rollout_statistics(rollouts, *seconds)
+        rollouts.num_active_tokens = self._sum_over_ranks(rollouts.num_active_tokens)
+        rollouts.num_trajectories = self._sum_over_ranks(rollouts.num_trajectories)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
             if isinstance(callback, OPDCallback):
-                callback.on_rollout_end(trainer, cast("L.LightningModule", module), window)
-                check_shapes(window, callback)
+                callback.on_rollout_end(trainer, cast("L.LightningModule", module), rollouts)
+                check_shapes(rollouts, callback)
         with self._stage("prepare"):
-            module.prepare(window, self.updates_per_window)
-        window.metrics = {**statistics, **window.metrics}
-        micro_batches = cut(window, self.updates_per_window, trainer.accumulate_grad_batches)
+            module.prepare(rollouts, self.updates_per_batch)
+        rollouts.metrics = {**statistics, **rollouts.metrics}
+        micro_batches = cut(rollouts, self.updates_per_batch, trainer.accumulate_grad_batches)
         for part in micro_batches:
-            if self.updates_per_window > 1:
+            if self.updates_per_batch > 1:
                 part.num_active_tokens = self._sum_over_ranks(part.num_active_tokens)
                 part.num_trajectories = self._sum_over_ranks(part.num_trajectories)
             else:
-                part.num_active_tokens, part.num_trajectories = window.num_active_tokens, window.num_trajectories
+                part.num_active_tokens, part.num_trajectories = rollouts.num_active_tokens, rollouts.num_trajectories
         return micro_batches
 
     def _evaluate(self, batch: PromptBatch) -> RolloutBatch:
@@ -243,11 +245,11 @@ class OPDDataModule(L.LightningDataModule):
         return self._roll_out(batch, seeds, sampling)[0]
 
     def _roll_out(
-        self, batch: PromptBatch, seeds: Sequence[int], sampling: Sampling, *, is_given: bool = False
+        self, batch: PromptBatch, seeds: Sequence[int], sampling: Sampling, *, is_off_policy: bool = False
     ) -> tuple[RolloutBatch, tuple[float, float]]:
-        """Write, judge and grade episodes; return them and the seconds of rollout and scoring."""
+        """Write, judge and score episodes; return them and the seconds of rollout and scoring."""
         trainer, module = self._trainer(), self._module()
-        num_samples, progress = len(seeds) // len(batch.prompts), WindowProgress(trainer)
+        num_samples, progress = len(seeds) // len(batch.prompts), RolloutProgress(trainer)
 
         def play(engine: RolloutEngine, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Trajectory]:
             return run_episodes(
@@ -262,9 +264,9 @@ class OPDDataModule(L.LightningDataModule):
             )
 
         with self._stage("rollout") as rollout_time:
-            if is_given and self.given_responses is not None:
-                scene = Scene(self.task, module.teachers, module.tokenizer, play)
-                trajectories = self.given_responses.source.write(batch.prompts, seeds, scene)
+            if is_off_policy and self.off_policy_responses is not None:
+                context = GenerationContext(self.task, module.teachers, module.tokenizer, play)
+                trajectories = self.off_policy_responses.source.generate(batch.prompts, seeds, context)
             else:
                 self.engine.sync(module.student, trainer.global_step)
                 trajectories = play(self.engine, batch.prompts, seeds)
@@ -272,13 +274,13 @@ class OPDDataModule(L.LightningDataModule):
             dataclasses.replace(t, split=batch.split, mode=batch.mode, is_repeat=i // num_samples >= batch.num_real)
             for i, t in enumerate(trajectories)
         ]
-        window = self._collate(trajectories, batch, sampling)
+        rollouts = self._collate(trajectories, batch, sampling)
         with self._stage("score") as score_time:
             if len(module.teachers):
-                scores = module.score(window)
-                window.teacher_logprobs, window.comparable_mask = scores.logprobs, scores.comparable_mask
-                window.teacher_scores = scores
-        return window, (rollout_time[0], score_time[0])
+                scores = module.score(rollouts)
+                rollouts.teacher_logprobs, rollouts.aligned_mask = scores.logprobs, scores.aligned_mask
+                rollouts.teacher_scores = scores
+        return rollouts, (rollout_time[0], score_time[0])
 
     def _collate(self, trajectories: list[Trajectory], batch: PromptBatch, sampling: Sampling) -> RolloutBatch:
         module, num_samples = self._module(), len(trajectories) // len(batch.prompts)
@@ -315,7 +317,7 @@ class OPDDataModule(L.LightningDataModule):
         return cast("Distiller", self._trainer().lightning_module)
 
     def _place(self) -> tuple[int, int]:
-        """Return this process's rank among those that share the data, and their number."""
+        """Return this process's rank among those that fraction the data, and their number."""
         kwargs = self._trainer().distributed_sampler_kwargs or {}
         return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 

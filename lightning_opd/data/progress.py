@@ -1,4 +1,4 @@
-"""Progress inside a window: the bar says what is going on while no batch ends."""
+"""Progress inside a rollout batch: the bar says what is going on while no batch ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 SECONDS_BETWEEN_UPDATES = 0.2
 
 
-class WindowProgress:
+class RolloutProgress:
     """Puts `rollout done/total` into Lightning's own progress bar, whichever it is."""
 
     def __init__(self, trainer: L.Trainer) -> None:

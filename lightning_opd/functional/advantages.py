@@ -19,7 +19,7 @@ class AdvantageEstimator(ABC):
 
     Attributes:
         needs_kl: Whether `kl` must be given.
-        looks_ahead: Whether Â_t depends on other positions. Refused with re-tokenised teachers,
+        looks_ahead: Whether Â_t depends on other positions. Refused with cross-tokenizer teachers,
             whose earlier tokens already depend on later bytes.
         is_constant_in_time: Whether every token of a row gets the same return, so that a row keeps
             it past its own end when it serves as another row's baseline.
@@ -41,9 +41,9 @@ class AdvantageEstimator(ABC):
         """Return the detached advantage of every token in nats, 0 outside the response.
 
         Args:
-            log_ratio: Teacher minus student log-prob, possibly shaped.
-            response_mask: True where the student wrote the token.
-            kl: −E_{a∼π}[shaped log-ratio] at the state that chose token t.
+            log_ratio: Teacher minus student log-prob, possibly transformed.
+            response_mask: True where the student generated the token.
+            kl: −E_{a∼π}[transformed log-ratio] at the state that chose token t.
             group_ids: Equal for siblings of one prompt.
             values: V(s_t), subtracted where given.
         """
@@ -85,7 +85,8 @@ class LogRatioToGo(AdvantageEstimator):
     With γ = 1 exact for the gradient of the sequence KL (REINFORCE), at a variance that grows about
     as T^2.4 with the length T (a Markov student near its teacher), against T^1 of `Immediate`, which
     is γ = 0; between them bias is traded for variance. t counts response tokens only: tokens of
-    tools and users take no time. Not for re-tokenised teachers, and at γ = 1 not for long responses without a baseline.
+    tools and users take no time. Not for cross-tokenizer teachers, and at γ = 1 not for
+    long responses without a baseline.
 
     Args:
         discount: γ in [0, 1].
@@ -158,8 +159,8 @@ class KLToGo(AdvantageEstimator):
 
     Exact for the gradient of the sequence KL. With values close to V(s_t) its variance grows nearly as
     that of `Immediate` (T^1.1); without, faster than that of `LogRatioToGo`, so not without. If r is
-    shaped, KL(s) must be −E_{a∼π}[shaped r(s, a)] (`shaping.expected_log_ratio`): a clipped r with
-    the plain KL is biased.
+    transformed, KL(s) must be −E_{a∼π}[transformed r(s, a)] (`log_ratio_transforms.expected_log_ratio`): a clipped
+    r with the plain KL is biased.
     Not for teachers that answer with sampled or top-k log-probs only: the mean cannot be had there.
 
     Reference:

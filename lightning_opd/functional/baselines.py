@@ -27,8 +27,8 @@ class Baseline(ABC):
 
     Attributes:
         needs_kl: Whether `kl` must be given.
-        needs_other_rows: Whether other rows count, so that it must see the whole window before the
-            window is cut into micro-batches.
+        needs_other_rows: Whether other rows count, so that it must see the whole rollout batch before the
+            rollout batch is cut into micro-batches.
     """
 
     needs_kl: ClassVar[bool] = False
@@ -48,9 +48,9 @@ class Baseline(ABC):
 
         Args:
             returns: What the estimator gives without values.
-            response_mask: True where the student wrote the token.
+            response_mask: True where the student generated the token.
             group_ids: Equal for siblings of one prompt.
-            kl: −E_{a∼π}[shaped log-ratio] at the state that chose token t.
+            kl: −E_{a∼π}[transformed log-ratio] at the state that chose token t.
             sum_over_ranks: Adds a tensor up over all ranks.
             is_constant_in_time: The estimator's attribute of that name.
         """
@@ -111,7 +111,7 @@ class LeaveOneOut(Baseline):
 
 @dataclass(frozen=True)
 class BatchMean(Baseline):
-    """b = mean return over all tokens of the other rows of the window, over all ranks.
+    """b = mean return over all tokens of the other rows of the rollout batch, over all ranks.
 
     Takes the common level out, at one sample per prompt. Exact because a row's own tokens stay out
     of its mean. Coarse: it knows neither the prompt nor the position; not where prompts differ more
@@ -121,7 +121,7 @@ class BatchMean(Baseline):
         Greensmith, Bartlett, Baxter, Variance reduction techniques for gradient estimates (2004).
 
     Raises:
-        ValueError: The window has one row only.
+        ValueError: The rollout batch has one row only.
 
     Example:
         >>> returns, mask = torch.tensor([[3.0, 1.0], [5.0, 0.0]]), torch.tensor([[True, True], [True, False]])
@@ -148,8 +148,8 @@ class BatchMean(Baseline):
             torch.stack([own.sum(), tokens.sum(), torch.full_like(own.sum(), len(own))])
         )
         if int(num_rows) < 2:  # a row and another one
-            msg = f"Expected at least 2 rows per window for the batch-mean baseline, got {int(num_rows)}."
-            raise ValueError(f"{msg} Set `data.prompts_per_window` to 2 or more, or drop the baseline.")
+            msg = f"Expected at least 2 rows per rollout batch for the batch-mean baseline, got {int(num_rows)}."
+            raise ValueError(f"{msg} Set `data.prompts_per_batch` to 2 or more, or drop the baseline.")
         others = (total - own) / (num_tokens - tokens).clamp(min=1)
         return torch.where(response_mask, others[:, None], 0.0)
 

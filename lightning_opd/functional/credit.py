@@ -45,7 +45,7 @@ class Credit(ABC):
 
 
 @dataclass(frozen=True)
-class Strict(Credit):
+class ExactMatchCredit(Credit):
     """Keep the tokens that both sides cut alike; drop the rest.
 
     c_i = log T(b_j) where student token i and teacher token j cover the same bytes. The default: no
@@ -58,7 +58,7 @@ class Strict(Credit):
     Example:
         >>> from lightning_opd.functional.alignment import align
         >>> alignment = align([(0, 1), (1, 2), (2, 5)], [(0, 2), (2, 5)])
-        >>> Strict()(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -0.25]), alignment)
+        >>> ExactMatchCredit()(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -0.25]), alignment)
         (tensor([ 0.0000,  0.0000, -0.2500]), tensor([False, False,  True]))
     """
 
@@ -69,16 +69,16 @@ class Strict(Credit):
         teacher_logprobs: Float[Tensor, " teacher"],
         alignment: Alignment,
     ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
-        compared, is_comparable = _nothing(student_logprobs, teacher_logprobs)
+        compared, is_aligned = _nothing(student_logprobs, teacher_logprobs)
         if alignment.strict:
             student, teacher = torch.tensor(alignment.strict, device=compared.device).unbind(dim=1)
             compared[student] = teacher_logprobs[teacher].to(compared.dtype)
-            is_comparable[student] = True
-        return compared, is_comparable
+            is_aligned[student] = True
+        return compared, is_aligned
 
 
 @dataclass(frozen=True)
-class Span(Credit):
+class SpanCredit(Credit):
     """Compare the smallest runs of tokens that cover the same bytes: L_T = Σ log T, L_S = Σ log π.
 
     The log-ratio of a run of n student tokens, L_T − L_S, becomes each token's own (`whole`: the
@@ -87,7 +87,7 @@ class Span(Credit):
     what does not follow ("1" as a token: no digit follows) credits that to the wrong place.
 
     Args:
-        share: How a run's log-ratio falls to its tokens.
+        division: How a run's log-ratio falls to its tokens.
         max_tokens: Runs with more tokens on either side are dropped.
 
     Reference:
@@ -96,12 +96,12 @@ class Span(Credit):
     Example:
         >>> from lightning_opd.functional.alignment import align
         >>> alignment = align([(0, 1), (1, 2), (2, 5)], [(0, 2), (2, 5)])
-        >>> compared, _ = Span()(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -0.25]), alignment)
+        >>> compared, _ = SpanCredit()(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.5, -0.25]), alignment)
         >>> compared - torch.tensor([-1.0, -2.0, -0.5])
         tensor([1.5000, 1.5000, 0.2500])
     """
 
-    share: Literal["whole", "equal", "proportional"] = "whole"
+    division: Literal["whole", "equal", "proportional"] = "whole"
     max_tokens: int = 6
 
     def __post_init__(self) -> None:
@@ -117,10 +117,10 @@ class Span(Credit):
         teacher_logprobs: Float[Tensor, " teacher"],
         alignment: Alignment,
     ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
-        compared, is_comparable = _nothing(student_logprobs, teacher_logprobs)
+        compared, is_aligned = _nothing(student_logprobs, teacher_logprobs)
         spans = [(s, t) for s, t in alignment.spans if max(len(s), len(t)) <= self.max_tokens]
         if not spans:
-            return compared, is_comparable
+            return compared, is_aligned
         student, student_runs = _runs([s for s, _ in spans], compared.device)
         teacher, teacher_runs = _runs([t for _, t in spans], compared.device)
         own = student_logprobs[student].to(compared.dtype)
@@ -128,25 +128,25 @@ class Span(Credit):
         teacher_sums = zeros.index_add(0, teacher_runs, teacher_logprobs[teacher].to(compared.dtype))[student_runs]
         student_sums = zeros.index_add(0, student_runs, own)[student_runs]
         lengths = zeros.index_add(0, student_runs, torch.ones_like(own))[student_runs]
-        if self.share == "whole":
+        if self.division == "whole":
             credited = teacher_sums - (student_sums - own)
-        elif self.share == "equal":
+        elif self.division == "equal":
             credited = own + (teacher_sums - student_sums) / lengths
         else:  # a run the student was sure of has no proportions: equal parts
             is_sure = student_sums == 0
             parts = torch.where(is_sure, 1 / lengths, own / torch.where(is_sure, 1.0, student_sums))
             credited = own + parts * (teacher_sums - student_sums)
         compared[student] = torch.where(lengths == 1, teacher_sums, credited)
-        is_comparable[student] = True
-        return compared, is_comparable
+        is_aligned[student] = True
+        return compared, is_aligned
 
 
 @dataclass(frozen=True)
-class Prefix(Credit):
+class PrefixCredit(Credit):
     """Compare with the teacher's probability of the text, byte by byte, whichever tokens it takes for it.
 
     c_i = log P(tokens ≤ i) − log P(tokens < i), P being the probability that the teacher's text begins like
-    this: see `PrefixGrader`. No token says what follows, nothing is dropped, and the c_i of a response add up to
+    this: see `PrefixScorer`. No token says what follows, nothing is dropped, and the c_i of a response add up to
     the teacher's log-prob of its text: so the variance is that of the plain log-ratio, and estimators that look
     ahead are welcome. It takes whole distributions, hence a teacher in this process.
 
@@ -166,11 +166,11 @@ class Prefix(Credit):
         teacher_logprobs: Float[Tensor, " teacher"],
         alignment: Alignment,
     ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
-        return Strict()(student_logprobs, teacher_logprobs, alignment)
+        return ExactMatchCredit()(student_logprobs, teacher_logprobs, alignment)
 
 
 @dataclass(frozen=True)
-class WholeText(Credit):
+class SequenceCredit(Credit):
     """Give every token the log-ratio of the whole response: log T(y) − log π(y).
 
     The only exact one: its expected gradient is that of −KL(π ‖ T) over texts, and π = T as text its
@@ -188,18 +188,18 @@ class WholeText(Credit):
         teacher_logprobs: Float[Tensor, " teacher"],
         alignment: Alignment,
     ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
-        compared, is_comparable = _nothing(student_logprobs, teacher_logprobs)
+        compared, is_aligned = _nothing(student_logprobs, teacher_logprobs)
         num_paired = sum(len(s) for s, _ in alignment.spans), sum(len(t) for _, t in alignment.spans)
         if num_paired != (len(student_logprobs), len(teacher_logprobs)):
-            return compared, is_comparable
+            return compared, is_aligned
         student = student_logprobs.to(compared.dtype)
         others = student.sum() - student
-        return teacher_logprobs.to(compared.dtype).sum() - others, torch.ones_like(is_comparable)
+        return teacher_logprobs.to(compared.dtype).sum() - others, torch.ones_like(is_aligned)
 
 
 @dataclass(frozen=True)
-class Splice(Credit):
-    """Grade a teacher sequence that was assembled from the student's pieces: the failure, to be looked at.
+class SpliceCredit(Credit):
+    """Score a teacher sequence that was assembled from the student's pieces: the failure, to be looked at.
 
     Each student token's text is tokenised by the teacher on its own, and the token gets the sum of its
     pieces' log-probs. The teacher never saw such sequences and finds them absurd, although the text is
@@ -219,7 +219,7 @@ class Splice(Credit):
         alignment: Alignment,
     ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
         longest = max((len(t) for _, t in alignment.spans), default=1)
-        return Span(max_tokens=longest)(student_logprobs, teacher_logprobs, alignment)
+        return SpanCredit(max_tokens=longest)(student_logprobs, teacher_logprobs, alignment)
 
 
 def _nothing(student: Tensor, teacher: Tensor) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:

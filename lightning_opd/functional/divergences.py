@@ -98,7 +98,7 @@ class JensenShannon(Divergence):
     flat there.
 
     Args:
-        weight: w in (0, 1), the teacher's share of the mixture.
+        weight: w in (0, 1), the teacher's fraction of the mixture.
 
     Reference:
         Generalised Jensen–Shannon divergence: GKD, arXiv 2306.13649 (2024), with β = w.

@@ -38,11 +38,11 @@ def log_softmax(logits: Float[Tensor, "*shape vocab"], temperature: float = 1.0)
     return torch.log_softmax(promote(logits) / temperature, dim=-1)
 
 
-def predicting(states: Float[Tensor, "batch time hidden"]) -> Float[Tensor, "batch time hidden"]:
+def shift_right(states: Float[Tensor, "batch time hidden"]) -> Float[Tensor, "batch time hidden"]:
     """Move every state to the token it predicts: `out[b, t] = states[b, t - 1]`, zeros at position 0.
 
     Example:
-        >>> predicting(torch.tensor([[[1.0], [2.0], [3.0]]])).squeeze(-1)
+        >>> shift_right(torch.tensor([[[1.0], [2.0], [3.0]]])).squeeze(-1)
         tensor([[0., 1., 2.]])
     """
     return torch.nn.functional.pad(states, (0, 0, 1, 0))[:, :-1]
@@ -91,7 +91,7 @@ def linear_token_logprobs(
         return torch.nn.functional.linear(states, weight, bias)
 
     chunk_size = chunk_size or max(1, MAX_CHUNK_ELEMENTS // len(weight))
-    return linear_token_statistics(predicting(hidden), logits, token_ids, mask, temperature, chunk_size)[0]
+    return linear_token_statistics(shift_right(hidden), logits, token_ids, mask, temperature, chunk_size)[0]
 
 
 def linear_token_statistics(
@@ -105,7 +105,7 @@ def linear_token_statistics(
     """Return log-probs (with gradient) and entropies (detached) in nats where `mask` holds, 0 elsewhere.
 
     Args:
-        states: `states[b, t]` predicts `token_ids[b, t]` (see `predicting`).
+        states: `states[b, t]` predicts `token_ids[b, t]` (see `shift_right`).
         head: Maps states to logits.
         token_ids: The tokens to score.
         mask: Positions to score; the others cost nothing.
@@ -137,7 +137,7 @@ def linear_top_k(
     Elsewhere ids are 0 and log-probs 0. A smaller vocabulary gives fewer than k.
 
     Args:
-        states: `states[b, t]` predicts token t (see `predicting`).
+        states: `states[b, t]` predicts token t (see `shift_right`).
         head: Maps states to logits.
         mask: Positions to look at; the others cost nothing.
         k: Tokens per position.

@@ -27,7 +27,7 @@ class OffPolicyWeight(ABC):
         """Return the detached weight of every token, without unit.
 
         Args:
-            old_logprobs: Log-probs of the student that trains, before the window's first update, in nats.
+            old_logprobs: Log-probs of the student that trains, before the rollout batch's first update, in nats.
             rollout_logprobs: Log-probs of the policy that drew the tokens, in nats.
         """
 
@@ -66,7 +66,7 @@ class TruncatedImportance(OffPolicyWeight):
 
 
 @dataclass(frozen=True)
-class KeepInside(OffPolicyWeight):
+class MaskedImportance(OffPolicyWeight):
     """w_t = π_train / π_rollout where it lies in [ε_low, ε_high], else 0: doubtful tokens say nothing.
 
     Stricter than truncation: where the two policies disagree that much, one log-prob is more likely wrong
@@ -81,7 +81,7 @@ class KeepInside(OffPolicyWeight):
         The masked importance sampling of prime-rl (2025), ratios kept in [0.125, 8].
 
     Example:
-        >>> KeepInside(0.125, 8.0)(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -9.0]]))
+        >>> MaskedImportance(0.125, 8.0)(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -9.0]]))
         tensor([[1., 0.]])
     """
 

@@ -26,7 +26,7 @@ class OutcomeAdvantage(ABC):
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(OutcomeAdvantage):
+class RLOO(OutcomeAdvantage):
     """R_i − mean_{j≠i} R_j: reward minus the mean reward of the other siblings; unit of the reward.
 
     Unbiased, no normalisation: the one to use beside a teacher. Costs several samples per prompt;
@@ -36,7 +36,7 @@ class LeaveOneOut(OutcomeAdvantage):
         Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (2019), equation (8).
 
     Example:
-        >>> LeaveOneOut()(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
+        >>> RLOO()(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
         tensor([ 1.0000, -0.5000, -0.5000])
     """
 
@@ -47,17 +47,17 @@ class LeaveOneOut(OutcomeAdvantage):
 
 
 @dataclass(frozen=True)
-class GroupMean(OutcomeAdvantage):
+class DrGRPO(OutcomeAdvantage):
     """R_i − mean_j R_j over all siblings j, i included; unit of the reward.
 
-    Dr. GRPO's form: (n − 1)/n of `LeaveOneOut`, the same direction and a step that depends on the
+    Dr. GRPO's form: (n − 1)/n of `RLOO`, the same direction and a step that depends on the
     number of samples. Not where the scale matters, as in the weight beside a teacher term.
 
     Reference:
         Liu et al., Understanding R1-Zero-like training (Dr. GRPO), arXiv 2503.20783 (2025).
 
     Example:
-        >>> GroupMean()(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
+        >>> DrGRPO()(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
         tensor([ 2., -1., -1.])
     """
 

@@ -18,7 +18,7 @@ class PolicyLoss(ABC):
     """A per-token surrogate whose negative gradient is a policy gradient.
 
     Attributes:
-        is_off_policy: Whether it corrects for updates since the tokens were drawn, so that one window
+        is_off_policy: Whether it corrects for updates since the tokens were drawn, so that one rollout batch
             may serve several updates.
     """
 
@@ -42,7 +42,7 @@ class PolicyLoss(ABC):
 
 @dataclass(frozen=True)
 class Reinforce(PolicyLoss):
-    """−Â_t log π(a_t|s_t): the score-function gradient, exact for tokens the current student wrote.
+    """−Â_t log π(a_t|s_t): the score-function gradient, exact for tokens the current student generated.
 
     Not for stale rollouts: it does not correct for another behaviour policy.
 
@@ -61,13 +61,13 @@ class Reinforce(PolicyLoss):
 
 
 @dataclass(frozen=True)
-class ImportanceSampled(PolicyLoss):
+class TruncatedImportance(PolicyLoss):
     """−sg(min(ρ_t, c)) Â_t log π(a_t|s_t) with ρ_t = π / π_old: gradient −min(ρ_t, c) Â_t ∇log π(a_t|s_t).
 
     Below the limit this is exactly the gradient of −ρ_t Â_t: the policy gradient of the current
     student from an older student's tokens. Above it the token keeps a bounded push instead of none (the
-    ratio is a constant in the derivative). For a few updates per window; it does not hold the
-    student near the old one (`ClippedRatio`), nor correct which states were visited.
+    ratio is a constant in the derivative). For a few updates per rollout batch; it does not hold the
+    student near the old one (`PPOClip`), nor correct which states were visited.
 
     Args:
         max_ratio: c, without unit.
@@ -98,11 +98,11 @@ class ImportanceSampled(PolicyLoss):
 
 
 @dataclass(frozen=True)
-class ClippedRatio(PolicyLoss):
+class PPOClip(PolicyLoss):
     """−min(ρ_t Â_t, clip(ρ_t, 1 − ε_low, 1 + ε_high) Â_t) with ρ_t = π / π_old: PPO's pessimistic bound.
 
     A token that has already moved past the bound in its advantage's direction gets no gradient; one
-    that moved the wrong way keeps it. For several updates per window. With a single update it is
+    that moved the wrong way keeps it. For several updates per rollout batch. With a single update it is
     `Reinforce`, more expensively said.
 
     Args:

@@ -1,4 +1,4 @@
-"""The probability that a text begins like this, under a model of other tokens; and grades from it."""
+"""The probability that a text begins like this, under a model of other tokens; and scores from it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
-from lightning_opd.functional.pieces import CACHE_SIZE, Pieces, union
+from lightning_opd.functional.token_bytes import CACHE_SIZE, TokenBytes, union
 
-UNSPELT = -20.0
+NONCANONICAL_LOGPROB = -20.0
 """Log-prob (nats) of cutting a text as the student's own tokenizer would not: the teacher knows texts, not cuts."""
 
 UNSETTLED = 0.01
-"""Share of a token's probability that may be open where it is called known."""
+"""Fraction of a token's probability that may be open where it is called known."""
 
 Cover = tuple[int, int, int]
 """A node of the teacher's, and the first and the last (excluded) token in sorted order that may follow it."""
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TextSegment:
     """Text between control tokens, and the teacher's tokens of all its beginnings.
 
     Args:
         text: Its bytes, with what the teacher's template puts before it.
         student_spans: Begin and end of each student token in it, without gaps.
-        is_native: Whether the student's tokenizer would cut the text into this token, for each.
+        is_canonical: Whether the student's tokenizer would cut the text into this token, for each.
         first_student: Index of its first student token in the reply.
         nodes: The node at which the teacher has written so many bytes, from none to all; None where its tokenizer
             cannot stop there.
@@ -41,7 +41,7 @@ class Stretch:
 
     text: bytes
     student_spans: Sequence[tuple[int, int]]
-    is_native: Sequence[bool]
+    is_canonical: Sequence[bool]
     first_student: int
     nodes: Sequence[int | None]
     next_node: int | None
@@ -67,29 +67,29 @@ class Reply:
     """
 
     student_ids: Sequence[int]
-    stretches: Sequence[Stretch]
+    segments: Sequence[TextSegment]
     controls: Sequence[tuple[int, int, int]]
     before: Sequence[float]
     probabilities: Callable[[range], Float[Tensor, "nodes vocab"]]
 
 
 @dataclass(frozen=True)
-class PrefixGrades:
+class PrefixScores:
     """What a reply's tokens are compared with.
 
     Args:
         logprobs: Log-prob (nats) of the bytes of each of the student's tokens after those before it.
-        is_graded: Which tokens have one.
+        is_scored: Which tokens have one.
         starts: Log-prob (nats) of the reply before each of them.
     """
 
     logprobs: Float[Tensor, " student"]
-    is_graded: Bool[Tensor, " student"]
+    is_scored: Bool[Tensor, " student"]
     starts: Sequence[float]
 
 
-class _Following(NamedTuple):
-    """What the student writes next, for a run of the teacher's tokens in sorted order."""
+class NextTokenMap(NamedTuple):
+    """What the student generates next, for a run of the teacher's tokens in sorted order."""
 
     settled: Tensor
     """Places of those that settle it, ..."""
@@ -100,12 +100,12 @@ class _Following(NamedTuple):
     open_ids: Tensor
     """... the student's tokens that it may be."""
 
-    def to(self, device: torch.device) -> _Following:
+    def to(self, device: torch.device) -> NextTokenMap:
         """Return the same on a device."""
         if self.settled.device == device:
             return self
         tensors = (self.settled, self.settled_ids, self.open, self.open_ids)
-        return _Following(*(x.to(device) for x in tensors))
+        return NextTokenMap(*(x.to(device) for x in tensors))
 
 
 class _Sums:
@@ -143,13 +143,13 @@ class _Sums:
         out.view(-1).index_add_(0, torch.cat([targets for *_, targets in parts]), masses)
 
 
-class PrefixGrader:
-    """Grade the student's tokens by the teacher's probability that a text begins like this.
+class PrefixScorer:
+    """Score the student's tokens by the teacher's probability that a text begins like this.
 
     Token i gets log P(tokens ≤ i) − log P(tokens < i). P is the probability that the teacher's text begins with
     these bytes: the sum over its tokens that cover their end, each after the teacher's own tokens before it. Where
     the student has longer tokens that begin like its last one, the texts that go on like those are taken off: it
-    would have cut them otherwise. So no grade says what follows, and the grades of a reply add up to the
+    would have cut them otherwise. So no score says what follows, and the scores of a reply add up to the
     teacher's log-prob of its text.
 
     Exact for a teacher that writes only tokenisations of its own whose beginnings are its own, too (byte-pair
@@ -169,8 +169,8 @@ class PrefixGrader:
 
     def __init__(
         self,
-        student: Pieces,
-        teacher: Pieces,
+        student: TokenBytes,
+        teacher: TokenBytes,
         controls: Mapping[int, int] | None = None,
         device: torch.device | None = None,
     ) -> None:
@@ -186,55 +186,57 @@ class PrefixGrader:
         num_missing = max(0, len(self.teacher.order) - logprobs.shape[1])
         return torch.nn.functional.pad(logprobs.double().exp(), (0, num_missing))[:, self._order]
 
-    def grade(self, reply: Reply) -> PrefixGrades:
+    def score(self, reply: Reply) -> PrefixScores:
         """Return the log-probs of the student's tokens of a reply, in float64."""
         terms: list[Sequence[Cover]] = []
-        for stretch in reply.stretches:
-            terms.append(self._covers(stretch, stretch.student_spans[0][0]))
-            for place, (_, end) in enumerate(stretch.student_spans):
-                terms += [self._covers(stretch, end), self._longer(stretch, place)]
+        for segment in reply.segments:
+            terms.append(self._covers(segment, segment.student_spans[0][0]))
+            for place, (_, end) in enumerate(segment.student_spans):
+                terms += [self._covers(segment, end), self._longer(segment, place)]
         sums = iter(self._log_sums(terms, reply))
         num = len(reply.student_ids)
-        logprobs, is_graded, starts = [0.0] * num, [False] * num, [0.0] * num
+        logprobs, is_scored, starts = [0.0] * num, [False] * num, [0.0] * num
         ends: dict[int, float] = {}  # log P after the last student token of a stretch
-        for stretch in reply.stretches:
-            least, begin = _least(stretch, reply.before), stretch.student_spans[0][0]
+        for segment in reply.segments:
+            least, begin = _least(segment, reply.before), segment.student_spans[0][0]
             start = max(next(sums), least[begin])
-            last = start if begin else reply.before[stretch.root]
-            later = -math.inf if stretch.next_node is None else reply.before[stretch.next_node]
-            whole = [(max(next(sums), least[end]), next(sums)) for _, end in stretch.student_spans]
-            reached = _reached(whole, stretch.is_native, later)
-            for i, ((begins, _), own, is_native) in enumerate(zip(whole, reached, stretch.is_native, strict=True)):
-                index = stretch.first_student + i
-                starts[index], is_graded[index] = last, True
-                logprobs[index] = (own if is_native else begins + UNSPELT) - last
-                last = own if is_native else begins
-            ends[stretch.first_student + len(whole) - 1] = last
+            last = start if begin else reply.before[segment.root]
+            later = -math.inf if segment.next_node is None else reply.before[segment.next_node]
+            whole = [(max(next(sums), least[end]), next(sums)) for _, end in segment.student_spans]
+            reached = _reached(whole, segment.is_canonical, later)
+            for i, ((begins, _), own, is_canonical) in enumerate(
+                zip(whole, reached, segment.is_canonical, strict=True)
+            ):
+                index = segment.first_student + i
+                starts[index], is_scored[index] = last, True
+                logprobs[index] = (own if is_canonical else begins + NONCANONICAL_LOGPROB) - last
+                last = own if is_canonical else begins
+            ends[segment.first_student + len(whole) - 1] = last
         for index, node, node_before in reply.controls:
-            starts[index], is_graded[index] = ends.get(index - 1, reply.before[node_before]), True
+            starts[index], is_scored[index] = ends.get(index - 1, reply.before[node_before]), True
             logprobs[index] = reply.before[node] - starts[index]
         for index in range(num):  # what follows a token that the teacher's model does not know
             if not math.isfinite(logprobs[index]):
-                logprobs[index], is_graded[index] = 0.0, False
+                logprobs[index], is_scored[index] = 0.0, False
         device = self._order.device
-        return PrefixGrades(
+        return PrefixScores(
             torch.tensor(logprobs, dtype=torch.float64, device=device),
-            torch.tensor(is_graded, dtype=torch.bool, device=device),
+            torch.tensor(is_scored, dtype=torch.bool, device=device),
             starts,
         )
 
     def distributions(
-        self, reply: Reply, grades: PrefixGrades, among: range | None = None
+        self, reply: Reply, token_scores: PrefixScores, among: range | None = None
     ) -> Float[Tensor, "student vocab"]:
         """Return the teacher's probability (float64) of every token of the student at each of its tokens.
 
         0 where the teacher's next token does not settle it, so that a row may add up to less than 1: the token that
-        the student wrote is always known, others only if at most `UNSETTLED` of their probability hangs on how the
+        the student generated is always known, others only if at most `UNSETTLED` of their probability hangs on how the
         teacher would go on.
 
         Args:
             reply: The reply.
-            grades: Its grades.
+            token_scores: Its scores.
             among: The student's tokens to answer for; by default all.
         """
         among, device = range(len(reply.student_ids)) if among is None else among, self._order.device
@@ -244,7 +246,7 @@ class PrefixGrader:
             if index not in among:
                 continue
             following = self._following(head).to(device)
-            weight = math.exp(min(reply.before[node] - grades.starts[index], 50.0))
+            weight = math.exp(min(reply.before[node] - token_scores.starts[index], 50.0))
             gone = [(first, stop) for at, first, stop in longer if at == node]  # would have been cut otherwise
             settled.add(index - among.start, node, weight, following.settled, following.settled_ids, gone)
             open_.add(index - among.start, node, weight, following.open, following.open_ids, gone)
@@ -254,7 +256,7 @@ class PrefixGrader:
             settled.add_to(known, nodes, probabilities)
             open_.add_to(open_mass, nodes, probabilities)
         known = torch.where(open_mass <= UNSETTLED * known, known, 0.0)
-        own = (grades.logprobs.exp() * grades.is_graded)[among.start : among.stop]
+        own = (token_scores.logprobs.exp() * token_scores.is_scored)[among.start : among.stop]
         ids = torch.tensor(reply.student_ids[among.start : among.stop], dtype=torch.long, device=device)
         known.scatter_(1, ids[:, None], own[:, None])
         return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
@@ -270,21 +272,21 @@ class PrefixGrader:
     def _next_covers(self, reply: Reply) -> Iterator[tuple[int, int, bytes, Sequence[Cover]]]:
         """Yield (student index, node, bytes between the two, covers of what would have come before)."""
         ends: dict[int, list[tuple[int, int, bytes, Sequence[Cover]]]] = {}
-        for stretch in reply.stretches:
+        for segment in reply.segments:
             longer: Sequence[Cover] = ()
-            starts = [*(start for start, _ in stretch.student_spans), len(stretch.text)]
+            starts = [*(start for start, _ in segment.student_spans), len(segment.text)]
             for place, start in enumerate(starts):
-                index, first = stretch.first_student + place, max(0, start - self.teacher.longest + 1)
+                index, first = segment.first_student + place, max(0, start - self.teacher.longest + 1)
                 covers = [
-                    (index, node, stretch.text[first + i : start], longer)
-                    for i, node in enumerate(stretch.nodes[first : start + 1])
-                    if node is not None and self._begins(stretch.text[first + i : start])
+                    (index, node, segment.text[first + i : start], longer)
+                    for i, node in enumerate(segment.nodes[first : start + 1])
+                    if node is not None and self._begins(segment.text[first + i : start])
                 ]
-                if place == len(stretch.student_spans):
+                if place == len(segment.student_spans):
                     ends[index] = covers
                 else:
                     yield from covers
-                    longer = self._longer(stretch, place) if stretch.is_native[place] else ()
+                    longer = self._longer(segment, place) if segment.is_canonical[place] else ()
         for index, _, node_before in reply.controls:
             yield from ends.get(index, [(index, node_before, b"", ())])
 
@@ -292,8 +294,8 @@ class PrefixGrader:
         """Whether a token of the teacher begins like this and goes on."""
         return not head or bool(self.teacher.longer_than(head))
 
-    def _following_of(self, head: bytes) -> _Following:
-        """Return what the student writes next, for the teacher's tokens that begin with `head`."""
+    def _following_of(self, head: bytes) -> NextTokenMap:
+        """Return what the student generates next, for the teacher's tokens that begin with `head`."""
         places = self.teacher.beginning_with(head) if head else range(len(self.teacher.pieces))
         settled: list[tuple[int, int]] = []
         open_: list[tuple[int, int]] = []
@@ -305,7 +307,7 @@ class PrefixGrader:
             elif not head and (token_id := self._student_controls.get(self.teacher.order[place])) is not None:
                 settled.append((place, token_id))
         columns = [torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(dim=1) for pairs in (settled, open_)]
-        return _Following(*columns[0], *columns[1])
+        return NextTokenMap(*columns[0], *columns[1])
 
     def _log_sums(self, terms: Sequence[Sequence[Cover]], reply: Reply) -> list[float]:
         """Return log Σ exp(before) · mass of every term's covers."""
@@ -323,27 +325,27 @@ class PrefixGrader:
             sums.append(reference + math.log(total) if total > 0 else -math.inf)
         return sums
 
-    def _covers(self, stretch: Stretch, end: int) -> list[Cover]:
+    def _covers(self, segment: TextSegment, end: int) -> list[Cover]:
         """Return the teacher's tokens that cover a place in the text."""
         first = max(0, end - self.teacher.longest)
         covers = []
-        for begin, node in enumerate(stretch.nodes[first:end], first):
-            if node is not None and (tokens := self.teacher.beginning_with(stretch.text[begin:end])):
+        for begin, node in enumerate(segment.nodes[first:end], first):
+            if node is not None and (tokens := self.teacher.beginning_with(segment.text[begin:end])):
                 covers.append((node, tokens.start, tokens.stop))
         return covers
 
-    def _longer(self, stretch: Stretch, place: int) -> list[Cover]:
+    def _longer(self, segment: TextSegment, place: int) -> list[Cover]:
         """Return the teacher's tokens that begin like a longer token of the student, and not like the text."""
-        start, end = stretch.student_spans[place]
-        piece = stretch.text[start:end]
+        start, end = segment.student_spans[place]
+        piece = segment.text[start:end]
         if not self.student.longer_than(piece):
             return []
-        following = stretch.text[end : start + self.student.longest]
+        following = segment.text[end : start + self.student.longest]
         first = max(0, start - self.teacher.longest + 1)
         covers = []
-        for begin, node in enumerate(stretch.nodes[first : start + self.student.longest], first):
+        for begin, node in enumerate(segment.nodes[first : start + self.student.longest], first):
             if node is not None:
-                head, offset = stretch.text[begin:start], max(0, begin - start)
+                head, offset = segment.text[begin:start], max(0, begin - start)
                 going_on = self._going_on(head, offset, piece, following)
                 covers += [(node, from_, to) for from_, to in going_on]
         return covers
@@ -369,21 +371,21 @@ class PrefixGrader:
         return union(found)
 
 
-def _least(stretch: Stretch, before: Sequence[float]) -> list[float]:
+def _least(segment: TextSegment, before: Sequence[float]) -> list[float]:
     """Return the most likely single way to write each beginning or more: what is lost where masses are too small."""
     least, later = [], -math.inf
-    for node in reversed(stretch.nodes):
+    for node in reversed(segment.nodes):
         later = later if node is None else max(later, before[node])
         least.append(later)
     return least[::-1]
 
 
-def _reached(whole: Sequence[tuple[float, float]], is_native: Sequence[bool], later: float) -> list[float]:
+def _reached(whole: Sequence[tuple[float, float]], is_canonical: Sequence[bool], later: float) -> list[float]:
     """Return log P up to each token: that of the bytes, less what goes on otherwise, at least what came true."""
     reached = []
-    for (begins, goes_on), native in zip(reversed(whole), reversed(is_native), strict=True):
-        share = math.exp(min(goes_on - begins, 0.0)) if begins > -math.inf else 1.0
-        own = begins + math.log1p(-share) if share < 1 else -math.inf
+    for (begins, goes_on), native in zip(reversed(whole), reversed(is_canonical), strict=True):
+        fraction = math.exp(min(goes_on - begins, 0.0)) if begins > -math.inf else 1.0
+        own = begins + math.log1p(-fraction) if fraction < 1 else -math.inf
         own = min(max(own, later), begins)
         reached.append(own)
         later = own if native else -math.inf

@@ -24,7 +24,7 @@ class Reduction(ABC):
         num_active_tokens: Float[Tensor, ""],
         num_trajectories: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Return this micro-batch's share of the loss.
+        """Return this micro-batch's fraction of the loss.
 
         Args:
             losses: Loss of every token.

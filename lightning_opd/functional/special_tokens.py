@@ -21,7 +21,7 @@ def first_special_token_mask(
 
     Args:
         token_ids: Prompt and response.
-        response_mask: True where the student wrote the token.
+        response_mask: True where the student generated the token.
         special_ids: Ids of the special tokens.
 
     Reference:

@@ -34,7 +34,7 @@ class TopK(Divergence):
         k: Likeliest tokens per side, at least 1; a vocabulary of at most k is compared in full.
         support: Whose likeliest tokens. `student` sees what the student would do wrong, `teacher` what
             it misses (the only one a top-k server can answer), `union` both; `intersection` is the
-            weakest, with `renormalise` it is 0 where the two sides share one token or none.
+            weakest, with `renormalise` it is 0 where the two sides fraction one token or none.
         correction: What becomes of the other tokens' mass.
 
     Reference:
@@ -124,7 +124,7 @@ class SupportStatistics(NamedTuple):
     """How well two sets of likeliest tokens agree, each between 0 and 1 per position."""
 
     overlap: Tensor
-    """Share of the k tokens that both sets hold."""
+    """Fraction of the k tokens that both sets hold."""
     student_mass: Tensor
     """The student's probability of the teacher's k tokens."""
     teacher_mass: Tensor

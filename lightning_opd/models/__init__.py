@@ -3,12 +3,12 @@
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer
 from lightning_opd.models.sharding import any_rank, shard, shard_whole, unsharded
-from lightning_opd.models.student import Lora, Student, build_student, causal_lm, export_student
+from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm, export_student
 
 __all__ = [
     "LanguageModel",
     "Lora",
-    "Student",
+    "StudentConfig",
     "any_rank",
     "build_student",
     "causal_lm",

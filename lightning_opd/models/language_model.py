@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lightning_opd.functional.logprobs import predicting
+from lightning_opd.functional.logprobs import shift_right
 from lightning_opd.types import LinearHead
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LanguageModel:
-    """A causal language model as the road sees it: states that predict tokens, and a head.
+    """A causal language model as the training step sees it: states that predict tokens, and a head.
 
     Args:
         model: The Hugging Face model; its own forward and cache do all the work.
@@ -66,7 +66,7 @@ class LanguageModel:
         self,
         token_ids: Int[Tensor, "batch time"],
         attention_mask: Tensor,
-        positions: Int[Tensor, "batch time"] | None = None,
+        position_ids: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time hidden"]:
         captured: list[Tensor] = []
 
@@ -75,21 +75,21 @@ class LanguageModel:
 
         handle = self.model.get_decoder().register_forward_hook(capture)
         try:
-            self._call(token_ids, attention_mask, positions, **self._keep_one)
+            self._call(token_ids, attention_mask, position_ids, **self._keep_one)
         finally:
             handle.remove()
         return captured[0]
 
     def _call(
-        self, token_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None, **settings: int
+        self, token_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, **settings: int
     ) -> Tensor:
-        if positions is None:
+        if position_ids is None:
             attention_mask = attention_mask.long()
-            positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         logits: Tensor = self.model(
             input_ids=token_ids,
             attention_mask=attention_mask,
-            position_ids=positions,
+            position_ids=position_ids,
             use_cache=False,
             **settings,
         ).logits
@@ -103,26 +103,28 @@ class LanguageModel:
         Where the model reshapes its logits after the output matrix, the states are the logits.
         """
         if self._is_linear:
-            return predicting(self._decoder_states(token_ids, attention_mask))
-        return predicting(self._call(token_ids, attention_mask))
+            return shift_right(self._decoder_states(token_ids, attention_mask))
+        return shift_right(self._call(token_ids, attention_mask))
 
-    def tree_states(
+    def tree_hidden_states(
         self,
         token_ids: Int[Tensor, "batch time"],
-        sees: Bool[Tensor, "batch time time"],
-        positions: Int[Tensor, "batch time"],
+        attention_mask: Bool[Tensor, "batch time time"],
+        position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
         """Return the states after each token, where each sees some of those before it, as in a tree.
 
         Args:
             token_ids: Tokens of one or several continuations.
-            sees: `sees[b, t, u]` where token t reads token u; each reads itself.
-            positions: Of each token in its own continuation.
+            attention_mask: `sees[b, t, u]` where token t reads token u; each reads itself.
+            position_ids: Of each token in its own continuation.
         """
         dtype = self.model.dtype
-        mask = torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+        mask = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)[
+            :, None
+        ]
         states = self._decoder_states if self._is_linear else self._call
-        return states(token_ids, mask, positions)
+        return states(token_ids, mask, position_ids)
 
     def head(self) -> LinearHead:
         """Return the output layer; under FSDP valid until the weights are resharded."""

@@ -37,7 +37,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentConfig:
     """The model to train: an existing one by `path`, or a new one by `random_init`.
 
     Args:
@@ -82,7 +82,7 @@ class Student:
         return self.path or f"random {(self.random_init or {}).get('model_type', 'model')}"
 
 
-def build_student(student: Student) -> nn.Module:
+def build_student(student: StudentConfig) -> nn.Module:
     """Load or initialise the student, with its adapter, in train mode."""
     if student.path is not None:
         model = load_causal_lm(
@@ -108,7 +108,7 @@ def train_mode(model: nn.Module) -> nn.Module:
     return model.train()
 
 
-def _random_model(student: Student) -> PreTrainedModel:
+def _random_model(student: StudentConfig) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = dict(student.random_init or {})

@@ -18,8 +18,9 @@ class Critic(nn.Module):
     variance, never correctness, since V does not know the token.
 
     A small head reads the student's states, detached: its loss touches nothing else, and its
-    gradient is clipped apart from the student's. A window's values are read before any update on
-    that window. Logs `train/explained_variance` (of each micro-batch; 1 is perfect, below 0 worse than a constant) and
+    gradient is clipped apart from the student's. A rollout batch's values are read before any update on
+    that rollout batch. Logs `train/explained_variance` (of each micro-batch; 1 is perfect, below 0 worse than
+    a constant) and
     `train/value_loss` (nats²). Not for `Immediate`, whose return is one token's log-ratio.
 
     Args:

@@ -1,4 +1,4 @@
-"""On-policy distillation: the student learns from its own graded writing."""
+"""On-policy distillation: the student learns from its own scored text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_opd.interfaces import Objective, StudentForward, Teacher, WindowContext
-from lightning_opd.models import Student, shard_whole
+from lightning_opd.interfaces import Objective, PrepareContext, StudentForward, Teacher
+from lightning_opd.models import StudentConfig, shard_whole
 from lightning_opd.modules.critic import Critic, value_loss
+from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
 from lightning_opd.modules.records import EvaluationRecords
-from lightning_opd.modules.retokenized import check_retokenized_teachers
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher, TeacherPool
@@ -25,34 +25,34 @@ from lightning_opd.tokenization.compatibility import check_same_vocabulary
 from lightning_opd.types import LossTerms, RolloutBatch, Signal, TeacherScores
 
 ROWS_PER_FORWARD = 64
-"""Rows of a window that one forward without a graph takes at once."""
+"""Rows of a rollout batch that one forward without a graph takes at once."""
 
 
 class OPDModule(StudentModule):
     """Distil one teacher per prompt into a student, on the student's own responses.
 
-    `training_step` is the road and stays as it is; a subclass overrides a hook:
+    `training_step` is the training step and stays as it is; a subclass overrides a hook:
     `configure_student`, `compute_advantages`, `compute_loss`, `log_terms`.
 
     Args:
         student: The model to train.
         teachers: Name → teacher, or name → path of a model (a `LocalTeacher`). Prompts are routed
             by name. May be empty where nothing is trained.
-        objective: Turns grades into a loss.
+        objective: Turns scores into a loss.
         optimizer: Makes the optimiser from the trainable parameters.
         lr_scheduler: Makes a learning-rate schedule, stepped after every optimiser step.
         critic: Learns the value that a policy gradient subtracts from its returns; null for none.
         reference: A model, or its path, that reward extrapolation starts from; null for none.
 
     Example:
-        >>> module = OPDModule(Student("runs/base"), teachers={"math": "runs/math", "code": "runs/code"})
+        >>> module = OPDModule(StudentConfig("runs/base"), teachers={"math": "runs/math", "code": "runs/code"})
         >>> module.teachers.names
         ('code', 'math')
     """
 
     def __init__(
         self,
-        student: Student,
+        student: StudentConfig,
         teachers: dict[str, str | Teacher] | None = None,
         objective: Objective = DistributionMatching(),  # frozen, hence safe to share
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
@@ -88,7 +88,7 @@ class OPDModule(StudentModule):
         """Add a micro-batch's metrics to the step's; `training_step` logs their quotients once per step."""
         self._add({f"{self._metric_stage}/{name}": pair for name, pair in terms.metrics.items()})
 
-    # --- the road --------------------------------------------------------------------------------
+    # --- the training step --------------------------------------------------------------------------------
 
     @override
     def configure_model(self) -> None:
@@ -100,9 +100,9 @@ class OPDModule(StudentModule):
             tokenizer = teacher.tokenizer()
             if tokenizer is not None:
                 check_same_vocabulary(self.tokenizer, tokenizer, name)
-            teacher.introduce(self.tokenizer)
+            teacher.set_student_tokenizer(self.tokenizer)
         if self.trainer.state.fn == "fit":
-            check_retokenized_teachers(self.objective, self.teachers.distinct)
+            check_cross_tokenizer_teachers(self.objective, self.teachers.distinct)
         mesh = self.data_mesh()
         self.teachers.setup(self.trainer.strategy.root_device, mesh)
         if self.reference is not None:
@@ -145,30 +145,30 @@ class OPDModule(StudentModule):
 
     @torch.no_grad()
     def score(self, batch: RolloutBatch) -> TeacherScores:
-        """Let every teacher grade its own rows of a window."""
-        return self.teachers.score(batch, self.objective.requires)
+        """Let every teacher score its own rows of a rollout batch."""
+        return self.teachers.score(batch, self.objective.signals)
 
     @torch.no_grad()
-    def prepare(self, window: RolloutBatch, num_updates: int) -> None:
-        """Store on a graded window what needs all its rows, or the student as it is before any update."""
+    def prepare(self, rollouts: RolloutBatch, num_updates: int) -> None:
+        """Store on a scored rollout batch what needs all its rows, or the student as it is before any update."""
         if self.reference is not None:
-            window.reference_logprobs = self.reference.score(window, frozenset({Signal.LOGPROBS})).logprobs
+            rollouts.reference_logprobs = self.reference.score(rollouts, frozenset({Signal.LOGPROBS})).logprobs
 
-        def over_window(function: Callable[[RolloutBatch, StudentForward], Tensor]) -> Tensor:
-            values = torch.zeros_like(window.rollout_logprobs)
-            for start in range(0, len(window), ROWS_PER_FORWARD):
-                rows = torch.arange(start, min(start + ROWS_PER_FORWARD, len(window)), device=values.device)
-                part = window.select(rows)
-                values[rows, window.span(rows)] = function(part, self.forward_student(part)).to(values.dtype)
+        def over_batch(function: Callable[[RolloutBatch, StudentForward], Tensor]) -> Tensor:
+            values = torch.zeros_like(rollouts.rollout_logprobs)
+            for start in range(0, len(rollouts), ROWS_PER_FORWARD):
+                rows = torch.arange(start, min(start + ROWS_PER_FORWARD, len(rollouts)), device=values.device)
+                part = rollouts.select(rows)
+                values[rows, rollouts.span(rows)] = function(part, self.forward_student(part)).to(values.dtype)
             return values
 
         was_training = self.language_model.model.training
         self.language_model.model.eval()
-        context = WindowContext(self.teachers.heads(), num_updates, self.data_parallel_sum)
-        self.objective.prepare(window, over_window, context)
+        context = PrepareContext(self.teachers.heads(), num_updates, self.data_parallel_sum)
+        self.objective.prepare(rollouts, over_batch, context)
         critic = self.critic
         if critic is not None and num_updates > 1:
-            window.baselines = over_window(lambda part, student: critic(student.hidden_states))
+            rollouts.baselines = over_batch(lambda part, student: critic(student.hidden_states))
         self.language_model.model.train(was_training)
 
     @override
@@ -178,7 +178,7 @@ class OPDModule(StudentModule):
 
     @override
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        self._metric_stage = "given" if batch.is_given else "train"
+        self._metric_stage = "off_policy" if batch.is_off_policy else "train"
         student = self.forward_student(batch)
         batch.kl = self.objective.state_kl(batch, student, self.teachers.heads())
         critic_loss = self._fit_critic(batch, student)
@@ -197,7 +197,7 @@ class OPDModule(StudentModule):
         if self.critic is None:
             return 0.0
         values = self.critic(student.hidden_states)
-        if batch.baselines is None:  # of a window with one update: nothing was updated since it was written
+        if batch.baselines is None:  # of a rollout batch with one update: nothing was updated since it was written
             batch.baselines = torch.where(batch.response_mask, values.detach(), 0.0).to(batch.rollout_logprobs.dtype)
         targets = self.objective.value_targets(batch, student)
         loss, metrics = value_loss(values, targets, batch.response_mask, batch.num_active_tokens)
@@ -245,7 +245,7 @@ class OPDModule(StudentModule):
     def on_validation_epoch_end(self) -> None:
         records = self._records.gather()
         for name, value in records.means().items():
-            self.log(f"val/{name}", value, prog_bar=name == "outcome", batch_size=len(records), sync_dist=True)
+            self.log(f"val/{name}", value, prog_bar=name == "reward", batch_size=len(records), sync_dist=True)
 
     @override
     def on_test_epoch_start(self) -> None:

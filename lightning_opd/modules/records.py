@@ -28,13 +28,13 @@ class EvaluationRecords:
     def add(self, batch: RolloutBatch) -> list[dict[str, object]]:
         """Keep a batch's responses and return their records."""
         log_ratios = torch.where(
-            batch.response_mask & batch.comparable_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0
+            batch.response_mask & batch.aligned_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0
         )
         kls = (-log_ratios.sum(dim=1)).tolist()
-        is_graded = (batch.teacher_ids >= 0).tolist()
+        is_scored = (batch.teacher_ids >= 0).tolist()
         records = [
-            _record(trajectory, kl, graded)
-            for trajectory, kl, graded in zip(batch.trajectories, kls, is_graded, strict=True)
+            _record(trajectory, kl, scored)
+            for trajectory, kl, scored in zip(batch.trajectories, kls, is_scored, strict=True)
         ]
         self._records += [r for r, t in zip(records, batch.trajectories, strict=True) if not t.is_repeat]
         return records
@@ -59,7 +59,7 @@ class EvaluationRecords:
         means: dict[str, float] = {}
         for group, records in groups.items():
             num_tokens = sum(_number(r["num_tokens"]) for r in records)
-            means[f"outcome{group}"] = sum(_number(r["outcome"]) for r in records) / len(records)
+            means[f"reward{group}"] = sum(_number(r["reward"]) for r in records) / len(records)
             means[f"format{group}"] = sum(_number(r["format"]) for r in records) / len(records)
             means[f"response_length{group}"] = num_tokens / len(records)
             if all(r["teacher_kl"] is not None for r in records):
@@ -68,7 +68,7 @@ class EvaluationRecords:
 
     def write_scores(self, path: Path, model: str) -> None:
         """Write `scores.json`: one row per response, without its text."""
-        keys = ("key", "domain", "teacher", "split", "mode", "outcome", "format", "num_tokens")
+        keys = ("key", "domain", "teacher", "split", "mode", "reward", "format", "num_tokens")
         rows = [{key: record[key] for key in keys} for record in self._records]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"model": model, "rows": rows}) + "\n")
@@ -81,7 +81,7 @@ class EvaluationRecords:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _record(trajectory: Trajectory, kl: float, is_graded: bool) -> dict[str, object]:
+def _record(trajectory: Trajectory, kl: float, is_scored: bool) -> dict[str, object]:
     """Return a response's record; `teacher_kl` is its sum of log-ratios in nats."""
     prompt = trajectory.prompt
     return {
@@ -90,12 +90,12 @@ def _record(trajectory: Trajectory, kl: float, is_graded: bool) -> dict[str, obj
         "teacher": prompt.teacher,
         "split": trajectory.split,
         "mode": trajectory.mode,
-        "outcome": trajectory.reward,
+        "reward": trajectory.reward,
         "format": int(not trajectory.format_errors),
         "format_errors": list(trajectory.format_errors),
         "num_tokens": sum(trajectory.response_mask),
         "is_truncated": trajectory.is_truncated,
-        "teacher_kl": kl if is_graded else None,
+        "teacher_kl": kl if is_scored else None,
         "prompt": [dict(message) for message in prompt.messages],
         "text": trajectory.text,
     }

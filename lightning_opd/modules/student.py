@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from lightning_opd.interfaces import StudentForward
-from lightning_opd.models import LanguageModel, Student, build_student, causal_lm, load_tokenizer, shard
+from lightning_opd.models import LanguageModel, StudentConfig, build_student, causal_lm, load_tokenizer, shard
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.types import RolloutBatch
 
@@ -30,7 +30,7 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class StudentModule(L.LightningModule, ABC):
-    """What supervised training and distillation share: the student and how it is kept.
+    """What supervised training and distillation fraction: the student and how it is kept.
 
     Checkpoints hold the trainable weights only, and load strictly for what they hold.
     """
@@ -38,7 +38,7 @@ class StudentModule(L.LightningModule, ABC):
     strict_loading = False  # frozen weights are not in the checkpoint; `on_load_checkpoint` is strict for the rest
 
     def __init__(
-        self, student: Student, optimizer: OptimizerFactory, lr_scheduler: SchedulerFactory | None = None
+        self, student: StudentConfig, optimizer: OptimizerFactory, lr_scheduler: SchedulerFactory | None = None
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         super().__init__()
@@ -80,7 +80,7 @@ class StudentModule(L.LightningModule, ABC):
             shard(model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
-        """Return the ranks that share the weights, or None where every rank holds them all.
+        """Return the ranks that fraction the weights, or None where every rank holds them all.
 
         Raises:
             ValueError: The strategy would split matrices (tensor parallelism), which is not supported.

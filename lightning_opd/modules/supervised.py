@@ -1,4 +1,4 @@
-"""Supervised training: the student learns given responses."""
+"""Supervised training: the student learns off-policy responses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
-from lightning_opd.models import Student
+from lightning_opd.models import StudentConfig
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
 
 
 class SFTModule(StudentModule):
-    """Maximise the log-prob of given responses; for bases, experts, warm starts and controls.
+    """Maximise the log-prob of off-policy responses; for bases, experts, warm starts and controls.
 
     The loss is the mean over the response tokens of the optimiser step on this rank's micro-batch.
 
@@ -26,7 +26,7 @@ class SFTModule(StudentModule):
 
     def __init__(
         self,
-        student: Student,
+        student: StudentConfig,
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Objectives: from a graded micro-batch to a loss."""
+"""Objectives: from a scored micro-batch to a loss."""
 
 from lightning_opd.objectives.distribution_matching import DistributionMatching
 from lightning_opd.objectives.likelihood import Likelihood

@@ -16,10 +16,10 @@ from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.functional.top_k import TopK, support_statistics, top_k_divergence
-from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
+from lightning_opd.interfaces import BatchForward, Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
-from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
+from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
 
 SUPPORT_METRICS = ("top_k_overlap", "student_mass", "teacher_mass")
 
@@ -68,37 +68,37 @@ class DistributionMatching(Objective):
 
     @property
     @override
-    def requires(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[Signal]:
         return frozenset({Signal.TOP_LOGPROBS if self.teacher_signal == "top_k" else Signal.HIDDEN_STATES})
 
     @override
-    def check(self, road: Road) -> None:
-        super().check(road)
-        if not road.teacher_names:
+    def check(self, settings: RunSettings) -> None:
+        super().check(settings)
+        if not settings.teacher_names:
             msg = (
                 "DistributionMatching learns from teachers, and there is none. Name them under `model.teachers`, or "
                 "use `OutcomeGradient` to learn from outcome rewards alone."
             )
             raise ValueError(msg)
-        if road.has_outcome and road.updates_per_window > 1 and not self.policy_loss.is_off_policy:
+        if settings.has_outcome and settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
-                f"`updates_per_window` is {road.updates_per_window} and outcome rewards are on: their policy gradient "
-                f"is stale from the second update on, which {type(self.policy_loss).__name__} does not correct. Use "
-                "`policy_loss: ClippedRatio`, or one update per window."
+                f"`updates_per_batch` is {settings.updates_per_batch} and outcome rewards are on: their policy "
+                f"gradient is stale from the second update on, which {type(self.policy_loss).__name__} does not "
+                "correct. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
             raise ValueError(msg)
-        if road.has_outcome and road.given_share > 0:
+        if settings.has_outcome and settings.off_policy_fraction > 0:
             msg = (
-                "Outcome rewards teach through the student's own tokens, but a share of the windows holds given "
-                "responses. Remove `data.given_responses`, or the callback `OutcomeReward`."
+                "Outcome rewards teach through the student's own tokens, but a fraction of the rollout batches is "
+                "off-policy. Remove `data.off_policy_responses`, or the callback `OutcomeReward`."
             )
             raise ValueError(msg)
 
     @override
-    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
-        has_outcome = context.sum_over_ranks(window.outcome_advantages.abs().sum())  # the same on every rank
+    def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
+        has_outcome = context.sum_over_ranks(rollouts.outcome_advantages.abs().sum())  # the same on every rank
         if bool(has_outcome > 0):
-            super().prepare(window, over_window, context)
+            super().prepare(rollouts, over_batch, context)
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
@@ -114,7 +114,7 @@ class DistributionMatching(Objective):
     ) -> LossTerms:
         if advantages is None:
             advantages = self.advantages(batch, student)
-        mask = batch.response_mask & batch.comparable_mask
+        mask = batch.response_mask & batch.aligned_mask
         divergences = self._divergences(batch, student, heads)
         losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
         if bool(advantages.any()):
@@ -132,7 +132,7 @@ class DistributionMatching(Objective):
     def _divergences(
         self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
     ) -> Float[Tensor, "batch time"]:
-        mask = batch.response_mask & batch.comparable_mask
+        mask = batch.response_mask & batch.aligned_mask
         if self.teacher_signal == "hidden_states":
             return against_each_teacher(
                 lambda _, ours, theirs: self.divergence(ours, theirs), batch, student, heads, mask
@@ -166,7 +166,7 @@ class DistributionMatching(Objective):
         """Return how far both sides agree on their likeliest tokens, where only those are compared."""
         if self.teacher_signal == "top_k" or not isinstance(self.divergence, TopK):
             return {}
-        k, mask = self.divergence.k, batch.response_mask & batch.comparable_mask
+        k, mask = self.divergence.k, batch.response_mask & batch.aligned_mask
 
         def statistics(_: int, ours: Tensor, theirs: Tensor) -> Tensor:
             return torch.stack(support_statistics(ours, theirs, k), dim=-1)

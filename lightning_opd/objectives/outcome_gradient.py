@@ -14,7 +14,7 @@ from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives.metrics import mean_over
-from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
+from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class OutcomeGradient(Objective):
     """Learn from outcome rewards alone: −Σ_t Â_out(y) log π(a_t|s_t).
 
     The control to distillation. With the callback `OutcomeReward` and its `advantage` set to
-    `LeaveOneOut` it is RLOO, with `GRPO` it is GRPO (without its KL penalty).
+    `RLOO` it is RLOO, with `GRPO` it is GRPO (without its KL penalty).
 
     Args:
         policy_loss: Turns advantages into a loss.
@@ -38,26 +38,28 @@ class OutcomeGradient(Objective):
 
     @property
     @override
-    def requires(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[Signal]:
         return frozenset()
 
     @override
-    def check(self, road: Road) -> None:
-        super().check(road)
-        if not road.has_outcome:
+    def check(self, settings: RunSettings) -> None:
+        super().check(settings)
+        if not settings.has_outcome:
             msg = (
                 "OutcomeGradient learns from outcome rewards, and no callback adds any. Add "
                 "`lightning_opd.callbacks.OutcomeReward` to `trainer.callbacks`."
             )
             raise ValueError(msg)
-        if road.updates_per_window > 1 and not self.policy_loss.is_off_policy:
+        if settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
-                f"`updates_per_window` is {road.updates_per_window}, and {type(self.policy_loss).__name__} does not "
-                "correct for stale rollouts. Use `policy_loss: ClippedRatio`, or one update per window."
+                f"`updates_per_batch` is {settings.updates_per_batch}, and {type(self.policy_loss).__name__} does not "
+                "correct for stale rollouts. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
             raise ValueError(msg)
-        if not road.draws_from_student or road.given_share > 0:
-            msg = "OutcomeGradient needs tokens of the student's whole distribution: `top_p: 1`, no given responses."
+        if not settings.draws_from_student or settings.off_policy_fraction > 0:
+            msg = (
+                "OutcomeGradient needs tokens of the student's whole distribution: `top_p: 1`, no off-policy responses."
+            )
             raise ValueError(msg)
 
     @override

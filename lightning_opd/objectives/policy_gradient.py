@@ -13,15 +13,15 @@ from typing_extensions import override
 
 from lightning_opd.functional.advantages import AdvantageEstimator, Immediate
 from lightning_opd.functional.baselines import Baseline
+from lightning_opd.functional.log_ratio_transforms import Clip, LogRatioTransform, expected_log_ratio, shape
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.functional.shaping import Clip, Shaping, expected_log_ratio, shape
-from lightning_opd.interfaces import Objective, StudentForward, WindowContext, WindowForward
+from lightning_opd.interfaces import BatchForward, Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
-from lightning_opd.types import LinearHead, LossTerms, Road, RolloutBatch, Signal
+from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class PolicyGradient(Objective):
     Args:
         estimator: Turns log-ratios into advantages.
         baseline: Subtracted from the estimator's return; null for none. `model.critic` learns one.
-        shaping: What r passes through: one shaping, several in this order, or null for none. The
+        log_ratio_transform: What r passes through: one transform, several in this order, or null for none. The
             clip to ±5 nats keeps student = teacher the only fixed point under `Immediate`.
-        teacher_shaping: Teacher's name → what r passes through for its prompts, in place of `shaping`.
-        policy_loss: Turns advantages into a loss; several updates per window need one that corrects
+        teacher_log_ratio_transforms: Teacher's name → what r passes through for its prompts, instead of
+            `log_ratio_transform`.
+        policy_loss: Turns advantages into a loss; several updates per rollout batch need one that corrects
             for stale rollouts.
         off_policy: Weight of tokens that another policy drew (a nucleus, another engine); null where
             the student's whole distribution was sampled.
@@ -48,8 +49,10 @@ class PolicyGradient(Objective):
 
     estimator: AdvantageEstimator = Immediate()
     baseline: Baseline | None = None
-    shaping: Shaping | list[Shaping] | None = Clip()
-    teacher_shaping: Mapping[str, Shaping | list[Shaping] | None] = dataclasses.field(default_factory=dict)
+    log_ratio_transform: LogRatioTransform | list[LogRatioTransform] | None = Clip()
+    teacher_log_ratio_transforms: Mapping[str, LogRatioTransform | list[LogRatioTransform] | None] = dataclasses.field(
+        default_factory=dict
+    )
     policy_loss: PolicyLoss = Reinforce()
     off_policy: OffPolicyWeight | None = None
     reduction: Reduction = TokenMean()
@@ -67,83 +70,89 @@ class PolicyGradient(Objective):
 
     @property
     @override
-    def requires(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[Signal]:
         return frozenset({Signal.LOGPROBS, Signal.HIDDEN_STATES} if self._needs_kl else {Signal.LOGPROBS})
 
     @property
     @override
     def needs_reference(self) -> bool:
-        return any(s.needs_reference for name in (None, *self.teacher_shaping) for s in self._shapings(name))
+        return any(
+            s.needs_reference for name in (None, *self.teacher_log_ratio_transforms) for s in self._transforms(name)
+        )
 
     @property
     def _needs_kl(self) -> bool:
         return self.estimator.needs_kl or (self.baseline is not None and self.baseline.needs_kl)
 
-    def _shapings(self, teacher: str | None = None) -> list[Shaping]:
-        chosen = self.shaping if teacher is None else self.teacher_shaping.get(teacher, self.shaping)
-        return [chosen] if isinstance(chosen, Shaping) else list(chosen or ())
+    def _transforms(self, teacher: str | None = None) -> list[LogRatioTransform]:
+        chosen = (
+            self.log_ratio_transform
+            if teacher is None
+            else self.teacher_log_ratio_transforms.get(teacher, self.log_ratio_transform)
+        )
+        return [chosen] if isinstance(chosen, LogRatioTransform) else list(chosen or ())
 
     @override
-    def check(self, road: Road) -> None:
+    def check(self, settings: RunSettings) -> None:
         if not self.estimator.looks_ahead:
-            super().check(road)
-        if road.has_critic and self.baseline is not None:
+            super().check(settings)
+        if settings.has_critic and self.baseline is not None:
             msg = (
                 f"Both a critic and the baseline {type(self.baseline).__name__} would be subtracted. Remove "
                 "`model.critic` or `objective.baseline`."
             )
             raise ValueError(msg)
-        unknown = sorted(set(self.teacher_shaping) - set(road.teacher_names))
+        unknown = sorted(set(self.teacher_log_ratio_transforms) - set(settings.teacher_names))
         if unknown:
             msg = (
-                f"`teacher_shaping` names {unknown}, the teachers are {list(road.teacher_names)}. Correct the name, or "
-                "add the teacher under `model.teachers`."
+                f"`teacher_log_ratio_transforms` names {unknown}, the teachers are "
+                f"{list(settings.teacher_names)}. Correct the name, or add the teacher under `model.teachers`."
             )
             raise ValueError(msg)
-        if not road.teacher_names:
+        if not settings.teacher_names:
             msg = (
                 "PolicyGradient learns from teachers, and there is none. Name them under `model.teachers`, or use "
                 "`OutcomeGradient` to learn from outcome rewards alone."
             )
             raise ValueError(msg)
-        if road.updates_per_window > 1 and not self.policy_loss.is_off_policy:
+        if settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
-                f"`updates_per_window` is {road.updates_per_window}: from the second update on the rollouts are stale, "
-                f"which {type(self.policy_loss).__name__} does not correct. Use `policy_loss: ClippedRatio` or "
-                "`ImportanceSampled`, or one update per window."
+                f"`updates_per_batch` is {settings.updates_per_batch}: from the second update on the rollouts are "
+                f"stale, which {type(self.policy_loss).__name__} does not correct. Use `policy_loss: PPOClip` or "
+                "`TruncatedImportance`, or one update per rollout batch."
             )
             raise ValueError(msg)
-        if not road.draws_from_student and self.off_policy is None:
+        if not settings.draws_from_student and self.off_policy is None:
             msg = (
                 "The tokens are not drawn from the student's whole distribution (`top_p` below 1, or another engine), "
                 "which biases every log-ratio. Set `off_policy: TruncatedImportance`, or sample with `top_p: 1`."
             )
             raise ValueError(msg)
-        if road.given_share > 0:
+        if settings.off_policy_fraction > 0:
             msg = (
-                "A policy gradient learns from the student's own tokens only, but a share of the windows holds given "
-                "responses. Use the objective `DistributionMatching`, or remove `data.given_responses`."
+                "A policy gradient learns from the student's own tokens only, but a fraction of the rollout batches is "
+                "off-policy. Use the objective `DistributionMatching`, or remove `data.off_policy_responses`."
             )
             raise ValueError(msg)
-        self._check_reference(road)
+        self._check_reference(settings)
 
-    def _check_reference(self, road: Road) -> None:
-        if self.needs_reference and not road.has_reference:
-            msg = "A shaping extrapolates from a reference model, and there is none. Set `model.reference`."
+    def _check_reference(self, settings: RunSettings) -> None:
+        if self.needs_reference and not settings.has_reference:
+            msg = "A log-ratio transform extrapolates from a reference model, and there is none. Set `model.reference`."
             raise ValueError(msg)
         if self.needs_reference and self._needs_kl:
             msg = (
-                f"{type(self.estimator).__name__} needs the expectation of the shaped log-ratio over the vocabulary, "
-                "which a reference model's log-probs of the sampled tokens cannot give. Use `Immediate` or "
+                f"{type(self.estimator).__name__} needs the expectation of the transformed log-ratio over the "
+                "vocabulary, which a reference model's log-probs of the sampled tokens cannot give. Use `Immediate` or "
                 "`LogRatioToGo` with `Extrapolation`."
             )
             raise ValueError(msg)
 
-    # --- the window ------------------------------------------------------------------------------
+    # --- the rollout batch ------------------------------------------------------------------------------
 
     @override
-    def prepare(self, window: RolloutBatch, over_window: WindowForward, context: WindowContext) -> None:
-        super().prepare(window, over_window, context)
+    def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
+        super().prepare(rollouts, over_batch, context)
         if self.baseline is None or not self.baseline.needs_other_rows:
             return
 
@@ -157,12 +166,12 @@ class PolicyGradient(Objective):
             return values
 
         # a baseline may be off by the engine's rounding: it only must not know the row's own tokens
-        own = over_window(returns) if self._needs_kl else self.returns(window, window.rollout_logprobs)
-        window.baselines = self.baseline(
+        own = over_batch(returns) if self._needs_kl else self.returns(rollouts, rollouts.rollout_logprobs)
+        rollouts.baselines = self.baseline(
             own,
-            window.response_mask,
-            window.group_ids,
-            over_window(kl) if self.baseline.needs_kl else None,
+            rollouts.response_mask,
+            rollouts.group_ids,
+            over_batch(kl) if self.baseline.needs_kl else None,
             context.sum_over_ranks,
             is_constant_in_time=self.estimator.is_constant_in_time,
         )
@@ -171,17 +180,17 @@ class PolicyGradient(Objective):
 
     def _signal_mask(self, batch: RolloutBatch) -> Bool[Tensor, "batch time"]:
         """Tokens whose log-ratio counts, for themselves and in others' sums."""
-        return batch.response_mask & batch.comparable_mask & batch.distill_mask
+        return batch.response_mask & batch.aligned_mask & batch.distill_mask
 
-    def _shaped(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
-        def shaped(teacher: str | None = None) -> Tensor:
-            return shape(self._shapings(teacher), student_logprobs, batch.teacher_logprobs, batch.reference_logprobs)
+    def _transformed(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
+        def transformed(teacher: str | None = None) -> Tensor:
+            return shape(self._transforms(teacher), student_logprobs, batch.teacher_logprobs, batch.reference_logprobs)
 
-        ratio = shaped()
+        ratio = transformed()
         for index, name in enumerate(batch.teacher_names):
-            if name in self.teacher_shaping:
+            if name in self.teacher_log_ratio_transforms:
                 own = (batch.teacher_ids == index)[:, None]
-                ratio = torch.where(own, shaped(name), ratio)
+                ratio = torch.where(own, transformed(name), ratio)
         return torch.where(self._signal_mask(batch), ratio, 0.0)
 
     @override
@@ -193,14 +202,14 @@ class PolicyGradient(Objective):
             return None
 
         def expected(index: int, ours: Tensor, theirs: Tensor) -> Tensor:
-            shapings = self._shapings(batch.teacher_names[index])
-            return expected_log_ratio(shapings, log_softmax(ours), log_softmax(theirs))
+            transforms = self._transforms(batch.teacher_names[index])
+            return expected_log_ratio(transforms, log_softmax(ours), log_softmax(theirs))
 
         return against_each_teacher(expected, batch, student, heads, self._signal_mask(batch))
 
     def returns(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
         """Return the estimator's value at every token before any baseline, in nats, detached."""
-        ratio = self._shaped(batch, student_logprobs.detach())
+        ratio = self._transformed(batch, student_logprobs.detach())
         return self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids)
 
     @override
@@ -209,11 +218,11 @@ class PolicyGradient(Objective):
         if batch.kl is None:
             return returns
         # the sampled log-ratio of this very token gives way to its expectation: less noise, same mean
-        return returns - self._shaped(batch, student.logprobs.detach()) - batch.kl
+        return returns - self._transformed(batch, student.logprobs.detach()) - batch.kl
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
-        ratio = self._shaped(batch, student.logprobs.detach())
+        ratio = self._transformed(batch, student.logprobs.detach())
         values = batch.baselines
         if values is None and self.baseline is not None:
             own = self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids)
@@ -244,14 +253,14 @@ class PolicyGradient(Objective):
             metrics["off_policy_weight"] = mean_over(weights, mask)
             metrics["engine_gap"] = mean_over((student.old_logprobs - batch.rollout_logprobs).abs(), mask)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
-        compared = mask & batch.comparable_mask
+        compared = mask & batch.aligned_mask
         raw = batch.teacher_logprobs - logprobs.detach()
-        is_shaped = self._shaped(batch, logprobs.detach()) != raw
+        is_transformed = self._transformed(batch, logprobs.detach()) != raw
         return LossTerms(
             loss,
             {
                 **per_teacher("teacher_kl", -raw, compared, batch),
-                "shaped": mean_over(is_shaped, self._signal_mask(batch)),
+                "transformed": mean_over(is_transformed, self._signal_mask(batch)),
                 "entropy": mean_over(student.entropies, mask),
                 "advantage": mean_over(advantages, mask),
                 **metrics,

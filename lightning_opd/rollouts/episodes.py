@@ -71,7 +71,7 @@ def run_episodes(
         active, turn = [episode for episode in active if not episode.is_over], turn + 1
     engine.finish()
     rules = task.format_rules()
-    return [_judge(episode.trajectory(), rules) for episode in episodes]
+    return [_apply_format_rules(episode.trajectory(), rules) for episode in episodes]
 
 
 def check_lengths(
@@ -144,14 +144,14 @@ class _Episode:
             logprobs=tuple(self._logprobs),
             text="\n".join(turn.text for turn in self._turns),
             is_truncated=self._is_truncated,
-            reward=float(self._environment.outcome()),
+            reward=float(self._environment.reward()),
             turns=tuple(self._turns),
         )
 
 
-def _judge(trajectory: Trajectory, rules: Sequence[FormatRule]) -> Trajectory:
+def _apply_format_rules(trajectory: Trajectory, rules: Sequence[FormatRule]) -> Trajectory:
     """Show each reply, with what came before it, to every rule."""
-    turns, judged = trajectory.turns, []
+    turns, checked = trajectory.turns, []
     for i, turn in enumerate(turns):
         is_last = i + 1 == len(turns)
         so_far = dataclasses.replace(
@@ -164,7 +164,7 @@ def _judge(trajectory: Trajectory, rules: Sequence[FormatRule]) -> Trajectory:
             turns=turns[: i + 1],
         )
         errors = tuple(rule.name for rule in rules if rule.is_broken(so_far))
-        judged.append(dataclasses.replace(turn, format_errors=errors))
-    broken = {name for turn in judged for name in turn.format_errors}
+        checked.append(dataclasses.replace(turn, format_errors=errors))
+    broken = {name for turn in checked for name in turn.format_errors}
     names = tuple(rule.name for rule in rules if rule.name in broken)
-    return dataclasses.replace(trajectory, turns=tuple(judged), format_errors=names)
+    return dataclasses.replace(trajectory, turns=tuple(checked), format_errors=names)

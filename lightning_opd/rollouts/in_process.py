@@ -21,8 +21,8 @@ from lightning_opd.types import Sample, Sampling
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-RETIRE_SHARE = 0.05
-"""Finished rows leave the batch once they are this share of it, so that fewer are ever carried along.
+RETIRE_FRACTION = 0.05
+"""Finished rows leave the batch once they are this fraction of it, so that fewer are ever carried along.
 
 A step copies the cache anyway to make room for its token, so that leaving costs little."""
 
@@ -51,13 +51,13 @@ class InProcessEngine(RolloutEngine):
         self._prefixes = PrefixCache()
 
     @property
-    def reused_share(self) -> float:
-        """Share of the prompts' tokens since the last `sync` that came from an earlier turn's keys and values."""
+    def reused_fraction(self) -> float:
+        """Fraction of the prompts' tokens since the last `sync` that came from an earlier turn's keys and values."""
         return 1 - self._num_read / max(1, self._num_prompt_tokens)
 
     @property
     def occupancy(self) -> float:
-        """Tokens written since the last `sync`, as a share of decode steps × rows still in the batch."""
+        """Tokens written since the last `sync`, as a fraction of decode steps × rows still in the batch."""
         return self._num_tokens / max(1, self._num_row_steps)
 
     @property
@@ -179,7 +179,7 @@ class _Decoding:
             if num_alive == 0 or step + 1 == self._sampling.max_new_tokens:
                 self._keep(rows, self._is_stopped[rows], cache)
                 break
-            if num_alive <= (1 - RETIRE_SHARE) * len(rows):
+            if num_alive <= (1 - RETIRE_FRACTION) * len(rows):
                 self._keep(rows, ~is_alive, cache)
                 kept = is_alive.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
@@ -213,11 +213,11 @@ class _Decoding:
         return self._forward(tokens[:, None], attention, cache)
 
     def _forward(self, token_ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
+        position_ids = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
         logits: Tensor = self._model(
             input_ids=token_ids,
             attention_mask=attention,
-            position_ids=positions,
+            position_ids=position_ids,
             use_cache=True,
             logits_to_keep=1,
             **{self._cache_name: cache},

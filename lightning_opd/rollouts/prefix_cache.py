@@ -20,7 +20,7 @@ Place = tuple[Float[Tensor, "states rows heads time dim"], int, int]
 class PrefixCache:
     """Remembers sequences with their keys and values, and finds those that a new sequence begins like.
 
-    Only models that keep every layer's keys and values whole can go on from them: where a layer has a window or
+    Only models that keep every layer's keys and values whole can go on from them: where a layer has a sliding window or
     a state of its own, nothing is remembered and the next turn reads its prompt from the start.
     """
 

@@ -20,7 +20,7 @@ class Arithmetic(ToolAnswer):
     Args:
         agent: Who demonstrates: "expert" is always right; "sloppy" forgets carries, echoes an
             operand, or malforms the call.
-        sloppy_right_share: Share of the sloppy agent's replies that are right on purpose. Where
+        sloppy_right_fraction: Fraction of the sloppy agent's replies that are right on purpose. Where
             there is nothing to carry, a forgotten carry is right too: .53 of all at the default.
 
     Example:
@@ -32,9 +32,9 @@ class Arithmetic(ToolAnswer):
 
     tool: ClassVar[str] = "calc"
 
-    def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.3) -> None:
+    def __init__(self, agent: Agent = "expert", sloppy_right_fraction: float = 0.3) -> None:
         """Choose the demonstrator."""
-        super().__init__(agent, sloppy_right_share)
+        super().__init__(agent, sloppy_right_fraction)
 
     @override
     def questions(self) -> Sequence[Prompt]:

@@ -23,8 +23,8 @@ class CalculatorAgent(ToolAgent):
     5,430 questions with numbers up to 69. The typical slip takes the wrong sign.
 
     Args:
-        right_share: Share of demonstrations that make the right call.
-        open_share: Share of demonstrations that leave the call open.
+        right_fraction: Fraction of demonstrations that make the right call.
+        open_fraction: Fraction of demonstrations that leave the call open.
         harness: "strict" or "lenient" towards open calls.
         highest: Largest number in a question, from 10 to 99.
 
@@ -36,10 +36,10 @@ class CalculatorAgent(ToolAgent):
     """
 
     def __init__(
-        self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict", highest: int = 69
+        self, right_fraction: float = 1.0, open_fraction: float = 0.0, harness: Harness = "strict", highest: int = 69
     ) -> None:
         """Choose the demonstrator and the questions."""
-        super().__init__(right_share, open_share, harness)
+        super().__init__(right_fraction, open_fraction, harness)
         if not 10 <= highest <= 99:
             msg = f"`highest` must have two digits, got {highest}."
             raise ValueError(msg)

@@ -62,7 +62,7 @@ class Jsonl(Task):
         return [] if path is None else self._read(path)
 
     @override
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         answer = prompt.columns.get("answer")
         if answer is None:
             return 0.0
@@ -137,8 +137,8 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
         return ({"role": "user", "content": row["prompt"]},)
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        wanted = "`prompt` (a text) or `messages` (a list of role and content)"
-        msg = f"{place}: expected {wanted}, got the columns {sorted(row)}. Add one of them."
+        needed = "`prompt` (a text) or `messages` (a list of role and content)"
+        msg = f"{place}: expected {needed}, got the columns {sorted(row)}. Add one of them."
         raise ValueError(msg)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():

@@ -44,8 +44,8 @@ class Mixture(Task):
         return self._task_of(prompt).environment(prompt)
 
     @override
-    def outcome(self, prompt: Prompt, text: str) -> float:
-        return self._task_of(prompt).outcome(prompt, text)
+    def reward(self, prompt: Prompt, text: str) -> float:
+        return self._task_of(prompt).reward(prompt, text)
 
     @override
     def demonstration(self, prompt: Prompt) -> str | None:
@@ -71,9 +71,10 @@ class Mixture(Task):
 
     @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
-        shares = [len(range(i, num_examples, len(self.tasks))) for i in range(len(self.tasks))]
+        fractions = [len(range(i, num_examples, len(self.tasks))) for i in range(len(self.tasks))]
         parts = [
-            task.demonstrations(split, share, seed) for task, share in zip(self.tasks.values(), shares, strict=True)
+            task.demonstrations(split, fraction, seed)
+            for task, fraction in zip(self.tasks.values(), fractions, strict=True)
         ]
         return interleave(parts)
 
@@ -102,11 +103,11 @@ class Phase:
 
     Args:
         task: Demonstrates in this stretch.
-        share: Of all examples.
+        fraction: Of all examples.
     """
 
     task: Task
-    share: float
+    fraction: float
 
 
 class Curriculum(Task):
@@ -118,10 +119,10 @@ class Curriculum(Task):
 
     def __init__(self, phases: list[Phase]) -> None:
         """Check the shares."""
-        total = sum(phase.share for phase in phases)
-        if abs(total - 1) > 1e-6 or any(phase.share < 0 for phase in phases):
-            shares = [phase.share for phase in phases]
-            msg = f"The shares of a curriculum's phases must be positive and add up to 1, got {shares}."
+        total = sum(phase.fraction for phase in phases)
+        if abs(total - 1) > 1e-6 or any(phase.fraction < 0 for phase in phases):
+            fractions = [phase.fraction for phase in phases]
+            msg = f"The fractions of a curriculum's phases must be positive and add up to 1, got {fractions}."
             raise ValueError(msg)
         self.phases = phases
 
@@ -134,8 +135,8 @@ class Curriculum(Task):
         return self.phases[0].task.environment(prompt)
 
     @override
-    def outcome(self, prompt: Prompt, text: str) -> float:
-        return self.phases[0].task.outcome(prompt, text)
+    def reward(self, prompt: Prompt, text: str) -> float:
+        return self.phases[0].task.reward(prompt, text)
 
     @override
     def demonstration(self, prompt: Prompt) -> str | None:
@@ -147,7 +148,7 @@ class Curriculum(Task):
 
     @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
-        borders = [round(num_examples * sum(p.share for p in self.phases[:i])) for i in range(len(self.phases) + 1)]
+        borders = [round(num_examples * sum(p.fraction for p in self.phases[:i])) for i in range(len(self.phases) + 1)]
         parts = [
             phase.task.demonstrations(split, end - start, seed + i)
             for i, (phase, start, end) in enumerate(zip(self.phases, borders[:-1], borders[1:], strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from lightning_opd.interfaces import Split
 from lightning_opd.types import Prompt
 
-TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.1
+TRAIN_FRACTION, VALIDATION_FRACTION = 0.6, 0.1
 
 
 def question_key(*parts: str) -> str:
@@ -19,9 +19,9 @@ def question_key(*parts: str) -> str:
 def split_of(key: str) -> Split:
     """Return the split a question belongs to: .6 train, .1 validation, .3 test."""
     place = int(key, 16) / 16**16
-    if place < TRAIN_SHARE:
+    if place < TRAIN_FRACTION:
         return "train"
-    return "validation" if place < TRAIN_SHARE + VALIDATION_SHARE else "test"
+    return "validation" if place < TRAIN_FRACTION + VALIDATION_FRACTION else "test"
 
 
 def in_split(prompts: Iterable[Prompt], split: Split) -> Sequence[Prompt]:

@@ -24,7 +24,7 @@ class Strings(ToolAnswer):
     Args:
         agent: Who demonstrates: "expert" is always right; "sloppy" swaps the last two of four
             letters, echoes the question, or malforms the call.
-        sloppy_right_share: Share of the sloppy agent's replies that are right on purpose. Three
+        sloppy_right_fraction: Fraction of the sloppy agent's replies that are right on purpose. Three
             letters survive the swap: .54 of all are right at the default.
         num_questions: Questions for all splits together, half of them with three letters.
 
@@ -35,9 +35,11 @@ class Strings(ToolAnswer):
 
     tool: ClassVar[str] = "text"
 
-    def __init__(self, agent: Agent = "expert", sloppy_right_share: float = 0.3, num_questions: int = 12_000) -> None:
+    def __init__(
+        self, agent: Agent = "expert", sloppy_right_fraction: float = 0.3, num_questions: int = 12_000
+    ) -> None:
         """Choose the demonstrator and the number of questions."""
-        super().__init__(agent, sloppy_right_share)
+        super().__init__(agent, sloppy_right_fraction)
         if not 1 <= num_questions <= MAX_QUESTIONS:
             msg = f"`num_questions` must lie between 1 and {MAX_QUESTIONS}, got {num_questions}."
             raise ValueError(msg)

@@ -25,8 +25,8 @@ class TextAgent(ToolAgent):
     one's answer looks like an answer: that is the trap, and the typical slip. One question in six survives it.
 
     Args:
-        right_share: Share of demonstrations that make the right call.
-        open_share: Share of demonstrations that leave the call open.
+        right_fraction: Fraction of demonstrations that make the right call.
+        open_fraction: Fraction of demonstrations that leave the call open.
         harness: "strict" or "lenient" towards open calls.
         num_letters: How many letters of the alphabet a question may use, from 3 to 26.
 
@@ -38,10 +38,14 @@ class TextAgent(ToolAgent):
     """
 
     def __init__(
-        self, right_share: float = 1.0, open_share: float = 0.0, harness: Harness = "strict", num_letters: int = 16
+        self,
+        right_fraction: float = 1.0,
+        open_fraction: float = 0.0,
+        harness: Harness = "strict",
+        num_letters: int = 16,
     ) -> None:
         """Choose the demonstrator and the questions."""
-        super().__init__(right_share, open_share, harness)
+        super().__init__(right_fraction, open_fraction, harness)
         if not 3 <= num_letters <= len(ALPHABET):
             msg = f"`num_letters` must be between 3 and {len(ALPHABET)}, got {num_letters}."
             raise ValueError(msg)

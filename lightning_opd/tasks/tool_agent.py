@@ -1,4 +1,4 @@
-"""What the tiny tasks of two turns share: call a tool, read its answer, reply with it."""
+"""What the tiny tasks of two turns fraction: call a tool, read its answer, reply with it."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ Harness = Literal["strict", "lenient"]
 
 
 class ToolAgent(Task):
-    """A question that a tool answers: the student writes the call, reads the answer, and replies with it.
+    """A question that a tool answers: the student generates the call, reads the answer, and replies with it.
 
     The outcome is 1 if the final reply is the right answer, word for word. The demonstrator plays real
     episodes, in the same harness as the student.
 
     Args:
-        right_share: Share of demonstrations that make the right call; the others make the typical slip.
-        open_share: Share of demonstrations that leave the call open, without its closing tag.
+        right_fraction: Fraction of demonstrations that make the right call; the others make the typical slip.
+        open_fraction: Fraction of demonstrations that leave the call open, without its closing tag.
         harness: "strict" answers closed calls only, so that an open one is a final reply, and wrong;
             "lenient" answers a last call that is left open as well.
     """
 
-    def __init__(self, right_share: float, open_share: float, harness: Harness) -> None:
+    def __init__(self, right_fraction: float, open_fraction: float, harness: Harness) -> None:
         """Check the demonstrator's shares."""
-        for name, share in (("right_share", right_share), ("open_share", open_share)):
-            if not 0 <= share <= 1:
-                msg = f"`{name}` is a share between 0 and 1, got {share}."
+        for name, fraction in (("right_fraction", right_fraction), ("open_fraction", open_fraction)):
+            if not 0 <= fraction <= 1:
+                msg = f"`{name}` is a fraction between 0 and 1, got {fraction}."
                 raise ValueError(msg)
         if harness not in ("strict", "lenient"):
             msg = f"`harness` must be 'strict' or 'lenient', got {harness!r}."
             raise ValueError(msg)
-        self.right_share, self.open_share, self.harness = right_share, open_share, harness
+        self.right_fraction, self.open_fraction, self.harness = right_fraction, open_fraction, harness
         self._split = cache(lambda split: in_split(self.questions(), split))
 
     @abstractmethod
@@ -77,11 +77,11 @@ class ToolAgent(Task):
     def environment(self, prompt: Prompt) -> Environment:
         parser = TaggedJson(is_lenient=self.harness == "lenient")
         return ToolEnvironment(
-            prompt.messages, self.tools(), lambda reply: self.outcome(prompt, reply), parser, shows_tools=False
+            prompt.messages, self.tools(), lambda reply: self.reward(prompt, reply), parser, shows_tools=False
         )
 
     @override
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         """Judge the final reply."""
         return float(text == prompt.columns["answer"])
 
@@ -104,12 +104,12 @@ class ToolAgent(Task):
         return [self._play(prompts[noise.randrange(len(prompts))], noise) for _ in range(num_examples)]
 
     def _play(self, prompt: Prompt, noise: random.Random) -> Messages:
-        call = self.call(prompt) if noise.random() < self.right_share else self.slip(prompt)
+        call = self.call(prompt) if noise.random() < self.right_fraction else self.slip(prompt)
         text = render_tool_call(call.name, call.arguments)
         environment, chat = self.environment(prompt), list(prompt.messages)
         environment.reset()
         reply: Message = {"role": "assistant", "content": text}
-        if noise.random() < self.open_share:
+        if noise.random() < self.open_fraction:
             reply = {"role": "assistant", "content": text.removesuffix(CLOSE)}
         answer = environment.step(reply)
         chat += [reply, *answer]

@@ -1,4 +1,4 @@
-"""What the tiny tasks share: think, then report the result in one tool call."""
+"""What the tiny tasks fraction: think, then report the result in one tool call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, only_call
 from lightning_opd.types import Messages, Prompt
 
 Agent = Literal["expert", "sloppy"]
-SLIP_SHARE, ECHO_SHARE = 0.65, 0.15
+SLIP_FRACTION, ECHO_FRACTION = 0.65, 0.15
 """What a sloppy agent does where it is not right on purpose; the rest are slips in a malformed call."""
 
 
@@ -37,15 +37,15 @@ class ToolAnswer(Task):
 
     tool: ClassVar[str]
 
-    def __init__(self, agent: Agent, sloppy_right_share: float) -> None:
+    def __init__(self, agent: Agent, sloppy_right_fraction: float) -> None:
         """Check who demonstrates."""
         if agent not in ("expert", "sloppy"):
             msg = f"`agent` must be 'expert' or 'sloppy', got {agent!r}."
             raise ValueError(msg)
-        if not 0 <= sloppy_right_share <= 1:
-            msg = f"`sloppy_right_share` is a share between 0 and 1, got {sloppy_right_share}."
+        if not 0 <= sloppy_right_fraction <= 1:
+            msg = f"`sloppy_right_fraction` is a fraction between 0 and 1, got {sloppy_right_fraction}."
             raise ValueError(msg)
-        self.agent, self.sloppy_right_share = agent, sloppy_right_share
+        self.agent, self.sloppy_right_fraction = agent, sloppy_right_fraction
         self._split = cache(lambda split: in_split(self.questions(), split))
 
     @abstractmethod
@@ -69,7 +69,7 @@ class ToolAnswer(Task):
         return self._split(split)
 
     @override
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         call = only_call(text)
         if call is None or call.name != self.tool:
             return 0.0
@@ -101,13 +101,13 @@ class ToolAnswer(Task):
         return self.demonstration(prompt)
 
     def _sloppy_reply(self, prompt: Prompt, noise: random.Random) -> str:
-        if noise.random() < self.sloppy_right_share:
+        if noise.random() < self.sloppy_right_fraction:
             return self._expert_reply(prompt, noise)
         kind = noise.random()
-        if kind < ECHO_SHARE:
+        if kind < ECHO_FRACTION:
             return self._reply(*self.echo(prompt))
         reply = self._reply(*self.slip(prompt))
-        if kind < ECHO_SHARE + SLIP_SHARE:
+        if kind < ECHO_FRACTION + SLIP_FRACTION:
             return reply
         return noise.choice([reply.removesuffix(CLOSE), reply.replace('"}}', '"}'), reply.replace(OPEN, "")])
 

@@ -1,8 +1,8 @@
-"""Teachers: frozen models that grade the student's tokens."""
+"""Teachers: frozen models that score the student's tokens."""
 
+from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.teachers.pool import TeacherPool
 from lightning_opd.teachers.privileged import PrivilegedTeacher
-from lightning_opd.teachers.retokenized import RetokenizedTeacher
 
-__all__ = ["LocalTeacher", "PrivilegedTeacher", "RetokenizedTeacher", "TeacherPool"]
+__all__ = ["CrossTokenizerTeacher", "LocalTeacher", "PrivilegedTeacher", "TeacherPool"]

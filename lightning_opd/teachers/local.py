@@ -104,12 +104,12 @@ class LocalTeacher(Teacher):
 
     @override
     @torch.no_grad()
-    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
         model = self._loaded()
         longest = int(batch.attention_mask.sum(dim=1).max()) if len(batch) else 0
         self._check_length(longest, model.max_length)
         is_known = (batch.token_ids < model.vocab_size) | ~batch.attention_mask
-        comparable_mask = batch.response_mask & is_known.long().cumprod(dim=1).bool()  # nor what follows the unknown
+        aligned_mask = batch.response_mask & is_known.long().cumprod(dim=1).bool()  # nor what follows the unknown
         token_ids = batch.token_ids.clamp(max=model.vocab_size - 1)
         logprobs = torch.zeros_like(batch.rollout_logprobs)
         hidden_states: Tensor | None = None
@@ -130,20 +130,20 @@ class LocalTeacher(Teacher):
                 states,
                 model.head().logits,
                 part_ids,
-                comparable_mask[rows][:, columns],
+                aligned_mask[rows][:, columns],
                 self.temperature or batch.temperature,
                 chunk_size,
             )
             logprobs[rows, columns] = scores.to(logprobs.dtype)
-            if Signal.HIDDEN_STATES in wanted:
+            if Signal.HIDDEN_STATES in signals:
                 if hidden_states is None:
                     hidden_states = states.new_zeros(*batch.token_ids.shape, states.shape[-1])
                 hidden_states[rows, columns] = states
-            if Signal.TOP_LOGPROBS in wanted:
+            if Signal.TOP_LOGPROBS in signals:
                 ids, values = linear_top_k(
                     states,
                     model.head().logits,
-                    comparable_mask[rows][:, columns],
+                    aligned_mask[rows][:, columns],
                     self.top_k,
                     self.temperature or batch.temperature,
                     chunk_size,
@@ -152,36 +152,36 @@ class LocalTeacher(Teacher):
                     top_ids = ids.new_zeros(*batch.token_ids.shape, ids.shape[-1])
                     top_logprobs = values.new_zeros(top_ids.shape)
                 top_ids[rows, columns], top_logprobs[rows, columns] = ids, values
-        self._gather_head(wanted)
-        return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs, hidden_states)
+        self._gather_head(signals)
+        return TeacherScores(logprobs, aligned_mask, top_ids, top_logprobs, hidden_states)
 
     @override
     @torch.no_grad()
-    def tree_states(
+    def tree_hidden_states(
         self,
         token_ids: Int[Tensor, "batch time"],
-        sees: Bool[Tensor, "batch time time"],
-        positions: Int[Tensor, "batch time"],
+        attention_mask: Bool[Tensor, "batch time time"],
+        position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
         model = self._loaded()
         if self.attn_implementation not in TREE_ATTENTION:
             msg = (
-                f"Teacher `{self.path}` is to read several continuations at once (credit `Prefix`), which the "
+                f"Teacher `{self.path}` is to read several continuations at once (credit `PrefixCredit`), which the "
                 f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or "
-                "the credit `Span`."
+                "the credit `SpanCredit`."
             )
             raise ValueError(msg)
-        longest = int(positions.max()) + 1 if len(positions) else 0
+        longest = int(position_ids.max()) + 1 if len(position_ids) else 0
         self._check_length(longest, model.max_length)
         parts = []
         for start in range(0, self._num_rounds(len(token_ids)) * self.batch_size, self.batch_size):
             part = slice(start, start + self.batch_size)
             if start >= len(token_ids):  # another rank still has rows: join its collectives
                 one = token_ids.new_zeros(1, 2)
-                model.tree_states(one, torch.ones(1, 2, 2, dtype=torch.bool, device=one.device).tril(), one)
+                model.tree_hidden_states(one, torch.ones(1, 2, 2, dtype=torch.bool, device=one.device).tril(), one)
                 continue
             known_ids = token_ids[part].clamp(0, model.vocab_size - 1)
-            parts.append(model.tree_states(known_ids, sees[part], positions[part]))
+            parts.append(model.tree_hidden_states(known_ids, attention_mask[part], position_ids[part]))
         self._gather_head(frozenset({Signal.HIDDEN_STATES}))
         if not parts:
             return torch.zeros(*token_ids.shape, model.width, device=token_ids.device)
@@ -204,12 +204,12 @@ class LocalTeacher(Teacher):
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._mesh.get_group())
         return int(most)
 
-    def _gather_head(self, wanted: frozenset[Signal]) -> None:
+    def _gather_head(self, signals: frozenset[Signal]) -> None:
         """Keep a whole copy of a sharded head for the objective, and free the gathered weights."""
         if self._mesh is None:
             return
         model = self._loaded()
-        if Signal.HIDDEN_STATES in wanted and self._gathered_head is None:
+        if Signal.HIDDEN_STATES in signals and self._gathered_head is None:
             head = model.head()
             weight = None if head.weight is None else head.weight.detach().clone()
             bias = None if head.bias is None else head.bias.detach().clone()

@@ -1,4 +1,4 @@
-"""Routing: each prompt is graded by its own teacher, and by no other."""
+"""Routing: each prompt is scored by its own teacher, and by no other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TeacherPool:
-    """All teachers by name; names with one identity share one loaded model.
+    """All teachers by name; names with one identity fraction one loaded model.
 
     Args:
         teachers: Name → teacher. Every rank visits them in the order of their sorted names.
@@ -71,22 +71,22 @@ class TeacherPool:
         index = {name: i for i, name in enumerate(self.names)}
         return [index.get(prompt.teacher, -1) for prompt in prompts]
 
-    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        """Let each teacher grade its own rows, and put the grades in one place.
+    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
+        """Let each teacher score its own rows, and put the scores in one place.
 
         What it measured is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
         with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest.
         """
         logprobs = torch.zeros_like(batch.rollout_logprobs)
-        comparable_mask = torch.zeros_like(batch.response_mask)
+        aligned_mask = torch.zeros_like(batch.response_mask)
         parts: list[tuple[Tensor, slice, TeacherScores]] = []
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, name in enumerate(self.names):  # every rank, every teacher, one order
             rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
             part, columns = batch.select(rows), batch.span(rows)
-            scores = self._teachers[name].score(part, wanted)
+            scores = self._teachers[name].score(part, signals)
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
-            comparable_mask[rows, columns] = scores.comparable_mask
+            aligned_mask[rows, columns] = scores.aligned_mask
             metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             parts.append((rows, columns, scores))
 
@@ -103,7 +103,7 @@ class TeacherPool:
 
         return TeacherScores(
             logprobs,
-            comparable_mask,
+            aligned_mask,
             together(lambda s: s.top_ids, narrowest=True),
             together(lambda s: s.top_logprobs, narrowest=True),
             together(lambda s: s.hidden_states, narrowest=False),

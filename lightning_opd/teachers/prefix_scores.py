@@ -1,4 +1,4 @@
-"""Grades by the probability of the student's text, from a teacher that reads all beginnings of it at once."""
+"""Scores by the probability of the student's text, from a teacher that reads all beginnings of it at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
-from lightning_opd.functional.prefixes import PrefixGrader, Reply
+from lightning_opd.functional.prefixes import PrefixScorer, Reply
 from lightning_opd.interfaces import Teacher
 from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.translation import Translator
@@ -19,15 +19,15 @@ IMPOSSIBLE = -1e3
 
 @torch.no_grad()
 def prefix_scores(
-    batch: RolloutBatch, translator: Translator, scorer: Teacher, grader: PrefixGrader, top_k: int = 0
+    batch: RolloutBatch, translator: Translator, scorer: Teacher, prefix_scorer: PrefixScorer, top_k: int = 0
 ) -> TeacherScores:
-    """Grade a batch by the credit `Prefix`, reply by reply.
+    """Score a batch by the credit `PrefixCredit`, reply by reply.
 
     Args:
         batch: Rollouts with their trajectories.
         translator: From the student's tokens to the teacher's.
         scorer: Reads trees of its own tokens.
-        grader: Of both vocabularies.
+        prefix_scorer: Of both vocabularies.
         top_k: Likeliest tokens of the student per position to report, if any.
 
     Raises:
@@ -40,15 +40,15 @@ def prefix_scores(
         for turn, columns in replies_of(trajectory, batch.response_mask[row].nonzero().squeeze(-1))
     ]
     packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], ids.device)
-    states, head = scorer.tree_states(*packed), scorer.output_head()
+    states, head = scorer.tree_hidden_states(*packed), scorer.output_head()
     if head is None or states is None:
         msg = (
-            f"The credit `Prefix` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
-            "teacher in this process, or the credit `Span` or `Strict`."
+            f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
+            "teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
         )
         raise ValueError(msg)
     logprobs = torch.zeros_like(batch.rollout_logprobs)
-    comparable_mask = torch.zeros_like(batch.response_mask)
+    aligned_mask = torch.zeros_like(batch.response_mask)
     top_ids = top_logprobs = None
     if top_k:
         size = (*ids.shape, min(top_k, len(translator.student)))
@@ -58,21 +58,21 @@ def prefix_scores(
             of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)],
             head,
             head.temperature or batch.temperature,
-            grader,
+            prefix_scorer,
         )
         student_ids = ids[row, columns].tolist()
-        reply = Reply(student_ids, tree.stretches, tree.controls, table.before(tree), table.probabilities)
-        grades = grader.grade(reply)
-        logprobs[row, columns] = grades.logprobs.to(logprobs.dtype)
-        comparable_mask[row, columns] = grades.is_graded
+        reply = Reply(student_ids, tree.segments, tree.controls, table.before(tree), table.probabilities)
+        token_scores = prefix_scorer.score(reply)
+        logprobs[row, columns] = token_scores.logprobs.to(logprobs.dtype)
+        aligned_mask[row, columns] = token_scores.is_scored
         if top_ids is not None and top_logprobs is not None:
-            step = max(1, MAX_CHUNK_ELEMENTS // len(grader.student.order))
+            step = max(1, MAX_CHUNK_ELEMENTS // len(prefix_scorer.student.order))
             for first in range(0, len(student_ids), step):
                 part = range(first, min(first + step, len(student_ids)))
-                top = grader.distributions(reply, grades, part).topk(top_ids.shape[-1])
+                top = prefix_scorer.distributions(reply, token_scores, part).topk(top_ids.shape[-1])
                 top_ids[row, columns[part.start : part.stop]] = top.indices
                 top_logprobs[row, columns[part.start : part.stop]] = top.values.log().to(top_logprobs.dtype)
-    return TeacherScores(logprobs, comparable_mask, top_ids, top_logprobs)
+    return TeacherScores(logprobs, aligned_mask, top_ids, top_logprobs)
 
 
 def replies_of(trajectory: Trajectory, columns: Tensor) -> list[tuple[Turn, Tensor]]:
@@ -86,9 +86,9 @@ class _Table:
     """What the teacher says at the nodes of one tree, computed for a range of nodes at a time."""
 
     def __init__(
-        self, states: Float[Tensor, "nodes hidden"], head: LinearHead, temperature: float, grader: PrefixGrader
+        self, states: Float[Tensor, "nodes hidden"], head: LinearHead, temperature: float, prefix_scorer: PrefixScorer
     ) -> None:
-        self._states, self._head, self._temperature, self._grader = states, head, temperature, grader
+        self._states, self._head, self._temperature, self._prefix_scorer = states, head, temperature, prefix_scorer
         self._last: tuple[range, Tensor] | None = None
 
     def _logprobs(self, nodes: range) -> Float[Tensor, "nodes vocab"]:
@@ -97,7 +97,7 @@ class _Table:
     def probabilities(self, nodes: range) -> Float[Tensor, "nodes vocab"]:
         """Return what `Reply` asks for; the last answer is kept."""
         if self._last is None or self._last[0] != nodes:
-            self._last = nodes, self._grader.sort(self._logprobs(nodes))
+            self._last = nodes, self._prefix_scorer.sort(self._logprobs(nodes))
         return self._last[1]
 
     def before(self, tree: PrefixTree) -> list[float]:
@@ -106,7 +106,7 @@ class _Table:
         parents, ids = (torch.tensor(x[1:], dtype=torch.long, device=device) for x in (tree.parents, tree.token_ids))
         own = torch.full(ids.shape, -torch.inf, dtype=torch.float64, device=device)
         is_known = ids < self._head.vocab_size
-        for nodes in self._grader.chunks(tree.parents[1:]):
+        for nodes in self._prefix_scorer.chunks(tree.parents[1:]):
             inside = is_known & (parents >= nodes.start) & (parents < nodes.stop)
             logprobs = self._logprobs(nodes).double()[parents[inside] - nodes.start, ids[inside]]
             own[inside] = logprobs.clamp(min=IMPOSSIBLE)

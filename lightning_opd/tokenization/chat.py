@@ -50,7 +50,7 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     Those are the last reply and, where it followed from tools' answers, the calls before it: all turns
     of an agent's episode. The tokens are laid out as in an episode: the prompt's are those of
     `render_prompt`, those between replies are `render_answer`'s, and a reply is tokenised apart, as it
-    is when the student writes it. A template that does not end a turn with the stop token gets it
+    is when the student generates it. A template that does not end a turn with the stop token gets it
     appended, so that what is learned can stop.
 
     Raises:

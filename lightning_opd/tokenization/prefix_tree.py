@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lightning_opd.functional.prefixes import Stretch
-from lightning_opd.tokenization.spelling import Spelling, spans_of
+from lightning_opd.functional.prefixes import TextSegment
+from lightning_opd.tokenization.spelling import ByteSpelling, spans_of
 from lightning_opd.tokenization.translation import Translator, without_lead
 
 
@@ -32,7 +32,7 @@ class PrefixTree:
 
     token_ids: list[int] = field(default_factory=lambda: [-1])
     parents: list[int] = field(default_factory=lambda: [-1])
-    stretches: list[Stretch] = field(default_factory=list)
+    segments: list[TextSegment] = field(default_factory=list)
     controls: list[tuple[int, int, int]] = field(default_factory=list)
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class PrefixTree:
 def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
     """Return the tree of a reply of the student, the stop token included.
 
-    Control tokens become their counterparts; one without a counterpart is shown as its text and gets no grade. After
+    Control tokens become their counterparts; one without a counterpart is shown as its text and gets no score. After
     text that the teacher's tokenizer does not spell (it normalises), nothing gets one.
     """
     tree, node, place = PrefixTree(), 0, 0
@@ -103,8 +103,8 @@ def _add_text(
         return end
     spans = spans_of(pieces[num_lead:], text)
     native = spans_of(without_lead([ours.piece(i) for i in ours.encode(own_lead + text)], own_lead), text)
-    tree.stretches.append(
-        Stretch(
+    tree.segments.append(
+        TextSegment(
             whole,
             [(begin + len(lead), stop + len(lead)) for begin, stop in spans],
             [span in native for span in spans],
@@ -116,7 +116,7 @@ def _add_text(
     return end
 
 
-def _node(tree: PrefixTree, root: int, spelling: Spelling, text: bytes) -> int | None:
+def _node(tree: PrefixTree, root: int, spelling: ByteSpelling, text: bytes) -> int | None:
     """Return the node at the end of a beginning, or None where the tokenizer does not spell it."""
     token_ids = spelling.encode(text)
     if b"".join(spelling.piece(i) for i in token_ids) != text:
@@ -128,8 +128,8 @@ class Packed(NamedTuple):
     """Prompts with a tree of continuations after each, right padded."""
 
     token_ids: Int[Tensor, "batch time"]
-    sees: Bool[Tensor, "batch time time"]
-    positions: Int[Tensor, "batch time"]
+    attention_mask: Bool[Tensor, "batch time time"]
+    position_ids: Int[Tensor, "batch time"]
 
 
 def pack(prompts: Sequence[Sequence[int]], trees: Sequence[PrefixTree], device: torch.device) -> Packed:
@@ -137,17 +137,17 @@ def pack(prompts: Sequence[Sequence[int]], trees: Sequence[PrefixTree], device: 
     lengths = [len(prompt) + len(tree.token_ids) - 1 for prompt, tree in zip(prompts, trees, strict=True)]
     longest = max(lengths, default=0)
     token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    positions = torch.zeros_like(token_ids)
-    sees = torch.eye(longest, dtype=torch.bool).repeat(len(prompts), 1, 1)
+    position_ids = torch.zeros_like(token_ids)
+    attention_mask = torch.eye(longest, dtype=torch.bool).repeat(len(prompts), 1, 1)
     for row, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
         num, size = len(prompt), lengths[row]
         token_ids[row, :size] = torch.tensor([*prompt, *tree.token_ids[1:]])
-        positions[row, :num] = torch.arange(num)
-        sees[row, :num, :num] = torch.ones(num, num, dtype=torch.bool).tril()
+        position_ids[row, :num] = torch.arange(num)
+        attention_mask[row, :num, :num] = torch.ones(num, num, dtype=torch.bool).tril()
         depths = [num - 1]
         for node, parent in enumerate(tree.parents[1:], 1):
             place, place_before = num - 1 + node, num - 1 + parent
-            sees[row, place] |= sees[row, place_before]
+            attention_mask[row, place] |= attention_mask[row, place_before]
             depths.append(depths[parent] + 1)
-        positions[row, num - 1 : size] = torch.tensor(depths)
-    return Packed(token_ids.to(device), sees.to(device), positions.to(device))
+        position_ids[row, num - 1 : size] = torch.tensor(depths)
+    return Packed(token_ids.to(device), attention_mask.to(device), position_ids.to(device))

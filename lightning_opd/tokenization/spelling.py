@@ -28,7 +28,7 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-class Spelling:
+class ByteSpelling:
     """Bytes of tokens and tokens of text, for byte-level and for SentencePiece tokenizers.
 
     Control tokens spell nothing, and text that merely looks like one stays text. No space is added
@@ -88,7 +88,7 @@ class Spelling:
         """Return the tokens of plain text, whatever it looks like.
 
         Bytes that are no characters become tokens of single bytes, where there are such tokens: so a
-        model that writes them is graded for it.
+        model that writes them is scored for it.
         """
         token_ids: list[int] = []
         rest = text

@@ -1,4 +1,4 @@
-"""What a student wrote, in the tokens of a teacher that has another tokenizer."""
+"""What a student generated, in the tokens of a teacher that has another tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.tokenization.chat import render_prompt, reply_surroundings
 from lightning_opd.tokenization.roles import RoleTable, role_table
-from lightning_opd.tokenization.spelling import Spelling, spans_of
+from lightning_opd.tokenization.spelling import ByteSpelling, spans_of
 from lightning_opd.types import Messages
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Translation:
 
     Args:
         token_ids: What the teacher reads.
-        response_mask: True on the tokens that stand for something the student wrote.
+        response_mask: True on the tokens that stand for something the student generated.
         alignment: Student tokens of the reply ↔ teacher tokens where `response_mask` holds, both
             counted from 0.
     """
@@ -39,7 +39,7 @@ class Translation:
 
 
 class Translator:
-    """Renders prompts by the teacher's own template, and re-tokenises the student's replies.
+    """Renders prompts by the teacher's own template, and re-encodes the student's replies.
 
     Text is cut by the teacher's tokenizer as it would cut it natively, between control tokens and
     apart from the prompt. Control tokens become their counterparts; one without a counterpart is shown
@@ -73,8 +73,8 @@ class Translator:
             and student.chat_template == teacher.chat_template
             and all(self.roles.pairs.get(token_id) == token_id for token_id in self.roles.student_ids)
         )
-        self.student_spelling = Spelling(student, self.roles.student_ids)
-        self.teacher_spelling = Spelling(teacher, self.roles.teacher_ids)
+        self.student_spelling = ByteSpelling(student, self.roles.student_ids)
+        self.teacher_spelling = ByteSpelling(teacher, self.roles.teacher_ids)
         self.student_lead, self.teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
 
     def shared_tokens(self) -> dict[int, int]:
@@ -108,7 +108,7 @@ class Translator:
         """Return a reply of the student in the teacher's tokens.
 
         Args:
-            token_ids: What the student wrote, the stop token included.
+            token_ids: What the student generated, the stop token included.
             cut: Maps the student's pieces of a stretch of text to the stretches that the teacher
                 tokenises one by one; by default the text is one.
         """
@@ -158,7 +158,7 @@ class Translator:
         if cut is None:
             theirs = self.teacher_spelling.encode(lead + text)
         else:
-            theirs = [i for stretch in (lead, *cut(pieces)) for i in self.teacher_spelling.encode(stretch)]
+            theirs = [i for segment in (lead, *cut(pieces)) for i in self.teacher_spelling.encode(segment)]
         their_pieces = without_lead([self.teacher_spelling.piece(i) for i in theirs], lead)
         num_lead = next((n for n, piece in enumerate(their_pieces) if piece), len(theirs))
         out.add(theirs[:num_lead], is_response=False)

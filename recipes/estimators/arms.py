@@ -9,9 +9,9 @@ from pathlib import Path
 
 from training import cosine_to_a_tenth, optimizer_at
 
-from lightning_opd import OPDDataModule, OPDModule, Sampling, Student, Task
+from lightning_opd import OPDDataModule, OPDModule, Sampling, StudentConfig, Task
 from lightning_opd.callbacks import OutcomeReward
-from lightning_opd.data import Evaluation, GivenResponses, TeacherResponses
+from lightning_opd.data import Evaluation, OffPolicyResponses, TeacherResponses
 from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import LeaveOneOut
 from lightning_opd.functional.outcomes import GRPO
@@ -33,17 +33,17 @@ class Arm:
     Args:
         objective: Its loss.
         has_critic: Whether a learned value is subtracted from the returns.
-        is_given: Whether the teachers write the responses.
+        is_off_policy: Whether the teachers generate the responses.
         has_outcome: Whether it learns from outcome rewards.
     """
 
     objective: Objective
     has_critic: bool = False
-    is_given: bool = False
+    is_off_policy: bool = False
     has_outcome: bool = False
 
 
-_gradient = functools.partial(PolicyGradient, reduction=TrajectorySum(), shaping=None)
+_gradient = functools.partial(PolicyGradient, reduction=TrajectorySum(), log_ratio_transform=None)
 
 REVERSE_KL = Arm(DistributionMatching(reduction=TrajectorySum()))
 IMMEDIATE = Arm(_gradient(estimator=Immediate()))
@@ -51,7 +51,7 @@ DISCOUNTED = Arm(_gradient(estimator=LogRatioToGo(0.9), baseline=LeaveOneOut()))
 TO_GO = Arm(_gradient(estimator=LogRatioToGo(), baseline=LeaveOneOut()))
 KL_TO_GO = Arm(_gradient(estimator=KLToGo()), has_critic=True)
 FULL = Arm(_gradient(estimator=FullTrajectory(), baseline=LeaveOneOut()))
-SUPERVISED = Arm(Likelihood(reduction=TrajectorySum()), is_given=True)
+SUPERVISED = Arm(Likelihood(reduction=TrajectorySum()), is_off_policy=True)
 
 TRAINED: Mapping[str, Arm] = {
     "reverse KL": REVERSE_KL,
@@ -85,15 +85,15 @@ def both_tasks() -> Task:
     return Mixture({"arithmetic": Arithmetic(), "strings": Strings()})
 
 
-def make_data(arm: Arm, seed: int, prompts_per_window: int, num_validation: int) -> OPDDataModule:
-    """Return windows with two siblings per prompt."""
+def make_data(arm: Arm, seed: int, prompts_per_batch: int, num_validation: int) -> OPDDataModule:
+    """Return rollout batches with two siblings per prompt."""
     return OPDDataModule(
         both_tasks(),
-        prompts_per_window=prompts_per_window,
+        prompts_per_batch=prompts_per_batch,
         samples_per_prompt=SAMPLES_PER_PROMPT,
         sampling=Sampling(max_new_tokens=40),
         evaluation=Evaluation(num_validation_prompts=num_validation),
-        given_responses=GivenResponses(TeacherResponses(), share=1.0) if arm.is_given else None,
+        off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=1.0) if arm.is_off_policy else None,
         seed=seed,
     )
 
@@ -101,7 +101,7 @@ def make_data(arm: Arm, seed: int, prompts_per_window: int, num_validation: int)
 def make_module(models: str, arm: Arm, lr: float, num_steps: int) -> OPDModule:
     """Return the base of merge_tiny with both experts as teachers."""
     return OPDModule(
-        Student(str(Path(models) / "base" / "model")),
+        StudentConfig(str(Path(models) / "base" / "model")),
         teachers_of(models),
         arm.objective,
         optimizer_at(lr),

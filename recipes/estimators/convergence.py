@@ -17,7 +17,7 @@ def main(
     steps_to_choose: int = 32,
     steps: int = 80,
     num_seeds: int = 3,
-    prompts_per_window: int = 16,
+    prompts_per_batch: int = 16,
     num_validation: int = 128,
 ) -> None:
     """Choose each arm's learning rate on the first seed's validation, then train it with every seed.
@@ -32,13 +32,13 @@ def main(
         steps_to_choose: Steps after which the choice is made.
         steps: Steps of each training.
         num_seeds: Seeds of prompt order and noise.
-        prompts_per_window: Prompts of a window, two siblings each.
+        prompts_per_batch: Prompts of a rollout batch, two siblings each.
         num_validation: Validation prompts per domain.
     """
 
     def make(name: str, lr: float, num_steps: int, own_seed: int) -> Ingredients:
         arm = TRAINED[name]
-        data = make_data(arm, own_seed, prompts_per_window, num_validation)
+        data = make_data(arm, own_seed, prompts_per_batch, num_validation)
         return make_module(models, arm, lr, num_steps), data, callbacks_of(arm)
 
     comparison = Comparison(make, list(TRAINED), lrs, steps_to_choose, steps)

@@ -10,9 +10,9 @@ from arms import DISCOUNTED, IMMEDIATE, REVERSE_KL, SAMPLES_PER_PROMPT, SUPERVIS
 from running_sum import MendingExpert, RunningSum
 from training import Comparison, Ingredients, Ledger, cosine_to_a_tenth, make_trainer, optimizer_at
 
-from lightning_opd import OPDDataModule, OPDModule, Sampling, SFTDataModule, SFTModule, Student
+from lightning_opd import OPDDataModule, OPDModule, Sampling, SFTDataModule, SFTModule, StudentConfig
 from lightning_opd.callbacks import ExportHuggingFace
-from lightning_opd.data import Evaluation, GivenResponses, TeacherResponses
+from lightning_opd.data import Evaluation, OffPolicyResponses, TeacherResponses
 from lightning_opd.tokenization.training import train_tokenizer
 
 ARMS = {
@@ -48,11 +48,11 @@ def make_models(folder: Path, seed: int, num_digits: int, num_steps: int) -> dic
         data = SFTDataModule(writer, BATCH_SIZE, num_batches * BATCH_SIZE, seed=seed)
         make_trainer(num_batches, ExportHuggingFace(str(folder / name))).fit(module, data)
 
-    fresh = Student(random_init=ARCHITECTURE, tokenizer=str(folder / "tokenizer"))
+    fresh = StudentConfig(random_init=ARCHITECTURE, tokenizer=str(folder / "tokenizer"))
     expert = MendingExpert(fresh, optimizer_at(5e-3), cosine_to_a_tenth(num_steps))
-    demonstrate(expert, RunningSum(num_digits, "careful", slip_share=0.4), num_steps, "expert")
-    base = SFTModule(Student(str(folder / "expert")), optimizer_at(1e-3), cosine_to_a_tenth(SPOILING_STEPS))
-    demonstrate(base, RunningSum(num_digits, "sloppy", slip_share=0.15), SPOILING_STEPS, "base")
+    demonstrate(expert, RunningSum(num_digits, "careful", slip_fraction=0.4), num_steps, "expert")
+    base = SFTModule(StudentConfig(str(folder / "expert")), optimizer_at(1e-3), cosine_to_a_tenth(SPOILING_STEPS))
+    demonstrate(base, RunningSum(num_digits, "sloppy", slip_fraction=0.15), SPOILING_STEPS, "base")
     module, data = make_module(folder, "expert", REVERSE_KL, 0.0, 1), make_data(task, REVERSE_KL, seed, 1, 256)
     [metrics] = make_trainer(1, validate_every=1).validate(module, data, verbose=False)
     return {key.removeprefix("val/"): value for key, value in metrics.items()}
@@ -62,19 +62,19 @@ def make_module(folder: Path, student: str, arm: Arm, lr: float, num_steps: int)
     """Return a student with the expert as its teacher."""
     teachers = {"expert": str(folder / "expert")}
     return OPDModule(
-        Student(str(folder / student)), teachers, arm.objective, optimizer_at(lr), cosine_to_a_tenth(num_steps)
+        StudentConfig(str(folder / student)), teachers, arm.objective, optimizer_at(lr), cosine_to_a_tenth(num_steps)
     )
 
 
-def make_data(task: RunningSum, arm: Arm, seed: int, prompts_per_window: int, num_validation: int) -> OPDDataModule:
-    """Return windows with two siblings per prompt."""
+def make_data(task: RunningSum, arm: Arm, seed: int, prompts_per_batch: int, num_validation: int) -> OPDDataModule:
+    """Return rollout batches with two siblings per prompt."""
     return OPDDataModule(
         task,
-        prompts_per_window=prompts_per_window,
+        prompts_per_batch=prompts_per_batch,
         samples_per_prompt=SAMPLES_PER_PROMPT,
         sampling=Sampling(max_new_tokens=2 * task.num_digits + 2),
         evaluation=Evaluation(num_validation_prompts=num_validation),
-        given_responses=GivenResponses(TeacherResponses(), share=1.0) if arm.is_given else None,
+        off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=1.0) if arm.is_off_policy else None,
         seed=seed,
     )
 
@@ -88,7 +88,7 @@ def main(
     steps_to_choose: int = 16,
     steps: int = 40,
     num_seeds: int = 3,
-    prompts_per_window: int = 16,
+    prompts_per_batch: int = 16,
     num_validation: int = 256,
 ) -> None:
     """Make base and expert, then compare as `convergence.py` does.
@@ -104,7 +104,7 @@ def main(
         steps_to_choose: Steps after which the choice is made.
         steps: Steps of each training.
         num_seeds: Seeds of prompt order and noise.
-        prompts_per_window: Prompts of a window, two siblings each.
+        prompts_per_batch: Prompts of a rollout batch, two siblings each.
         num_validation: Validation prompts.
     """
     folder, task = Path(output), RunningSum(num_digits)
@@ -113,7 +113,7 @@ def main(
 
     def make(name: str, lr: float, num_steps: int, own_seed: int) -> Ingredients:
         module = make_module(folder, "base", ARMS[name], lr, num_steps)
-        return module, make_data(task, ARMS[name], own_seed, prompts_per_window, num_validation), []
+        return module, make_data(task, ARMS[name], own_seed, prompts_per_batch, num_validation), []
 
     comparison = Comparison(make, list(ARMS), lrs, steps_to_choose, steps)
     comparison.run(ledger, range(seed * num_seeds, (seed + 1) * num_seeds))

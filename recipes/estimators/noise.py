@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from training import make_trainer, optimizer_at
 
-from lightning_opd import OPDModule, RolloutBatch, Student
+from lightning_opd import OPDModule, RolloutBatch, StudentConfig
 from lightning_opd.callbacks import ExportHuggingFace
-from lightning_opd.interfaces import StudentForward, WindowContext
+from lightning_opd.interfaces import PrepareContext, StudentForward
 from lightning_opd.modules.critic import Critic
 from lightning_opd.types import LossTerms
 
@@ -23,18 +23,18 @@ REFERENCE = "KL-to-go, leave-one-out"
 
 
 class GradientMeter(OPDModule):
-    """Takes every estimator's gradient of each window; only the critic learns.
+    """Takes every estimator's gradient of each rollout batch; only the critic learns.
 
     Args:
         models: Folder of merge_tiny's outputs.
         student: Folder of the student to measure.
-        warm_up: First windows that only fit the critic.
+        warm_up: First rollout batches that only fit the critic.
     """
 
     def __init__(self, models: str, student: str, warm_up: int) -> None:
         """Keep the student where it is by a learning rate of 0."""
         super().__init__(
-            Student(student),
+            StudentConfig(student),
             teachers_of(models),
             KL_TO_GO.objective,
             optimizer_at(0.0),
@@ -54,26 +54,26 @@ class GradientMeter(OPDModule):
         heads, objective = self.teachers.heads(), arm.objective
         own = dataclasses.replace(batch, baselines=batch.baselines if arm.has_critic else None, kl=None)
         still = StudentForward(student.hidden_states.detach(), student.head, own)
-        with torch.no_grad():  # the one micro-batch is the whole window
-            objective.prepare(own, lambda function: function(own, still), WindowContext(heads, 1, lambda x: x))
+        with torch.no_grad():  # the one micro-batch is the whole rollout batch
+            objective.prepare(own, lambda function: function(own, still), PrepareContext(heads, 1, lambda x: x))
         loss = objective.loss(own, student, heads=heads).loss
         weights = [p for p in self.language_model.model.parameters() if p.requires_grad]
         return -torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)])
 
 
-def pairs(gradients: dict[str, list[Tensor]]) -> Float[Tensor, "arm window arm window"]:
-    """Return the inner product of every arm's gradient of each window with every other's."""
+def pairs(gradients: dict[str, list[Tensor]]) -> Float[Tensor, "arm batch arm batch"]:
+    """Return the inner product of every arm's gradient of each rollout batch with every other's."""
     stacked = torch.stack([torch.stack(own) for own in gradients.values()])
-    num_arms, num_windows = stacked.shape[:2]
+    num_arms, num_batches = stacked.shape[:2]
     flat = stacked.flatten(0, 1)
-    return (flat @ flat.T).double().reshape(num_arms, num_windows, num_arms, num_windows)
+    return (flat @ flat.T).double().reshape(num_arms, num_batches, num_arms, num_batches)
 
 
-def statistics(products: Float[Tensor, "arm window arm window"], reference: int) -> Float[Tensor, "2 arm"]:
+def statistics(products: Float[Tensor, "arm batch arm batch"], reference: int) -> Float[Tensor, "2 arm"]:
     """Return noise/signal and the cosine to the reference's mean gradient, both unbiased under the roots.
 
-    Products of different windows estimate those of mean gradients: ⟨E g, E h⟩ = E⟨g_i, h_j⟩, i ≠ j.
-    Noise/signal is the root of E‖g − E g‖² / ‖E g‖² for one window; nan where the signal drowns.
+    Products of different rollout batches estimate those of mean gradients: ⟨E g, E h⟩ = E⟨g_i, h_j⟩, i ≠ j.
+    Noise/signal is the root of E‖g − E g‖² / ‖E g‖² for one rollout batch; nan where the signal drowns.
     """
     count = products.shape[1]
     same = torch.diagonal(products, dim1=1, dim2=3).sum(-1)
@@ -89,10 +89,8 @@ def rounded(value: Tensor) -> float | None:
     return round(float(value), 4) if bool(value.isfinite()) else None
 
 
-def with_errors(
-    products: Float[Tensor, "arm window arm window"], names: list[str]
-) -> dict[str, dict[str, float | None]]:
-    """Return every arm's statistics with their standard errors (jackknife over windows)."""
+def with_errors(products: Float[Tensor, "arm batch arm batch"], names: list[str]) -> dict[str, dict[str, float | None]]:
+    """Return every arm's statistics with their standard errors (jackknife over rollout batches)."""
     reference, count = names.index(REFERENCE), products.shape[1]
     values = statistics(products, reference)
     rest = [[j for j in range(count) if j != i] for i in range(count)]
@@ -109,11 +107,11 @@ def with_errors(
 
 
 def measure(
-    models: str, student: str, seed: int, windows: int, warm_up: int, prompts_per_window: int
+    models: str, student: str, seed: int, rollout_batches: int, warm_up: int, prompts_per_batch: int
 ) -> dict[str, dict[str, float | None]]:
     """Return each estimator's noise-to-signal, and its cosine with the gradient of the sequence KL."""
     meter = GradientMeter(models, student, warm_up)
-    make_trainer(warm_up + windows).fit(meter, make_data(KL_TO_GO, seed, prompts_per_window, 1))
+    make_trainer(warm_up + rollout_batches).fit(meter, make_data(KL_TO_GO, seed, prompts_per_batch, 1))
     return with_errors(pairs(meter.gradients), list(MEASURED))
 
 
@@ -121,9 +119,9 @@ def main(
     seed: int,
     models: str,
     output: str,
-    windows: int = 32,
+    rollout_batches: int = 32,
     warm_up: int = 24,
-    prompts_per_window: int = 16,
+    prompts_per_batch: int = 16,
     steps_to_midway: int = 40,
 ) -> None:
     """Measure at the start, and after some steps of distribution matching.
@@ -132,19 +130,19 @@ def main(
         seed: Of prompts and noise.
         models: Folder of merge_tiny's outputs.
         output: Folder for `noise.json`.
-        windows: Windows to measure on.
-        warm_up: Windows before them, which only fit the critic.
-        prompts_per_window: Prompts of a window, two siblings each.
+        rollout_batches: Rollout batches to measure on.
+        warm_up: Rollout batches before them, which only fit the critic.
+        prompts_per_batch: Prompts of a rollout batch, two siblings each.
         steps_to_midway: Training steps between the two measurements.
     """
     start, midway = str(Path(models) / "base" / "model"), str(Path(output) / "midway")
     module = make_module(models, REVERSE_KL, lr=1e-3, num_steps=2 * steps_to_midway)
-    data = make_data(REVERSE_KL, seed, prompts_per_window, 1)
+    data = make_data(REVERSE_KL, seed, prompts_per_batch, 1)
     make_trainer(steps_to_midway, ExportHuggingFace(midway)).fit(module, data)
-    settings = (windows, warm_up, prompts_per_window)
+    settings = (rollout_batches, warm_up, prompts_per_batch)
     result = {
-        "windows": windows,
-        "trajectories_per_window": 2 * prompts_per_window,
+        "rollout_batches": rollout_batches,
+        "trajectories_per_batch": 2 * prompts_per_batch,
         "start": measure(models, start, seed, *settings),
         "midway": measure(models, midway, seed + 1, *settings),
     }

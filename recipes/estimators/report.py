@@ -38,15 +38,15 @@ def draw(results: Results, path: Path) -> None:
     """Draw all panels into one file."""
     figure = Figure(figsize=(13.2, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
-    (noise, slopes, rates), (outcome, kl, chain) = figure.subplots(2, 3)
+    (noise, slopes, rates), (reward, kl, chain) = figure.subplots(2, 3)
     _draw_noise(noise, results["noise"])
     _draw_slopes(slopes, results["slopes"])
     _draw_rates(rates, results["convergence"])
-    _draw_curves(outcome, results["convergence"], "outcome", "Solved validation prompts", "share")
+    _draw_curves(reward, results["convergence"], "reward", "Solved validation prompts", "fraction")
     _draw_curves(kl, results["convergence"], "teacher_kl", "KL(student ‖ teacher), validation", "nats per token")
-    _draw_curves(chain, results["long_horizon"], "outcome", "Long horizon: solved validation prompts", "share")
+    _draw_curves(chain, results["long_horizon"], "reward", "Long horizon: solved validation prompts", "fraction")
     kl.set_yscale("log")
-    outcome.legend(fontsize=6, frameon=False)
+    reward.legend(fontsize=6, frameon=False)
     chain.legend(fontsize=6, frameon=False)
     figure.savefig(path, dpi=130)
 
@@ -60,7 +60,7 @@ def _draw_noise(axis: Axes, noise: Results) -> None:
     axis.set_yticks([i + 0.2 for i in range(len(names))], names)
     axis.invert_yaxis()
     axis.legend(fontsize=7, frameon=False)
-    _title(axis, "Noise/signal of one window's gradient", "ratio", "")
+    _title(axis, "Noise/signal of one rollout batch's gradient", "ratio", "")
 
 
 def _draw_slopes(axis: Axes, slopes: Results) -> None:
@@ -77,10 +77,10 @@ def _draw_slopes(axis: Axes, slopes: Results) -> None:
 def _draw_rates(axis: Axes, ledger: Results) -> None:
     for arm in arms_of(ledger):
         prefix = f"choice/{arm}/"
-        tried = {float(k.removeprefix(prefix)): ledger[k][-1]["outcome"] for k in ledger if k.startswith(prefix)}
+        tried = {float(k.removeprefix(prefix)): ledger[k][-1]["reward"] for k in ledger if k.startswith(prefix)}
         axis.plot(list(tried), list(tried.values()), marker="o", markersize=3)
     axis.set_xscale("log")
-    _title(axis, "Solved after the steps of choice, first seed", "learning rate", "share")
+    _title(axis, "Solved after the steps of choice, first seed", "learning rate", "fraction")
 
 
 def _draw_curves(axis: Axes, ledger: Results, metric: str, title: str, unit: str) -> None:

@@ -29,17 +29,17 @@ class RunningSum(Task):
         num_digits: Length of the chain.
         writer: Who demonstrates: a careful one mends every slip, a sloppy one takes its drafts as they are, and so
             goes on from a wrong sum.
-        slip_share: Share of drafts that a demonstration draws at random.
+        slip_fraction: Fraction of drafts that a demonstration draws at random.
 
     Example:
         >>> task = RunningSum(num_digits=3)
-        >>> task.outcome(task.prompt("434"), "442211")
+        >>> task.reward(task.prompt("434"), "442211")
         1.0
     """
 
-    def __init__(self, num_digits: int, writer: Writer = "careful", slip_share: float = 0.0) -> None:
+    def __init__(self, num_digits: int, writer: Writer = "careful", slip_fraction: float = 0.0) -> None:
         """Choose the length and the demonstrator."""
-        self.num_digits, self.writer, self.slip_share = num_digits, writer, slip_share
+        self.num_digits, self.writer, self.slip_fraction = num_digits, writer, slip_fraction
         self._split = functools.cache(lambda split: in_split(self._questions(), split))
 
     def _questions(self) -> Sequence[Prompt]:
@@ -59,7 +59,7 @@ class RunningSum(Task):
         """Return the questions of a split."""
         return self._split(split)
 
-    def outcome(self, prompt: Prompt, text: str) -> float:
+    def reward(self, prompt: Prompt, text: str) -> float:
         """Return 1 if there are as many sums as digits, all of them right."""
         sums = str(prompt.columns["sums"])
         return float(len(text) == 2 * len(sums) and text[1::2] == sums)
@@ -74,7 +74,7 @@ class RunningSum(Task):
         total, reply = "0", ""
         for digit in str(prompt.columns["digits"]):
             total = add(total, digit)
-            draft = noise.choice(DIGITS) if noise.random() < self.slip_share else total
+            draft = noise.choice(DIGITS) if noise.random() < self.slip_fraction else total
             total = total if self.writer == "careful" else draft
             reply += draft + total
         return reply

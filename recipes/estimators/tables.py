@@ -33,9 +33,9 @@ def curves_of(ledger: Results, arm: str) -> list[list[dict[str, float]]]:
 
 
 def rates_of(ledger: Results, arm: str) -> dict[str, float]:
-    """Return the outcome after the steps of choice: learning rate → share."""
+    """Return the outcome after the steps of choice: learning rate → fraction."""
     prefix = f"choice/{arm}/"
-    return {key.removeprefix(prefix): ledger[key][-1]["outcome"] for key in ledger if key.startswith(prefix)}
+    return {key.removeprefix(prefix): ledger[key][-1]["reward"] for key in ledger if key.startswith(prefix)}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -89,8 +89,8 @@ def _curves(ledger: Results) -> str:
     for arm in arms_of(ledger):
         curves = curves_of(ledger, arm)
         steps = [point["step"] for point in curves[0]]
-        outcomes = [mean([curve[i]["outcome"] for curve in curves]) for i in range(len(steps))]
-        last = [curve[-1]["outcome"] for curve in curves]
+        outcomes = [mean([curve[i]["reward"] for curve in curves]) for i in range(len(steps))]
+        last = [curve[-1]["reward"] for curve in curves]
         kls = [curve[-1]["teacher_kl"] for curve in curves]
         rows.append(
             [

@@ -132,4 +132,4 @@ class Comparison:
 
 def best(tried: Mapping[float, Sequence[Mapping[str, float]]]) -> float:
     """Return the learning rate whose last validation has the highest outcome."""
-    return max(tried, key=lambda lr: tried[lr][-1]["outcome"])
+    return max(tried, key=lambda lr: tried[lr][-1]["reward"])

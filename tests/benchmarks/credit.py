@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 
 from lightning_opd.functional.advantages import Immediate
-from lightning_opd.functional.credit import Credit, Prefix, Span, Strict, WholeText
+from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
 from tests.functional.texts import WORLDS, Texts
 
 CREDITS: dict[str, Credit] = {
-    "strict": Strict(),
-    "span, equal": Span("equal"),
-    "span, proportional": Span("proportional"),
-    "span, whole": Span("whole"),
-    "whole text": WholeText(),
-    "prefix": Prefix(),
+    "strict": ExactMatchCredit(),
+    "span, equal": SpanCredit("equal"),
+    "span, proportional": SpanCredit("proportional"),
+    "span, whole": SpanCredit("whole"),
+    "whole text": SequenceCredit(),
+    "prefix": PrefixCredit(),
 }
 NUM_TEACHERS = 10
 

@@ -38,32 +38,32 @@ def folder(seed: int, name: str) -> Path:
 def probe(seed: int, student: str) -> dict[str, object]:
     """Let a student answer validation questions and compare native, spliced and spelt log-probs of the answers."""
     from lightning_opd.data.collate import collate
-    from lightning_opd.functional.credit import Span, Strict
-    from lightning_opd.models import Student, build_student, load_tokenizer
+    from lightning_opd.functional.credit import ExactMatchCredit, SpanCredit
+    from lightning_opd.models import StudentConfig, build_student, load_tokenizer
     from lightning_opd.rollouts import InProcessEngine
     from lightning_opd.rollouts.episodes import run_episodes
     from lightning_opd.tasks import Arithmetic
-    from lightning_opd.teachers import RetokenizedTeacher
-    from lightning_opd.teachers.retokenization_report import retokenization_report
+    from lightning_opd.teachers import CrossTokenizerTeacher
+    from lightning_opd.teachers.cross_tokenizer_report import cross_tokenizer_report
     from lightning_opd.types import Sampling
 
     path, cpu = str(folder(seed, student) / "model"), torch.device("cpu")
     tokenizer, task, engine = load_tokenizer(path), Arithmetic(), InProcessEngine()
-    engine.sync(build_student(Student(path)), 0)
+    engine.sync(build_student(StudentConfig(path)), 0)
     sampling = Sampling(max_new_tokens=40, stop_token_ids=(int(tokenizer.eos_token_id),), vocab_size=len(tokenizer))
     prompts, rows = task.prompts("validation")[:NUM_PROMPTS], list(range(NUM_PROMPTS))
     with torch.no_grad():
         episodes = run_episodes(task, prompts, engine, tokenizer, rows, sampling, 128)
-    window = collate(episodes, rows, [0] * len(rows), ["foreign"], 1.0, tokenizer.pad_token_id, torch.float32, cpu)
+    rollouts = collate(episodes, rows, [0] * len(rows), ["foreign"], 1.0, tokenizer.pad_token_id, torch.float32, cpu)
     found: dict[str, object] = {"seed": seed, "student": student, "n": NUM_PROMPTS}
-    for name, credit in (("strict", Strict()), ("span", Span("proportional", max_tokens=12))):
-        teacher = RetokenizedTeacher(str(folder(seed, "foreign") / "model"), credit)
-        teacher.introduce(tokenizer)
+    for name, credit in (("strict", ExactMatchCredit()), ("span", SpanCredit("proportional", max_tokens=12))):
+        teacher = CrossTokenizerTeacher(str(folder(seed, "foreign") / "model"), credit)
+        teacher.set_student_tokenizer(tokenizer)
         teacher.setup(cpu)
-        report = retokenization_report(teacher, window)
+        report = cross_tokenizer_report(teacher, rollouts)
         found |= {f"kept_tokens_{name}": report.kept_tokens, f"dropped_logprob_{name}": report.dropped_logprob}
-    student_logprob = float(window.rollout_logprobs.sum() / NUM_PROMPTS)
-    found |= {"student_logprob": student_logprob, "outcome": float(window.rewards.mean())}
+    student_logprob = float(rollouts.rollout_logprobs.sum() / NUM_PROMPTS)
+    found |= {"student_logprob": student_logprob, "reward": float(rollouts.rewards.mean())}
     found |= {name: getattr(report, name) for name in ("native", "spliced", "per_character")}
     worst = [dataclasses.asdict(token) for token in report.worst]
     found["worst"] = [{key: value for key, value in token.items() if key != "row"} for token in worst]
@@ -77,12 +77,12 @@ def curves(seed: int, name: str, step: int = 20) -> list[list[float]]:
     events = EventAccumulator(str(folder(seed, name) / "logs"))
     events.Reload()
     rewards, kls = (events.Scalars(f"train/{tag}/arithmetic") for tag in ("reward", "teacher_kl"))
-    stretches: dict[int, list[tuple[float, float]]] = {}
+    segments: dict[int, list[tuple[float, float]]] = {}
     for reward, kl in zip(rewards, kls, strict=True):
-        stretches.setdefault(reward.step // step * step, []).append((reward.value, kl.value))
+        segments.setdefault(reward.step // step * step, []).append((reward.value, kl.value))
     return [
         [start, *(round(sum(values) / len(values), 4) for values in zip(*pairs, strict=True))]
-        for start, pairs in sorted(stretches.items())
+        for start, pairs in sorted(segments.items())
     ]
 
 
@@ -92,13 +92,13 @@ def outcomes(seed: int, name: str) -> dict[str, dict[str, float]]:
     found: dict[str, list[float]] = {}
     for row in rows:
         if (row["domain"], row["split"]) == ("arithmetic", "test"):
-            found.setdefault(row["mode"], []).append(float(row["outcome"]))
+            found.setdefault(row["mode"], []).append(float(row["reward"]))
     return {mode: {"mean": round(sum(x) / len(x), 4), "n": len(x)} for mode, x in found.items()}
 
 
-def alignment_share(seed: int, *overlays: str, num_steps: int = 7) -> float:
-    """Return the share of a window's processor time that is spent on translating, aligning and crediting."""
-    from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
+def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
+    """Return the fraction of a rollout batch's processor time that is spent on translating, aligning and crediting."""
+    from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 
     marks, inner = [], [0.0]
 
@@ -118,11 +118,11 @@ def alignment_share(seed: int, *overlays: str, num_steps: int = 7) -> float:
 
         return call
 
-    whole, scorers = RetokenizedTeacher.score, (LocalTeacher.score, LocalTeacher.tree_states)
-    RetokenizedTeacher.score = timed
-    LocalTeacher.score, LocalTeacher.tree_states = map(timed_scorer, scorers)
+    whole, scorers = CrossTokenizerTeacher.score, (LocalTeacher.score, LocalTeacher.tree_hidden_states)
+    CrossTokenizerTeacher.score = timed
+    LocalTeacher.score, LocalTeacher.tree_hidden_states = map(timed_scorer, scorers)
     fit(seed, "cost", *overlays, more=(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"))
-    RetokenizedTeacher.score, (LocalTeacher.score, LocalTeacher.tree_states) = whole, scorers
+    CrossTokenizerTeacher.score, (LocalTeacher.score, LocalTeacher.tree_hidden_states) = whole, scorers
     return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])
 
 
@@ -140,7 +140,7 @@ def train(seed: int, credit: str) -> None:
     from lightning_opd.modules import opd
 
     if credit == "splice":  # the package refuses to train on it: this once it shall not
-        opd.check_retokenized_teachers = lambda *_: None
+        opd.check_cross_tokenizer_teachers = lambda *_: None
     fit(seed, credit, "sampled", credit)
     test = ["test", "--config", write_config(seed, credit, "test"), "--seed_everything", str(seed)]
     assert run([*test, "--data.evaluation.splits=[test]", "--data.evaluation.num_prompts={arithmetic: 2048}"]) == 0
@@ -150,7 +150,7 @@ def write_config(seed: int, variant: str, name: str) -> str:
     """Write one of the recipe's YAMLs with a variant's and a seed's paths, and return its path."""
     is_splice = name == "splice"
     text = (RECIPE / f"{'strict' if is_splice else name}.yaml").read_text()
-    text = text.replace("credit.Strict", "credit.Splice") if is_splice else text
+    text = text.replace("credit.ExactMatchCredit", "credit.SpliceCredit") if is_splice else text
     for step in ("merge", "test_merge"):
         text = text.replace(f"seed0/{step}", f"seed0/{step.replace('merge', variant)}")
     path = folder(seed, variant) / "inputs" / f"{name}.yaml"
@@ -164,7 +164,7 @@ def tables(results: Mapping) -> dict[str, str]:
     texts = [
         [
             str(probed["student"]).replace("_", " "),
-            f"{probed['outcome']:.2f}",
+            f"{probed['reward']:.2f}",
             *(f"{probed[name]:.1f}" for name in ("student_logprob", "native", "spliced", "per_character")),
             *(f"{probed[f'kept_tokens_{name}']:.2f}" for name in ("strict", "span")),
         ]
@@ -212,10 +212,10 @@ def collect(seed: int, seeds: Sequence[int]) -> None:
     results = {
         **provenance(COMMAND.format(seed, " ".join(map(str, seeds))), [str(number) for number in seeds]),
         "parity": pooled(reports),
-        "alignment_share": {
-            "span_proportional": round(alignment_share(seed, "sampled", "span_proportional"), 4),
-            "prefix": round(alignment_share(seed, "sampled", "prefix"), 4),
-            "prefix_distributions": round(alignment_share(seed), 4),
+        "alignment_fraction": {
+            "span_proportional": round(alignment_fraction(seed, "sampled", "span_proportional"), 4),
+            "prefix": round(alignment_fraction(seed, "sampled", "prefix"), 4),
+            "prefix_distributions": round(alignment_fraction(seed), 4),
         },
         "probes": [probe(seed, student) for student in ("base", "merge")],
         "foreign": outcomes(seed, "foreign"),

@@ -70,11 +70,11 @@ def with_tables(text: str, results: dict) -> str:
 
 
 def alarm(merge: Path) -> dict[str, int | None]:
-    """Return how many windows of a merge `HackDetector` watched, and in which it raised an alarm, if in any."""
+    """Return how many rollout batches of a merge `HackDetector` watched, and in which it raised an alarm, if in any."""
     import torch
 
     state = torch.load(merge / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["HackDetector"]
-    return {"windows": state["_num_windows"], "alarm": state["alarm_window"]}
+    return {"num_batches": state["_num_batches"], "alarm": state["alarm_batch"]}
 
 
 def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[str]) -> None:

@@ -11,12 +11,12 @@ from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, wri
 RECIPE = RECIPES / "reward_hacking"
 ARMS = ("none", "mask", "outcome", "both")
 QUANTITIES = {
-    "outcome": "outcome of training rollouts",
+    "reward": "outcome of training rollouts",
     "teacher_kl": "KL(student ‖ teacher) per sequence (nats)",
-    "format_errors": "share of rollouts with a format error",
+    "format_errors": "fraction of rollouts with a format error",
 }
 LAST = 5
-"""Windows in the mean at the end of training."""
+"""Rollout batches in the mean at the end of training."""
 COMMAND = (
     "for seed in {0}; do python -m lightning_opd run recipes/reward_hacking --seed $seed; done; "
     "python -m tests.benchmarks.reward_hacking {0}"
@@ -26,42 +26,42 @@ Curves = dict[str, list[float]]
 
 
 def read_curves(folder: Path) -> Curves:
-    """Return one value per window of each quantity, and of the alarm."""
+    """Return one value per rollout batch of each quantity, and of the alarm."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    outcome, kl, length, errors, alarm = (
+    reward, kl, length, errors, alarm = (
         [event.value for event in events.Scalars(f"train/{name}")]
         for name in ("reward", "teacher_kl", "response_length", "format_errors", "hack_alarm")
     )
-    # nats per token × tokens per sequence, both means over the same window
+    # nats per token × tokens per sequence, both means over the same rollout batch
     per_sequence = [k * n for k, n in zip(kl, length, strict=True)]
-    return {"outcome": outcome, "teacher_kl": per_sequence, "format_errors": errors, "alarm": alarm}
+    return {"reward": reward, "teacher_kl": per_sequence, "format_errors": errors, "alarm": alarm}
 
 
 def solved(folder: Path) -> float:
-    """Return the share of test prompts that a model solves when it samples."""
+    """Return the fraction of test prompts that a model solves when it samples."""
     rows = json.loads((folder / "scores.json").read_text())["rows"]
-    return sum(row["outcome"] for row in rows) / len(rows)
+    return sum(row["reward"] for row in rows) / len(rows)
 
 
 def first(flags: list[bool]) -> int | None:
-    """Return the first window of which something holds."""
-    return next((window for window, holds in enumerate(flags) if holds), None)
+    """Return the first rollout batch of which something holds."""
+    return next((rollouts for rollouts, holds in enumerate(flags) if holds), None)
 
 
 def of_seed(root: Path, arm: str) -> dict[str, object]:
     """Return what one arm did in one seed; the start is the student that every arm begins with."""
     curves, start = read_curves(root / arm / "logs"), solved(root / "test_student")
-    smooth = [sum(curves["outcome"][max(0, i - 2) : i + 1]) / min(3, i + 1) for i in range(len(curves["outcome"]))]
+    smooth = [sum(curves["reward"][max(0, i - 2) : i + 1]) / min(3, i + 1) for i in range(len(curves["reward"]))]
     return {
         "start": round(start, 4),
         "end": round(solved(root / f"test_{arm}"), 4),
         "kl_start": round(curves["teacher_kl"][0], 4),
         "kl_end": round(sum(curves["teacher_kl"][-LAST:]) / LAST, 4),
         "format_errors_end": round(sum(curves["format_errors"][-LAST:]) / LAST, 4),
-        "halving": first([outcome < start / 2 for outcome in smooth]),
+        "halving": first([reward < start / 2 for reward in smooth]),
         "alarm": first([value > 0 for value in curves["alarm"]]),
         "curves": {name: [round(value, 4) for value in curves[name]] for name in QUANTITIES},
     }
@@ -72,8 +72,8 @@ def mean(rows: list[dict], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
-def windows(rows: list[dict], name: str) -> str:
-    """Return the windows of each seed, `never` where there is none."""
+def rollout_batches(rows: list[dict], name: str) -> str:
+    """Return the rollout batches of each seed, `never` where there is none."""
     return ", ".join("never" if row[name] is None else str(row[name]) for row in rows)
 
 
@@ -81,14 +81,14 @@ def table(arms: dict[str, list[dict]]) -> str:
     """Return the README's table."""
     lines = [
         "| arm | outcome at the start | **at the end** | lowest seed | KL per sequence | malformed at the end "
-        "| outcome halved in window | alarm in window |",
+        "| outcome halved in rollout batch | alarm in rollout batch |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm, rows in arms.items():
         kl = f"{mean(rows, 'kl_start'):.2f} → {mean(rows, 'kl_end'):.2f}"
         cells = [arm, f"{mean(rows, 'start'):.3f}", f"**{mean(rows, 'end'):.3f}**"]
         cells += [f"{min(row['end'] for row in rows):.3f}", kl, f"{mean(rows, 'format_errors_end'):.2f}"]
-        lines.append(f"| {' | '.join([*cells, windows(rows, 'halving'), windows(rows, 'alarm')])} |")
+        lines.append(f"| {' | '.join([*cells, rollout_batches(rows, 'halving'), rollout_batches(rows, 'alarm')])} |")
     return "\n".join(lines)
 
 
@@ -107,7 +107,7 @@ def draw(arms: dict[str, list[dict]], path: Path) -> None:
                 range(len(points)), list(map(min, points)), list(map(max, points)), color=line.get_color(), alpha=0.12
             )
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("window", fontsize=9)
+        axis.set_xlabel("rollout batch", fontsize=9)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=9)

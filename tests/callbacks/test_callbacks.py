@@ -11,7 +11,7 @@ from lightning_opd.formats import Truncated
 from lightning_opd.interfaces import FormatRule, OPDCallback
 from lightning_opd.models import Lora, load_causal_lm
 from lightning_opd.types import RolloutBatch, Trajectory
-from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
+from tests.world import Letters, Recorder, largest_difference, make_data, make_module, make_trainer
 
 
 class Even(FormatRule):
@@ -36,38 +36,40 @@ class AllBroken(Letters):
 
 
 def test_format_errors_stop_the_distillation_and_nothing_else(world: Path, tmp_path: Path) -> None:
-    witness = Witness()
-    trainer = make_trainer(tmp_path, FormatErrorMask(warn_above=1.0), OutcomeReward(coef=0.5), witness, max_steps=1)
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, FormatErrorMask(warn_above=1.0), OutcomeReward(coef=0.5), recorder, max_steps=1)
     trainer.fit(make_module(world), make_data(Ruled(), samples_per_prompt=4))
-    window, logged = witness.windows[0], witness.logged[0]
-    bad = torch.tensor([bool(t.format_errors) for t in window.trajectories])
+    rollouts, logged = recorder.rollout_batches[0], recorder.logged[0]
+    bad = torch.tensor([bool(t.format_errors) for t in rollouts.trajectories])
     assert 0 < bad.sum() < len(bad)
-    assert torch.equal(window.has_format_error, bad)
-    assert torch.equal(window.distill_weights == 0, bad)
-    assert window.num_active_tokens == window.response_mask.sum()
-    assert window.outcome_advantages[bad].any(), "the outcome gradient stays on broken trajectories"
+    assert torch.equal(rollouts.has_format_error, bad)
+    assert torch.equal(rollouts.distill_weights == 0, bad)
+    assert rollouts.num_active_tokens == rollouts.response_mask.sum()
+    assert rollouts.outcome_advantages[bad].any(), "the outcome gradient stays on broken trajectories"
     assert logged["train/masked"] == pytest.approx(float(bad.double().mean()))
-    even = [sum(t.response_mask) % 2 == 0 for t in window.trajectories]
+    even = [sum(t.response_mask) % 2 == 0 for t in rollouts.trajectories]
     assert logged["train/format_error/Even"] == pytest.approx(sum(even) / len(even))
     assert {"train/format_error/truncated"} <= logged.keys()
 
 
-def test_a_window_with_too_many_format_errors_warns_once(world: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="100% of a window's trajectories have format errors") as caught:
+def test_a_rollout_batch_with_too_many_format_errors_warns_once(world: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="100% of a rollout batch's trajectories have format errors") as caught:
         make_trainer(tmp_path, FormatErrorMask(), max_steps=2).fit(make_module(world), make_data(AllBroken()))
     assert sum("have format errors" in str(w.message) for w in caught) == 1
 
 
 def test_outcome_advantages_are_leave_one_out_times_the_coefficient(world: Path, tmp_path: Path) -> None:
-    witness = Witness()
-    trainer = make_trainer(tmp_path, OutcomeReward(coef=0.5), witness, max_steps=1)
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, OutcomeReward(coef=0.5), recorder, max_steps=1)
     trainer.fit(make_module(world), make_data(samples_per_prompt=3))
-    window = witness.windows[0]
-    for row in range(len(window)):
-        others = (window.group_ids == window.group_ids[row]).nonzero().squeeze(-1)
-        mean = window.rewards[others[others != row]].mean()
-        assert float(window.outcome_advantages[row]) == pytest.approx(0.5 * float(window.rewards[row] - mean), abs=1e-6)
-    assert window.outcome_advantages.any()
+    rollouts = recorder.rollout_batches[0]
+    for row in range(len(rollouts)):
+        others = (rollouts.group_ids == rollouts.group_ids[row]).nonzero().squeeze(-1)
+        mean = rollouts.rewards[others[others != row]].mean()
+        assert float(rollouts.outcome_advantages[row]) == pytest.approx(
+            0.5 * float(rollouts.rewards[row] - mean), abs=1e-6
+        )
+    assert rollouts.outcome_advantages.any()
 
 
 def test_outcome_reward_needs_siblings(world: Path, tmp_path: Path) -> None:
@@ -85,10 +87,10 @@ def test_the_outcome_gradient_is_the_policy_gradient_of_the_reward(double_world:
 
     gradients = []
     for objective in (PolicyGradient(), DistributionMatching()):
-        witness = Witness()
-        trainer = make_trainer(tmp_path, NoDistillation(), OutcomeReward(), witness, max_steps=1)
+        recorder = Recorder()
+        trainer = make_trainer(tmp_path, NoDistillation(), OutcomeReward(), recorder, max_steps=1)
         trainer.fit(make_module(double_world, objective, "float64"), make_data(samples_per_prompt=4))
-        gradients.append(witness.gradients[0])
+        gradients.append(recorder.gradients[0])
     assert largest_difference(*gradients) < 1e-12
     assert max(float(g.abs().max()) for g in gradients[0].values()) > 1e-6
 
@@ -103,9 +105,9 @@ def test_a_callback_that_breaks_a_shape_is_named(world: Path, tmp_path: Path) ->
 
 
 def test_callbacks_are_not_called_in_validation(world: Path, tmp_path: Path) -> None:
-    witness = Witness()
-    make_trainer(tmp_path, witness, limit_val_batches=1).validate(make_module(world), make_data(), verbose=False)
-    assert witness.windows == []
+    recorder = Recorder()
+    make_trainer(tmp_path, recorder, limit_val_batches=1).validate(make_module(world), make_data(), verbose=False)
+    assert recorder.rollout_batches == []
 
 
 def test_the_rollout_table_reaches_console_and_tensorboard(
@@ -114,7 +116,7 @@ def test_the_rollout_table_reaches_console_and_tensorboard(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path, "", "logs")
-    table = RolloutTable(num_samples=3, every_n_windows=2)
+    table = RolloutTable(num_samples=3, every_n_batches=2)
     make_trainer(tmp_path, table, max_steps=3, logger=logger).fit(make_module(world), make_data(Ruled()))
     printed = capsys.readouterr().out
     assert printed.count("rollouts at step") == 2

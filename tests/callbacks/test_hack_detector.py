@@ -12,16 +12,16 @@ from lightning_opd.callbacks import HackDetector
 from lightning_opd.callbacks.hack_detector import UNITS, _repeated
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RolloutBatch
-from tests.world import Letters, Witness, make_data, make_module, make_trainer
+from tests.world import Letters, Recorder, make_data, make_module, make_trainer
 
 Point = tuple[float, float]
-"""Outcome and KL per sequence of a window."""
+"""Outcome and KL per sequence of a rollout batch."""
 
 
-def window(outcome: float, teacher_kl: float, num_trajectories: int = 96) -> dict[str, float]:
+def rollouts(reward: float, teacher_kl: float, num_trajectories: int = 96) -> dict[str, float]:
     return {
         **dict.fromkeys(UNITS, 0.1),
-        "outcome": outcome,
+        "reward": reward,
         "teacher_kl": teacher_kl,
         "num_trajectories": num_trajectories,
     }
@@ -29,11 +29,11 @@ def window(outcome: float, teacher_kl: float, num_trajectories: int = 96) -> dic
 
 def first_alarm(curve: Iterator[Point], **settings: float) -> int | None:
     detector = HackDetector(**settings)  # type: ignore[arg-type]
-    return next((i for i, (outcome, kl) in enumerate(curve) if detector.observe(window(outcome, kl))), None)
+    return next((i for i, (reward, kl) in enumerate(curve) if detector.observe(rollouts(reward, kl))), None)
 
 
 def noisy(curve: Callable[[int], Point], seed: int = 0, length: int = 100) -> Iterator[Point]:
-    """Draw what a window of 96 trajectories would show of a curve."""
+    """Draw what a rollout batch of 96 trajectories would show of a curve."""
     noise = random.Random(seed)
     for i in range(length):
         rate, kl = curve(i)
@@ -46,7 +46,7 @@ def collapse(i: int) -> Point:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_collapse_is_seen_within_ten_windows_of_the_halving(seed: int) -> None:
+def test_a_collapse_is_seen_within_ten_rollout_batches_of_the_halving(seed: int) -> None:
     halving = next(i for i in range(100) if collapse(i)[0] < 0.5 * collapse(0)[0])
     alarm = first_alarm(noisy(collapse, seed))
     assert alarm is not None
@@ -68,7 +68,7 @@ def test_nothing_else_raises_the_alarm(name: str) -> None:
         assert first_alarm(noisy(CURVES[name], seed)) is None
 
 
-def test_repeated_ngrams_are_a_share() -> None:
+def test_repeated_ngrams_are_a_fraction() -> None:
     assert _repeated(torch.tensor([1, 2, 3])) == 0
     assert _repeated(torch.arange(50)) == 0
     assert _repeated(torch.tensor([5] * 13)) == pytest.approx(0.9)
@@ -85,35 +85,35 @@ class Scripted(OPDCallback):
         rollouts.teacher_logprobs = torch.where(rollouts.response_mask, rollouts.rollout_logprobs - gap, 0.0)
 
 
-def run(world: Path, folder: Path, detector: HackDetector, **settings: object) -> Witness:
-    witness = Witness()
-    trainer = make_trainer(folder, Scripted(), detector, witness, max_steps=10, **settings)
-    trainer.fit(make_module(world), make_data(Letters(24), prompts_per_window=12))
-    return witness
+def run(world: Path, folder: Path, detector: HackDetector, **settings: object) -> Recorder:
+    recorder = Recorder()
+    trainer = make_trainer(folder, Scripted(), detector, recorder, max_steps=10, **settings)
+    trainer.fit(make_module(world), make_data(Letters(24), prompts_per_batch=12))
+    return recorder
 
 
 def test_the_alarm_is_told_and_logged(world: Path, tmp_path: Path) -> None:
     detector = HackDetector(span=2)
-    with pytest.warns(UserWarning, match=r"since window 2: outcome 1 → 0\.5.*OutcomeReward") as caught:
-        witness = run(world, tmp_path, detector)
-    assert detector.alarm_window == 4
+    with pytest.warns(UserWarning, match=r"since rollout batch 2: reward 1 → 0\.5.*OutcomeReward") as caught:
+        recorder = run(world, tmp_path, detector)
+    assert detector.alarm_batch == 4
     assert len([w for w in caught if "Reward hacking" in str(w.message)]) == 1
     assert any("Most of the signal lies on" in str(w.message) for w in caught)
-    assert [logged["train/hack_alarm"] for logged in witness.logged] == [0.0] * 4 + [1.0] * 6
-    assert {"train/repeated_ngrams", "train/top_token_share"} <= witness.logged[0].keys()
+    assert [logged["train/hack_alarm"] for logged in recorder.logged] == [0.0] * 4 + [1.0] * 6
+    assert {"train/repeated_ngrams", "train/top_token_fraction"} <= recorder.logged[0].keys()
     assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Reward hacking")
 def test_stopping_keeps_the_best_student(world: Path, tmp_path: Path) -> None:
-    class Weights(Witness):
+    class Weights(Recorder):
         def on_train_batch_start(self, trainer: object, pl_module: torch.nn.Module, *_: object) -> None:
             self.before = [*getattr(self, "before", []), {k: v.clone() for k, v in pl_module.state_dict().items()}]
 
     weights = Weights()
     detector = HackDetector(span=2, stop=True)
     trainer = make_trainer(tmp_path, Scripted(), detector, weights, max_steps=10)
-    trainer.fit(make_module(world), make_data(Letters(24), prompts_per_window=12))
+    trainer.fit(make_module(world), make_data(Letters(24), prompts_per_batch=12))
     assert trainer.global_step == 5
     kept = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(kept[name], value) for name, value in weights.before[1].items())
@@ -123,14 +123,14 @@ def test_stopping_keeps_the_best_student(world: Path, tmp_path: Path) -> None:
 def test_a_restored_detector_goes_on_where_it_was() -> None:
     whole, first = HackDetector(), HackDetector()
     curve = list(noisy(collapse))
-    expected = [whole.observe(window(*values)) for values in curve]
-    got = [first.observe(window(*values)) for values in curve[:7]]
+    expected = [whole.observe(rollouts(*values)) for values in curve]
+    got = [first.observe(rollouts(*values)) for values in curve[:7]]
     second = HackDetector()
     second.load_state_dict(first.state_dict())
-    assert got + [second.observe(window(*values)) for values in curve[7:]] == expected
+    assert got + [second.observe(rollouts(*values)) for values in curve[7:]] == expected
 
 
-@pytest.mark.parametrize("wrong", [{"span": 0}, {"outcome_drop": 1.0}, {"kl_drop": 0.0}, {"token_share": 2.0}])
+@pytest.mark.parametrize("wrong", [{"span": 0}, {"reward_drop": 1.0}, {"kl_drop": 0.0}, {"token_fraction": 2.0}])
 def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         HackDetector(**wrong)  # type: ignore[arg-type]

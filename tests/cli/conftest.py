@@ -1,4 +1,4 @@
-"""What the command line's tests share: running it in this process, and a configuration to start from."""
+"""What the command line's tests fraction: running it in this process, and a configuration to start from."""
 
 from __future__ import annotations
 

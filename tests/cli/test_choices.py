@@ -27,15 +27,21 @@ CHOICES: dict[str, dict[str, object]] = {
             "critic": part("lightning_opd.modules.Critic", width=8),
         }
     },
-    "shaping": {
+    "log_ratio_transform": {
         "model": {
             "objective": part(
                 "lightning_opd.objectives.PolicyGradient",
                 estimator=part(f"{FUNCTIONAL}.advantages.LogRatioToGo", discount=0.9),
                 baseline=part(f"{FUNCTIONAL}.baselines.LeaveOneOut"),
-                shaping=[part(f"{FUNCTIONAL}.shaping.Extrapolation", scale=1.25), part(f"{FUNCTIONAL}.shaping.Clip")],
-                teacher_shaping={"strings": part(f"{FUNCTIONAL}.shaping.BoundedDifference"), "arithmetic": None},
-                policy_loss=part(f"{FUNCTIONAL}.policy_losses.ClippedRatio", clip_high=0.3),
+                log_ratio_transform=[
+                    part(f"{FUNCTIONAL}.log_ratio_transforms.Extrapolation", scale=1.25),
+                    part(f"{FUNCTIONAL}.log_ratio_transforms.Clip"),
+                ],
+                teacher_log_ratio_transforms={
+                    "strings": part(f"{FUNCTIONAL}.log_ratio_transforms.BoundedDifference"),
+                    "arithmetic": None,
+                },
+                policy_loss=part(f"{FUNCTIONAL}.policy_losses.PPOClip", clip_high=0.3),
                 off_policy=part(f"{FUNCTIONAL}.off_policy.TruncatedImportance"),
             ),
             "reference": "runs/base",
@@ -57,7 +63,7 @@ CHOICES: dict[str, dict[str, object]] = {
     },
     "given": {
         "model": {"objective": part("lightning_opd.objectives.Likelihood")},
-        "data": {"given_responses": {"source": part("lightning_opd.data.DatasetResponses"), "share": 1.0}},
+        "data": {"off_policy_responses": {"source": part("lightning_opd.data.DatasetResponses"), "fraction": 1.0}},
     },
     "hints": {
         "model": {
@@ -96,7 +102,7 @@ def test_every_choice_of_the_theory_is_made_in_yaml(cli: Cli, tmp_path: Path, ch
             ],
             "raw",
         ),
-        (["--data.given_responses.share=0.5"], "`data.given_responses.source` must be given"),
+        (["--data.off_policy_responses.fraction=0.5"], "`data.off_policy_responses.source` must be given"),
     ],
 )
 def test_a_choice_that_cannot_be_right_is_answered_in_a_line(

@@ -37,7 +37,7 @@ Write = Callable[[str, object], Path]
         ),
         ("--model.teachers.x.class_path=lightning_opd.tasks.Strings", ["`model.teachers.x`", "subclass of `Teacher`"]),
         ("--trainer.callbacks=LearningRateMonitr", ["`trainer.callbacks`", "Did you mean `LearningRateMonitor`?"]),
-        ("--data.prompts_per_window=0", ["`data.prompts_per_window` must be at least 1, got 0"]),
+        ("--data.prompts_per_batch=0", ["`data.prompts_per_batch` must be at least 1, got 0"]),
         ("--trainer.strategy=fsdp", ["FSDP1", "`--config configs/trainer/fsdp.yaml`"]),
         ("--trainer.strategy=ddpp", ["strategy='ddpp'"]),
         ("--config=nowhere.yaml", ["`nowhere.yaml` does not exist"]),
@@ -112,7 +112,7 @@ def test_a_missing_model_path_is_a_message_not_a_traceback(cli: Cli, merge_yaml:
 def test_the_traceback_is_there_on_request(cli: Cli, merge_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_OPD_TRACEBACK", "1")
     with pytest.raises(Exception, match="at least 1"):
-        cli("fit", "--config", merge_yaml, "--data.prompts_per_window=0")
+        cli("fit", "--config", merge_yaml, "--data.prompts_per_batch=0")
 
 
 @pytest.mark.parametrize(

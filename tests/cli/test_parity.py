@@ -28,11 +28,11 @@ def rows(
             "teacher": teacher or domain,
             "split": split,
             "mode": mode,
-            "outcome": outcome,
+            "reward": reward,
             "format": 1,
             "num_tokens": 5,
         }
-        for index, outcome in enumerate(outcomes)
+        for index, reward in enumerate(outcomes)
     ]
 
 
@@ -60,7 +60,7 @@ def words(save: Save) -> list[str]:
     math = [row for row in student if row["domain"] == "math"] + rows("code", [0, 0, 0, 1], teacher="code")
     files = {
         "student": student,
-        "teacher.math": [{**row, "outcome": 1} if row["domain"] == "math" else row for row in math],
+        "teacher.math": [{**row, "reward": 1} if row["domain"] == "math" else row for row in math],
         "teacher.code": [row for row in student if row["domain"] == "code"],
         "base": [row for row in student if row["key"] in {"math0", "math2", "code0"}],
         "average": student,
@@ -180,12 +180,12 @@ def test_curves_are_read_and_drawn(cli: Cli, words: list[str], tmp_path: Path) -
         for step in range(5):
             writer.add_scalar("train/teacher_kl", 1 / (1 + step), step)
             writer.add_scalar("train/teacher_kl/math", 2 / (1 + step), step)
-            writer.add_scalar("val/outcome/math", step / 4, step)
+            writer.add_scalar("val/reward/math", step / 4, step)
         writer.add_scalar("once", 1.0, 0)
         writer.add_text("text", "words", 0)
     curves = read_curves(tmp_path / "runs")
     assert [(curve.run, curve.tag) for curve in curves] == [
-        ("merge", "train/teacher_kl"), ("merge", "train/teacher_kl/math"), ("merge", "val/outcome/math")
+        ("merge", "train/teacher_kl"), ("merge", "train/teacher_kl/math"), ("merge", "val/reward/math")
     ]  # fmt: skip
     assert curves[0].steps == (0, 1, 2, 3, 4)
     assert curves[0].values == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
@@ -246,7 +246,7 @@ def test_wrong_scores_are_answered_in_one_line(
         ('{"rows": [{"key": "a"}]}', "row 0: expected a string `domain`, got None"),
         (
             '{"rows": [{"key": "a", "domain": "b", "teacher": "c", "split": "test", "mode": "greedy"}]}',
-            "number `outcome`",
+            "number `reward`",
         ),
     ],
 )
@@ -263,4 +263,4 @@ def test_student_and_teacher_without_a_common_prompt_are_an_error(cli: Cli, save
     student, teacher = save("s", rows("math", [1])), save("t", rows("math", [1], split="train"))
     code, _, err = cli("parity", f"student={student}", f"teacher.math={teacher}", "--output", tmp_path)
     assert code == 2
-    assert "math · test · greedy: student and teacher (math) share no prompt" in err
+    assert "math · test · greedy: student and teacher (math) fraction no prompt" in err

@@ -14,7 +14,7 @@ from tests.tiny import model_config
 
 Write = Callable[[str, object], Path]
 
-SCORES = {"rows": [{"key": "a", "domain": "d", "teacher": "t", "split": "test", "mode": "greedy", "outcome": 1.0}]}
+SCORES = {"rows": [{"key": "a", "domain": "d", "teacher": "t", "split": "test", "mode": "greedy", "reward": 1.0}]}
 """Both sides of a comparison."""
 
 FIT = {

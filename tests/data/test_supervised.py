@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_opd.data import SFTDataModule
 from lightning_opd.data.supervised import ExampleBatches, pad_examples
 from lightning_opd.interfaces import Task
-from lightning_opd.models import Student, load_tokenizer
+from lightning_opd.models import StudentConfig, load_tokenizer
 from lightning_opd.modules import SFTModule
 from lightning_opd.tasks import Arithmetic, Curriculum, Phase, Strings
 from tests.world import make_trainer
@@ -40,7 +40,7 @@ class Seen(Callback):
 
 
 def make_sft(folder: Path) -> SFTModule:
-    return SFTModule(Student(str(folder)), lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
+    return SFTModule(StudentConfig(str(folder)), lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
 
 
 def make_data(task: Task | None = None, **settings: object) -> SFTDataModule:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_opd.functional.log_ratio_transforms import LogRatioTransform, expected_log_ratio, shape
 from lightning_opd.functional.policy_losses import Reinforce
-from lightning_opd.functional.shaping import Shaping, expected_log_ratio, shape
 
 STOP = 0
 
@@ -36,7 +36,7 @@ class World:
 
     @property
     def probability(self) -> Tensor:
-        """Student's probability of every response, detached."""
+        """StudentConfig's probability of every response, detached."""
         return self.logprobs.sum(-1).exp().detach()
 
     def of_tokens(self, table: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class World:
         student, teacher = self.logprobs.sum(-1), self.of_tokens(torch.log_softmax(self.teacher, -1)).sum(-1)
         return (student.exp() * (student - teacher)).sum()
 
-    def shaped(self, shapings: Sequence[Shaping]) -> tuple[Tensor, Tensor]:
-        """Return the shaped log-ratio of every state and token, and its negative mean at every state."""
+    def transformed(self, transforms: Sequence[LogRatioTransform]) -> tuple[Tensor, Tensor]:
+        """Return the transformed log-ratio of every state and token, and its negative mean at every state."""
         tables = [torch.log_softmax(x, -1) for x in (self.student, self.teacher, self.reference)]
-        return shape(shapings, *tables), expected_log_ratio(shapings, *tables)
+        return shape(transforms, *tables), expected_log_ratio(transforms, *tables)
 
     def gradient(self, objective: Tensor) -> Tensor:
         """Differentiate in the student's logits."""

@@ -165,7 +165,7 @@ def test_neither_padding_nor_order_nor_micro_batches_change_an_advantage(
         torch.testing.assert_close(permuted, row[order], rtol=0, atol=1e-12)
     for wide, row in zip(with_baselines(padded), expected, strict=True):
         torch.testing.assert_close(wide[:, 1:-2], row, rtol=0, atol=1e-12)
-    for baseline, row in zip(BASELINES, expected[1:], strict=True):  # on the window, then cut
+    for baseline, row in zip(BASELINES, expected[1:], strict=True):  # on the rollout batch, then cut
         values = baseline(
             expected[0], mask, whole["group_ids"], kl=kl, is_constant_in_time=estimator.is_constant_in_time
         )

@@ -36,7 +36,7 @@ def test_spans_partition_the_text_and_are_the_smallest(case: tuple[int, Spans, S
 
 
 @given(tokenisations())
-def test_strict_pairs_are_all_tokens_that_cover_the_same_bytes(case: tuple[int, Spans, Spans]) -> None:
+def test_exact_match_pairs_are_all_tokens_that_cover_the_same_bytes(case: tuple[int, Spans, Spans]) -> None:
     _, student, teacher = case
     expected = [(i, teacher.index(span)) for i, span in enumerate(student) if span in teacher]
     assert align(student, teacher).strict == expected

@@ -11,7 +11,7 @@ from tests.implementations import implementations
 every_baseline = pytest.mark.parametrize("baseline", implementations(Baseline, functional))
 
 
-def window(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def rollouts(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 1, 0, 0]], dtype=torch.bool)
     return {
         "returns": torch.randn(4, 5).to(dtype),
@@ -24,7 +24,7 @@ def window(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 @every_baseline
 @pytest.mark.parametrize("garbage", [torch.inf, -torch.inf, torch.nan])
 def test_baselines_are_detached_and_see_the_response_only(baseline: Baseline, garbage: float) -> None:
-    rows = window()
+    rows = rollouts()
     expected = baseline(**rows)
     assert not expected[~rows["response_mask"]].any()
     spoilt = rows | {
@@ -37,7 +37,7 @@ def test_baselines_are_detached_and_see_the_response_only(baseline: Baseline, ga
 
 @every_baseline
 def test_a_tokens_own_return_never_enters_its_baseline(baseline: Baseline) -> None:
-    rows = window()
+    rows = rollouts()
     for row in range(4):
         changed = rows["returns"].clone()
         changed[row] += torch.randn(5, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_a_tokens_own_return_never_enters_its_baseline(baseline: Baseline) -> No
 
 @every_baseline
 def test_the_flags_tell_what_a_baseline_reads(baseline: Baseline) -> None:
-    rows = window()
+    rows = rollouts()
     other = rows["returns"].clone()
     other[2] += 1
     assert torch.equal(baseline(**rows | {"returns": other}), baseline(**rows)) != baseline.needs_other_rows
@@ -65,12 +65,12 @@ def test_the_flags_tell_what_a_baseline_reads(baseline: Baseline) -> None:
 def test_baselines_are_computed_in_at_least_float32(
     baseline: Baseline, dtype: torch.dtype, expected: torch.dtype
 ) -> None:
-    assert baseline(**window(dtype)).dtype == expected
+    assert baseline(**rollouts(dtype)).dtype == expected
 
 
 @every_baseline
-def test_a_window_without_response_tokens_gives_zeros(baseline: Baseline) -> None:
-    rows = window()
+def test_a_rollout_batch_without_response_tokens_gives_zeros(baseline: Baseline) -> None:
+    rows = rollouts()
     rows["response_mask"] = torch.zeros_like(rows["response_mask"])
     assert not baseline(**rows).any()
 
@@ -85,13 +85,13 @@ def test_leave_one_out_compares_equal_ordinals_and_knows_what_counts_past_an_end
 
 
 def test_leave_one_out_refuses_a_group_of_one_and_names_the_cure() -> None:
-    rows = window() | {"group_ids": torch.tensor([0, 0, 1, 0])}
+    rows = rollouts() | {"group_ids": torch.tensor([0, 0, 1, 0])}
     with pytest.raises(ValueError, match=r"at least 2 samples per prompt.*group of 1.*samples_per_prompt"):
         LeaveOneOut()(**rows)
 
 
 def test_the_batch_mean_is_that_of_the_other_rows_tokens() -> None:
-    rows = window()
+    rows = rollouts()
     baseline = BatchMean()(**rows)
     for row in range(4):
         others = torch.arange(4) != row
@@ -100,7 +100,7 @@ def test_the_batch_mean_is_that_of_the_other_rows_tokens() -> None:
 
 
 def test_the_batch_mean_does_not_depend_on_how_rows_lie_on_ranks() -> None:
-    rows = window()
+    rows = rollouts()
     whole = BatchMean()(**rows)
     shards = [{n: x[part] for n, x in rows.items()} for part in torch.arange(4).split([1, 3])]
     sent: list[Tensor] = []
@@ -110,11 +110,11 @@ def test_the_batch_mean_does_not_depend_on_how_rows_lie_on_ranks() -> None:
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-def test_the_batch_mean_refuses_a_window_of_one_row() -> None:
-    with pytest.raises(ValueError, match=r"at least 2 rows per window.*got 1"):
-        BatchMean()(**{name: x[:1] for name, x in window().items()})
+def test_the_batch_mean_refuses_a_rollout_batch_of_one_row() -> None:
+    with pytest.raises(ValueError, match=r"at least 2 rows per rollout batch.*got 1"):
+        BatchMean()(**{name: x[:1] for name, x in rollouts().items()})
 
 
 def test_the_state_kl_is_minus_the_kl_so_that_the_immediate_advantage_has_mean_zero() -> None:
-    rows = window()
+    rows = rollouts()
     torch.testing.assert_close(StateKL()(**rows), torch.where(rows["response_mask"], -rows["kl"], 0.0))

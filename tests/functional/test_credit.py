@@ -11,12 +11,19 @@ from torch import Tensor
 from lightning_opd import functional
 from lightning_opd.functional.advantages import Immediate, LogRatioToGo
 from lightning_opd.functional.alignment import Alignment, align
-from lightning_opd.functional.credit import Credit, Prefix, Span, Splice, Strict, WholeText
+from lightning_opd.functional.credit import (
+    Credit,
+    ExactMatchCredit,
+    PrefixCredit,
+    SequenceCredit,
+    SpanCredit,
+    SpliceCredit,
+)
 from tests.functional.texts import WORLDS, Texts
 from tests.implementations import implementations
 
-SHARES = ("whole", "equal", "proportional")
-EXAMPLES = {"Span": [Span(share) for share in SHARES]}
+DIVISIONS = ("whole", "equal", "proportional")
+EXAMPLES = {"SpanCredit": [SpanCredit(division) for division in DIVISIONS]}
 every_credit = pytest.mark.parametrize("credit", implementations(Credit, functional, EXAMPLES))
 CUT = align([(0, 1), (1, 2), (2, 4), (4, 5)], [(0, 2), (2, 4), (4, 5)])
 STUDENT, TEACHER = torch.tensor([-1.0, -3.0, -0.5, -2.0]), torch.tensor([-2.0, -0.25, -1.0])
@@ -26,9 +33,9 @@ STUDENT, TEACHER = torch.tensor([-1.0, -3.0, -0.5, -2.0]), torch.tensor([-2.0, -
 def test_one_tokenisation_gives_the_teachers_log_probs_to_the_last_bit(credit: Credit) -> None:
     student, teacher = -torch.rand(50) * 20, -torch.rand(50) * 20
     spans = [(i, i + 1) for i in range(50)]
-    compared, is_comparable = credit(student, teacher, align(spans, spans))
-    assert is_comparable.all()
-    if isinstance(credit, WholeText):
+    compared, is_aligned = credit(student, teacher, align(spans, spans))
+    assert is_aligned.all()
+    if isinstance(credit, SequenceCredit):
         torch.testing.assert_close(compared - student, (teacher.sum() - student.sum()).expand(50))
     else:
         assert torch.equal(compared, teacher)
@@ -37,16 +44,16 @@ def test_one_tokenisation_gives_the_teachers_log_probs_to_the_last_bit(credit: C
 @every_credit
 def test_equal_texts_of_equal_probability_give_no_signal(credit: Credit) -> None:
     student = torch.tensor([-1.0, -3.0, -0.5, -2.0])
-    compared, is_comparable = credit(student, torch.tensor([-4.0, -0.5, -2.0]), CUT)
-    torch.testing.assert_close(compared[is_comparable], student[is_comparable])
+    compared, is_aligned = credit(student, torch.tensor([-4.0, -0.5, -2.0]), CUT)
+    torch.testing.assert_close(compared[is_aligned], student[is_aligned])
 
 
 @every_credit
 def test_without_any_pair_nothing_is_comparable(credit: Credit) -> None:
     for student, teacher in ((STUDENT, TEACHER), (STUDENT, TEACHER[:0])):
-        compared, is_comparable = credit(student, teacher, Alignment())
+        compared, is_aligned = credit(student, teacher, Alignment())
         assert not compared.any()
-        assert not is_comparable.any()
+        assert not is_aligned.any()
     assert credit(STUDENT[:0], TEACHER[:0], Alignment())[0].shape == (0,)
 
 
@@ -59,62 +66,64 @@ def test_credit_is_settled_in_at_least_float32(credit: Credit, dtype: torch.dtyp
 
 
 def log_ratios(credit: Credit, student: Tensor = STUDENT) -> list[float | None]:
-    compared, is_comparable = credit(student, TEACHER, CUT)
+    compared, is_aligned = credit(student, TEACHER, CUT)
     ratios = (compared - student).tolist()
-    return [ratio if counts else None for ratio, counts in zip(ratios, is_comparable.tolist(), strict=True)]
+    return [ratio if counts else None for ratio, counts in zip(ratios, is_aligned.tolist(), strict=True)]
 
 
-def test_strict_keeps_only_what_both_sides_cut_alike() -> None:
-    assert log_ratios(Strict()) == [None, None, 0.25, 1.0]
+def test_exact_match_keeps_only_what_both_sides_cut_alike() -> None:
+    assert log_ratios(ExactMatchCredit()) == [None, None, 0.25, 1.0]
 
 
-@pytest.mark.parametrize(("share", "run"), [("whole", [2.0, 2.0]), ("equal", [1.0, 1.0]), ("proportional", [0.5, 1.5])])
-def test_the_log_ratio_of_a_run_falls_to_its_tokens(share: str, run: list[float]) -> None:
-    assert log_ratios(Span(share)) == pytest.approx([*run, 0.25, 1.0])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("division", "run"), [("whole", [2.0, 2.0]), ("equal", [1.0, 1.0]), ("proportional", [0.5, 1.5])]
+)
+def test_the_log_ratio_of_a_run_falls_to_its_tokens(division: str, run: list[float]) -> None:
+    assert log_ratios(SpanCredit(division)) == pytest.approx([*run, 0.25, 1.0])  # type: ignore[arg-type]
 
 
 def test_long_runs_are_dropped() -> None:
-    assert log_ratios(Span(max_tokens=1)) == log_ratios(Strict())
+    assert log_ratios(SpanCredit(max_tokens=1)) == log_ratios(ExactMatchCredit())
     long = align([(i, i + 1) for i in range(7)], [(0, 7)])
     for ours, theirs, alignment in ((7, 1, long), (1, 7, Alignment([], [(t, s) for s, t in long.spans]))):
         student, teacher = -torch.rand(ours), -torch.rand(theirs)
-        assert not Span()(student, teacher, alignment)[1].any()
-        assert Span(max_tokens=7)(student, teacher, alignment)[1].all()
+        assert not SpanCredit()(student, teacher, alignment)[1].any()
+        assert SpanCredit(max_tokens=7)(student, teacher, alignment)[1].all()
     with pytest.raises(ValueError, match="`max_tokens` of a span must be at least 1, got 0"):
-        Span(max_tokens=0)
+        SpanCredit(max_tokens=0)
 
 
 def test_a_run_the_student_was_sure_of_is_shared_equally() -> None:
     sure = torch.tensor([0.0, 0.0, -0.5, -2.0])
-    assert log_ratios(Span("proportional"), sure)[:2] == [-1.0, -1.0]
+    assert log_ratios(SpanCredit("proportional"), sure)[:2] == [-1.0, -1.0]
 
 
 def test_an_impossible_text_stays_impossible_and_is_no_nan() -> None:
-    for credit in (Strict(), Span(), Span("equal"), Span("proportional"), WholeText()):
-        compared, is_comparable = credit(STUDENT, torch.tensor([-math.inf, -1.0, -1.0]), CUT)
+    for credit in (ExactMatchCredit(), SpanCredit(), SpanCredit("equal"), SpanCredit("proportional"), SequenceCredit()):
+        compared, is_aligned = credit(STUDENT, torch.tensor([-math.inf, -1.0, -1.0]), CUT)
         assert not compared.isnan().any()
-        assert bool((compared[:2][is_comparable[:2]] == -math.inf).all())
+        assert bool((compared[:2][is_aligned[:2]] == -math.inf).all())
 
 
-def test_the_whole_text_needs_every_token() -> None:
-    assert log_ratios(WholeText()) == pytest.approx([3.25] * 4)
-    assert not WholeText()(STUDENT, torch.cat([TEACHER, TEACHER[:1]]), CUT)[1].any()
-    assert not WholeText()(torch.cat([STUDENT, STUDENT[:1]]), TEACHER, CUT)[1].any()
+def test_the_sequence_credit_needs_every_token() -> None:
+    assert log_ratios(SequenceCredit()) == pytest.approx([3.25] * 4)
+    assert not SequenceCredit()(STUDENT, torch.cat([TEACHER, TEACHER[:1]]), CUT)[1].any()
+    assert not SequenceCredit()(torch.cat([STUDENT, STUDENT[:1]]), TEACHER, CUT)[1].any()
 
 
 def test_only_the_splice_reads_the_students_pieces() -> None:
-    assert Splice.is_spliced
-    assert not any(c.is_spliced for c in (Strict, Span, WholeText))
+    assert SpliceCredit.is_spliced
+    assert not any(c.is_spliced for c in (ExactMatchCredit, SpanCredit, SequenceCredit))
     pieces = align([(0, 9), (9, 10)], [(i, i + 1) for i in range(10)])
-    compared, _ = Splice()(torch.tensor([-1.0, -1.0]), torch.full((10,), -0.5), pieces)
+    compared, _ = SpliceCredit()(torch.tensor([-1.0, -1.0]), torch.full((10,), -0.5), pieces)
     assert compared.tolist() == [-4.5, -0.5]
 
 
 @given(st.lists(st.floats(-30, -1e-3), min_size=4, max_size=4), st.lists(st.floats(-30, 0), min_size=3, max_size=3))
 def test_shares_add_up_to_the_log_ratio_of_the_run(student: list[float], teacher: list[float]) -> None:
     own, theirs = torch.tensor(student, dtype=torch.float64), torch.tensor(teacher, dtype=torch.float64)
-    for share in ("equal", "proportional"):
-        compared, _ = Span(share)(own, theirs, CUT)
+    for division in ("equal", "proportional"):
+        compared, _ = SpanCredit(division)(own, theirs, CUT)
         torch.testing.assert_close(compared.sum(), theirs.sum())
 
 
@@ -127,35 +136,35 @@ def relative_bias(credit: Credit, world: str, seed: int) -> float:
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_whole_text_has_the_exact_gradient(world: str) -> None:
+def test_the_sequence_credit_has_the_exact_gradient(world: str) -> None:
     for seed in range(5):
         texts = Texts(*WORLDS[world], seed=seed)
         exact = texts.exact_gradient()
         assert exact.abs().max() > 0.01
-        torch.testing.assert_close(texts.gradient(WholeText(), Immediate()), exact, rtol=0, atol=1e-12)
+        torch.testing.assert_close(texts.gradient(SequenceCredit(), Immediate()), exact, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_prefix_log_ratios_to_go_have_the_exact_gradient(world: str) -> None:
     for seed in range(5):
         texts = Texts(*WORLDS[world], seed=seed)
-        for grades, theirs in zip(texts.prefix_grades, texts.teacher_logprobs, strict=True):
-            torch.testing.assert_close(grades.sum(), theirs.sum(), rtol=0, atol=1e-12)
+        for token_scores, theirs in zip(texts.prefix_token_scores, texts.teacher_logprobs, strict=True):
+            torch.testing.assert_close(token_scores.sum(), theirs.sum(), rtol=0, atol=1e-12)
         exact = texts.exact_gradient()
-        torch.testing.assert_close(texts.gradient(Prefix(), LogRatioToGo()), exact, rtol=0, atol=1e-12)
+        torch.testing.assert_close(texts.gradient(PrefixCredit(), LogRatioToGo()), exact, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_student_that_equals_the_teacher_as_text_gets_no_gradient_from_prefixes(world: str) -> None:
     """Each token's own log-ratio suffices: no other credit does without the whole text's variance."""
     texts = Texts(*WORLDS[world], seed=0)
-    assert texts.fixed_point(Prefix(), Immediate(), 200) < 0.01
-    for grades, own in zip(texts.prefix_grades, texts.student.logprobs(texts.logits.detach()), strict=True):
-        torch.testing.assert_close(grades.exp(), own.exp(), rtol=0, atol=0.03)
+    assert texts.fixed_point(PrefixCredit(), Immediate(), 200) < 0.01
+    for token_scores, own in zip(texts.prefix_token_scores, texts.student.logprobs(texts.logits.detach()), strict=True):
+        torch.testing.assert_close(token_scores.exp(), own.exp(), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("credit", [Strict(), *EXAMPLES["Span"]], ids=str)
+@pytest.mark.parametrize("credit", [ExactMatchCredit(), *EXAMPLES["SpanCredit"]], ids=str)
 def test_every_other_credit_is_biased(credit: Credit, world: str) -> None:
     """On average over five random teachers; `tests/benchmarks/credit.py` prints the numbers."""
     bias = sum(relative_bias(credit, world, seed) for seed in range(5)) / 5
@@ -163,8 +172,8 @@ def test_every_other_credit_is_biased(credit: Credit, world: str) -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_student_that_equals_the_teacher_as_text_is_left_alone_by_the_whole_text_only(world: str) -> None:
+def test_a_student_that_equals_the_teacher_as_text_is_left_alone_by_the_sequence_credit_only(world: str) -> None:
     texts = Texts(*WORLDS[world], seed=0)
-    ends = {str(credit): texts.fixed_point(credit, Immediate()) for credit in (WholeText(), Strict())}
-    assert ends[str(WholeText())] < 0.01
-    assert ends[str(Strict())] > 0.05
+    ends = {str(credit): texts.fixed_point(credit, Immediate()) for credit in (SequenceCredit(), ExactMatchCredit())}
+    assert ends[str(SequenceCredit())] < 0.01
+    assert ends[str(ExactMatchCredit())] > 0.05

@@ -15,8 +15,8 @@ from lightning_opd.functional.logprobs import (
     linear_token_statistics,
     log_softmax,
     over_positions,
-    predicting,
     promote,
+    shift_right,
     token_logprobs,
 )
 from tests.precision import RESULT_DTYPES
@@ -99,7 +99,7 @@ def test_linear_token_logprobs_are_computed_in_at_least_float32(dtype: torch.dty
 
 def test_predicting_moves_states_to_the_token_they_predict() -> None:
     states = torch.randn(2, 4, 3)
-    moved = predicting(states)
+    moved = shift_right(states)
     assert not moved[:, 0].any()
     assert torch.equal(moved[:, 1:], states[:, :-1])
 

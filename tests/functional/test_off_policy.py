@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_opd import functional
-from lightning_opd.functional.off_policy import KeepInside, OffPolicyWeight, TruncatedImportance
+from lightning_opd.functional.off_policy import MaskedImportance, OffPolicyWeight, TruncatedImportance
 from tests.implementations import implementations
 
 every_weight = pytest.mark.parametrize("weight", implementations(OffPolicyWeight, functional))
@@ -57,7 +57,9 @@ def test_one_truncates_where_the_other_drops() -> None:
     torch.testing.assert_close(
         TruncatedImportance(5.0)(ratios.log(), zeros), torch.tensor([[0.05, 0.5, 2.0, 5.0]]).double()
     )
-    torch.testing.assert_close(KeepInside(0.1, 10.0)(ratios.log(), zeros), torch.tensor([[0, 0.5, 2.0, 0]]).double())
+    torch.testing.assert_close(
+        MaskedImportance(0.1, 10.0)(ratios.log(), zeros), torch.tensor([[0, 0.5, 2.0, 0]]).double()
+    )
 
 
 def test_settings_that_touch_on_policy_tokens_are_refused() -> None:
@@ -65,4 +67,4 @@ def test_settings_that_touch_on_policy_tokens_are_refused() -> None:
         TruncatedImportance(0.9)
     for low, high in ((1.1, 2.0), (0.5, 0.9), (-0.1, 2.0)):
         with pytest.raises(ValueError, match=f"got {low} and {high}"):
-            KeepInside(low, high)
+            MaskedImportance(low, high)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_opd import functional
-from lightning_opd.functional.outcomes import GRPO, GroupMean, LeaveOneOut, OutcomeAdvantage
+from lightning_opd.functional.outcomes import GRPO, RLOO, DrGRPO, OutcomeAdvantage
 from tests.implementations import implementations
 
 every_outcome = pytest.mark.parametrize("outcome", implementations(OutcomeAdvantage, functional))
@@ -66,7 +66,7 @@ def test_outcomes_are_compared_in_at_least_float32(
 def test_leave_one_out_equals_brute_force(rows: list[tuple[int, float]]) -> None:
     rows = rows + rows[::-1]  # no group of one
     rewards = torch.tensor([reward for _, reward in rows], dtype=torch.float64)
-    advantages = LeaveOneOut()(rewards, torch.tensor([group for group, _ in rows]))
+    advantages = RLOO()(rewards, torch.tensor([group for group, _ in rows]))
     for i, (group, reward) in enumerate(rows):
         others = [r for j, (g, r) in enumerate(rows) if g == group and j != i]
         assert advantages[i].item() == pytest.approx(reward - sum(others) / len(others), abs=1e-9)
@@ -86,7 +86,7 @@ def test_a_group_that_agrees_gets_exactly_nothing(outcome: OutcomeAdvantage, rew
 
 def test_the_group_mean_and_its_normalised_form_equal_their_formulas() -> None:
     rewards, groups = torch.randn(9, dtype=torch.float64), torch.tensor([0, 1, 0, 2, 1, 0, 2, 1, 0])
-    mean, normalised, loo = (f(rewards, groups) for f in (GroupMean(), GRPO(eps=0.01), LeaveOneOut()))
+    mean, normalised, loo = (f(rewards, groups) for f in (DrGRPO(), GRPO(eps=0.01), RLOO()))
     for group in range(3):
         rows = groups == group
         centred = rewards[rows] - rewards[rows].mean()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_opd import functional
-from lightning_opd.functional.policy_losses import ClippedRatio, ImportanceSampled, PolicyLoss, Reinforce
+from lightning_opd.functional.policy_losses import PolicyLoss, PPOClip, Reinforce, TruncatedImportance
 from tests.implementations import implementations
 
 every_loss = pytest.mark.parametrize("policy_loss", implementations(PolicyLoss, functional))
@@ -104,7 +104,7 @@ def test_importance_sampling_has_the_gradient_of_the_current_policy_from_old_tok
     new = torch.randn(5, dtype=torch.float64, requires_grad=True)
     old, advantages = torch.randn(5, dtype=torch.float64).log_softmax(-1), torch.randn(5, dtype=torch.float64)
     logprobs = new.log_softmax(-1)
-    losses = ImportanceSampled(1e6)(logprobs[None], old[None], advantages[None])[0]
+    losses = TruncatedImportance(1e6)(logprobs[None], old[None], advantages[None])[0]
     (gradient,) = torch.autograd.grad((old.exp() * losses).sum(), new, retain_graph=True)
     (exact,) = torch.autograd.grad(-(logprobs.exp() * advantages).sum(), new)
     torch.testing.assert_close(gradient, exact, rtol=0, atol=1e-12)
@@ -114,7 +114,7 @@ def test_importance_sampling_has_the_gradient_of_the_current_policy_from_old_tok
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
 def test_a_truncated_token_keeps_a_bounded_push(ratio: float, expected: float, advantage: float) -> None:
     logprobs = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
-    loss = ImportanceSampled(5.0)(logprobs, logprobs.detach() - math.log(ratio), torch.tensor([[advantage]]).double())
+    loss = TruncatedImportance(5.0)(logprobs, logprobs.detach() - math.log(ratio), torch.tensor([[advantage]]).double())
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
     assert gradient.item() == pytest.approx(-expected * advantage)
 
@@ -134,7 +134,7 @@ def test_the_clipped_ratio_is_the_pessimistic_bound(
 ) -> None:
     logprobs = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
     old_logprobs = logprobs.detach() - math.log(ratio)
-    value = ClippedRatio(clip_low=0.1, clip_high=0.3)(logprobs, old_logprobs, torch.tensor([[advantage]]).double())
+    value = PPOClip(clip_low=0.1, clip_high=0.3)(logprobs, old_logprobs, torch.tensor([[advantage]]).double())
     assert value.item() == pytest.approx(loss)
     assert torch.autograd.grad(value.sum(), logprobs)[0].item() == pytest.approx(gradient)
 
@@ -143,7 +143,7 @@ def test_no_policy_loss_differentiates_the_log_ratio_itself() -> None:
     # k1 as a loss: were the advantage differentiated, its gradient would cancel that of the log-prob
     logprobs = torch.tensor([[-1.0, -2.0]], dtype=torch.float64, requires_grad=True)
     log_ratio = torch.tensor([[-2.0, -1.0]], dtype=torch.float64) - logprobs
-    for policy_loss in (Reinforce(), ImportanceSampled(), ClippedRatio()):
+    for policy_loss in (Reinforce(), TruncatedImportance(), PPOClip()):
         loss = policy_loss(logprobs, logprobs.detach(), log_ratio).sum()
         (gradient,) = torch.autograd.grad(loss, logprobs, retain_graph=True)
         torch.testing.assert_close(gradient, -log_ratio.detach())
@@ -151,7 +151,7 @@ def test_no_policy_loss_differentiates_the_log_ratio_itself() -> None:
 
 def test_settings_that_leave_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`max_ratio` must be at least 1, got 0\.5"):
-        ImportanceSampled(0.5)
+        TruncatedImportance(0.5)
     for clip_low, clip_high in ((0.0, 0.2), (1.5, 0.2), (0.2, 0.0)):
         with pytest.raises(ValueError, match=f"got {clip_low} and {clip_high}"):
-            ClippedRatio(clip_low, clip_high)
+            PPOClip(clip_low, clip_high)

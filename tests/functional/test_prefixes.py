@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_opd.functional import prefixes
-from lightning_opd.functional.pieces import Pieces
-from lightning_opd.functional.prefixes import UNSETTLED, UNSPELT, PrefixGrader, PrefixGrades, Reply, Stretch
+from lightning_opd.functional.prefixes import (
+    NONCANONICAL_LOGPROB,
+    UNSETTLED,
+    PrefixScorer,
+    PrefixScores,
+    Reply,
+    TextSegment,
+)
+from lightning_opd.functional.token_bytes import TokenBytes
 from lightning_opd.models import LanguageModel, load_causal_lm
 from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.translation import Translator
@@ -50,49 +57,49 @@ def test_every_known_probability_is_exact(world: str) -> None:
 
 
 @functools.cache
-def grader_of(both: Translator) -> PrefixGrader:
+def prefix_scorer_of(both: Translator) -> PrefixScorer:
     sides = (both.student_spelling, both.student), (both.teacher_spelling, both.teacher)
-    ours, theirs = (Pieces([spelling.piece(i) for i in range(len(tokenizer))]) for spelling, tokenizer in sides)
-    return PrefixGrader(ours, theirs, both.roles.pairs)
+    ours, theirs = (TokenBytes([spelling.piece(i) for i in range(len(tokenizer))]) for spelling, tokenizer in sides)
+    return PrefixScorer(ours, theirs, both.roles.pairs)
 
 
-def graded(
+def scored(
     both: Translator, token_ids: list[int], seed: int, scale: float = 3.0
-) -> tuple[PrefixTree, Reply, PrefixGrades, Tensor]:
-    """Grade a reply by random distributions of the teacher, and give every known probability."""
+) -> tuple[PrefixTree, Reply, PrefixScores, Tensor]:
+    """Score a reply by random distributions of the teacher, and give every known probability."""
     tree, generator = prefix_tree(both, token_ids), torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(len(tree.token_ids), len(both.teacher), generator=generator, dtype=torch.float64)
-    table, grader = torch.log_softmax(logits, dim=-1), grader_of(both)
+    table, prefix_scorer = torch.log_softmax(logits, dim=-1), prefix_scorer_of(both)
     before = [0.0]
     for parent, token_id in zip(tree.parents[1:], tree.token_ids[1:], strict=True):
         before.append(before[parent] + float(table[parent, token_id]))
-    reply = Reply(token_ids, tree.stretches, tree.controls, before, rows_of(grader.sort(table)))
-    grades = grader.grade(reply)
-    return tree, reply, grades, grader.distributions(reply, grades)
+    reply = Reply(token_ids, tree.segments, tree.controls, before, rows_of(prefix_scorer.sort(table)))
+    token_scores = prefix_scorer.score(reply)
+    return tree, reply, token_scores, prefix_scorer.distributions(reply, token_scores)
 
 
 @settings(max_examples=60, deadline=None)
 @given(student=seeds, teacher=seeds, text=texts, seed=st.integers(0, 99), scale=st.sampled_from([3.0, 60.0]))
-def test_grades_of_any_text_add_up_to_its_log_prob(
+def test_scores_of_any_text_add_up_to_its_log_prob(
     student: int, teacher: int, text: str, seed: int, scale: float
 ) -> None:
     """Also where its tokens are less likely than the precision of a sum of probabilities."""
     assume(student != teacher)
     both = random_translator(student, teacher)
     token_ids = [*both.student_spelling.encode(text.encode()), both.student.convert_tokens_to_ids(STOP)]
-    tree, reply, grades, known = graded(both, token_ids, seed, scale)
+    tree, reply, token_scores, known = scored(both, token_ids, seed, scale)
     native = both.reply(token_ids)
     theirs = [i for i, counts in zip(native.token_ids, native.response_mask, strict=True) if counts]
     end = tree.controls[-1][1]
     assert end == tree.descendant(0, theirs), "the tree holds the teacher's own tokens of the whole reply"
-    assert grades.is_graded.all()
-    assert grades.logprobs.max() <= 1e-9
-    assert float(grades.logprobs.sum()) == pytest.approx(reply.before[end], abs=1e-8)
+    assert token_scores.is_scored.all()
+    assert token_scores.logprobs.max() <= 1e-9
+    assert float(token_scores.logprobs.sum()) == pytest.approx(reply.before[end], abs=1e-8)
     assert float(known.sum(dim=1).max()) <= 1 + 1e-9
     own = known.gather(1, torch.tensor(token_ids)[:, None]).squeeze(1)
-    assert (own <= grades.logprobs.exp() + 1e-12).all()
+    assert (own <= token_scores.logprobs.exp() + 1e-12).all()
     if scale < 10:  # a sharp random teacher cuts its own words anyhow, and its rows are scaled down further
-        assert (own >= grades.logprobs.exp() * 0.5).all()
+        assert (own >= token_scores.logprobs.exp() * 0.5).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,46 +110,48 @@ def test_grades_of_any_text_add_up_to_its_log_prob(
     length=st.integers(0, 20),
     seed=st.integers(0, 9),
 )
-def test_whatever_a_student_emits_gets_finite_grades(
+def test_whatever_a_student_emits_gets_finite_scores(
     student: int, teacher: int, noise: random.Random, length: int, seed: int
 ) -> None:
     assume(student != teacher)
     both = random_translator(student, teacher)
     token_ids = [noise.randrange(len(random_tokenizer(student))) for _ in range(length)]
-    tree, _, grades, known = graded(both, token_ids, length)
-    assert torch.isfinite(grades.logprobs).all()
+    tree, _, token_scores, known = scored(both, token_ids, length)
+    assert torch.isfinite(token_scores.logprobs).all()
     assert ((known >= 0) & (known <= 1 + 1e-9)).all()
     assert (known.sum(dim=1) <= 1 + 1e-9).all()
-    assert not grades.logprobs[~grades.is_graded].any()
-    for stretch in tree.stretches:
-        for i, is_native in enumerate(stretch.is_native):
-            assert is_native or float(grades.logprobs[stretch.first_student + i]) <= UNSPELT + 1e-9
+    assert not token_scores.logprobs[~token_scores.is_scored].any()
+    for segment in tree.segments:
+        for i, is_canonical in enumerate(segment.is_canonical):
+            assert (
+                is_canonical or float(token_scores.logprobs[segment.first_student + i]) <= NONCANONICAL_LOGPROB + 1e-9
+            )
 
 
 def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     both = random_translator(3, 4)
     token_ids = [*both.student_spelling.encode(b"12+34=46, abc"), both.student.convert_tokens_to_ids(STOP)]
-    _, reply, whole, known = graded(both, token_ids, 0)
+    _, reply, whole, known = scored(both, token_ids, 0)
     monkeypatch.setattr(prefixes, "MAX_CHUNK_ELEMENTS", 2 * len(both.teacher))
-    grader = grader_of(both)
-    parts = grader.grade(reply)
+    prefix_scorer = prefix_scorer_of(both)
+    parts = prefix_scorer.score(reply)
     torch.testing.assert_close(parts.logprobs, whole.logprobs, rtol=0, atol=1e-12)
-    rows = [grader.distributions(reply, parts, range(i, i + 1)) for i in range(len(token_ids))]
+    rows = [prefix_scorer.distributions(reply, parts, range(i, i + 1)) for i in range(len(token_ids))]
     torch.testing.assert_close(torch.cat(rows), known, rtol=0, atol=1e-12)
 
 
 def test_no_token_answers_for_what_follows_it() -> None:
     """The teacher merges "ab": "a" before "b" is no absurdity, and "a" before "c" no certainty."""
-    grader = PrefixGrader(Pieces([b"a", b"b", b"c"]), Pieces([b"a", b"b", b"c", b"ab"]))
+    prefix_scorer = PrefixScorer(TokenBytes([b"a", b"b", b"c"]), TokenBytes([b"a", b"b", b"c", b"ab"]))
     first, second = torch.tensor([[0.05, 0.05, 0.1, 0.8], [0.2, 0.1, 0.6, 0.1]]).log().double()
     for text, ids, whole, after_a in ((b"ab", [0, 1], first[3], 0.8 + 0.05 * 0.1), (b"ac", [0, 2], None, 0.05 * 0.6)):
         table = torch.stack([first, second, second])
         before = [0.0, float(first[0]), float(first[0] + second[2] if whole is None else whole)]
-        stretch = Stretch(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
-        reply = Reply(ids, [stretch], [], before, rows_of(grader.sort(table)))
-        grades = grader.grade(reply)
-        assert grades.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
-        assert grader.distributions(reply, grades)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])
+        segment = TextSegment(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
+        reply = Reply(ids, [segment], [], before, rows_of(prefix_scorer.sort(table)))
+        token_scores = prefix_scorer.score(reply)
+        assert token_scores.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
+        assert prefix_scorer.distributions(reply, token_scores)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])
 
 
 def test_a_tree_is_read_as_its_branches_one_by_one(tiny_model_dir: Path) -> None:
@@ -151,7 +160,7 @@ def test_a_tree_is_read_as_its_branches_one_by_one(tiny_model_dir: Path) -> None
     replies = [both.student_spelling.encode(text.encode()) for text in ("12+34=46", "", "a b c d e f")]
     trees, prompts = [prefix_tree(both, ids) for ids in replies], [[5, 6, 7], [8], [9, 10]]
     model = LanguageModel(load_causal_lm(str(tiny_model_dir), dtype="float64").eval(), 288)
-    states = model.tree_states(*pack(prompts, [_within(tree, 288) for tree in trees], torch.device("cpu")))
+    states = model.tree_hidden_states(*pack(prompts, [_within(tree, 288) for tree in trees], torch.device("cpu")))
     num_branches = 0
     for row, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
         for node in range(len(tree.token_ids)):

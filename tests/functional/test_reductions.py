@@ -11,7 +11,7 @@ from tests.implementations import implementations
 every_reduction = pytest.mark.parametrize("reduction", implementations(Reduction, functional))
 
 
-def window() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rollouts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     losses = torch.randn(6, 5, dtype=torch.float64)
     mask = torch.rand(6, 5) < 0.6
     mask[:, 2] = True
@@ -20,8 +20,10 @@ def window() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @every_reduction
 @pytest.mark.parametrize("split", [(6,), (3, 3), (1, 5), (1, 2, 3), (1, 1, 1, 1, 1, 1)])
-def test_micro_batches_add_up_to_the_window_in_value_and_gradient(reduction: Reduction, split: tuple[int, ...]) -> None:
-    losses, mask, num_tokens, num_trajectories = window()
+def test_micro_batches_add_up_to_the_rollout_batch_in_value_and_gradient(
+    reduction: Reduction, split: tuple[int, ...]
+) -> None:
+    losses, mask, num_tokens, num_trajectories = rollouts()
     losses.requires_grad_()
     whole = reduction(losses, mask, num_tokens, num_trajectories)
     parts = [
@@ -37,7 +39,7 @@ def test_micro_batches_add_up_to_the_window_in_value_and_gradient(reduction: Red
 @every_reduction
 @pytest.mark.parametrize("garbage", [torch.inf, -torch.inf, torch.nan])
 def test_masked_tokens_change_nothing_and_receive_no_gradient(reduction: Reduction, garbage: float) -> None:
-    losses, mask, num_tokens, num_trajectories = window()
+    losses, mask, num_tokens, num_trajectories = rollouts()
     spoilt = losses.masked_fill(~mask, garbage).requires_grad_()
     value = reduction(spoilt, mask, num_tokens, num_trajectories)
     assert value == reduction(losses, mask, num_tokens, num_trajectories)

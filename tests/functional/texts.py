@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.alignment import Alignment, align
-from lightning_opd.functional.credit import Credit, Prefix
-from lightning_opd.functional.pieces import Pieces
-from lightning_opd.functional.prefixes import PrefixGrader, Reply, Stretch
+from lightning_opd.functional.credit import Credit, PrefixCredit
+from lightning_opd.functional.prefixes import PrefixScorer, Reply, TextSegment
+from lightning_opd.functional.token_bytes import TokenBytes
 
 WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
 """Name → merges of the student, merges of the teacher."""
@@ -97,10 +97,10 @@ class Texts:
         self.teacher_logprobs = teacher.logprobs(teacher_logits)
         self._teacher_merges = teacher_merges
         ours, theirs = ([token.encode() for token in policy.vocabulary()] for policy in (self.student, teacher))
-        self._grader = PrefixGrader(Pieces(ours), Pieces(theirs))
+        self._prefix_scorer = PrefixScorer(TokenBytes(ours), TokenBytes(theirs))
         self.prefix_distributions: list[Tensor] = []
-        self.prefix_grades = [
-            self._prefix_grades(text, own, teacher, teacher_logits)
+        self.prefix_token_scores = [
+            self._prefix_token_scores(text, own, teacher, teacher_logits)
             for text, own in zip(TEXTS, self.student.sequences, strict=True)
         ]
         self.alignments: list[Alignment] = [
@@ -108,8 +108,8 @@ class Texts:
             for ours, theirs in zip(self.student.sequences, teacher.sequences, strict=True)
         ]
 
-    def _prefix_grades(self, text: str, own: list[str], teacher: Policy, logits: Tensor) -> Tensor:
-        """Grade one text by the tree of its beginnings' tokenisations."""
+    def _prefix_token_scores(self, text: str, own: list[str], teacher: Policy, logits: Tensor) -> Tensor:
+        """Score one text by the tree of its beginnings' tokenisations."""
         nodes: dict[tuple[str, ...], int] = {(): 0}
         beginnings = [tuple(tokens_of(text[:length], self._teacher_merges)) for length in range(len(text) + 1)]
         for beginning in beginnings:
@@ -122,13 +122,13 @@ class Texts:
                 parent = nodes[beginning[:-1]]
                 before[node] = before[parent] + float(table[parent, teacher.vocabulary().index(beginning[-1])])
         places = [nodes[beginning] for beginning in beginnings]
-        stretch = Stretch(text.encode(), spans_of(own), [True] * len(own), 0, places, None)
+        segment = TextSegment(text.encode(), spans_of(own), [True] * len(own), 0, places, None)
         ids = [self.student.vocabulary().index(token) for token in own]
-        reply = Reply(ids, [stretch], [], before, rows_of(self._grader.sort(table)))
-        grades = self._grader.grade(reply)
-        assert grades.is_graded.all()
-        self.prefix_distributions.append(self._grader.distributions(reply, grades))
-        return grades.logprobs
+        reply = Reply(ids, [segment], [], before, rows_of(self._prefix_scorer.sort(table)))
+        token_scores = self._prefix_scorer.score(reply)
+        assert token_scores.is_scored.all()
+        self.prefix_distributions.append(self._prefix_scorer.distributions(reply, token_scores))
+        return token_scores.logprobs
 
     def exact_gradient(self) -> Tensor:
         """Return the gradient of −KL(π ‖ T) over texts by automatic differentiation."""
@@ -139,14 +139,18 @@ class Texts:
     def gradient(self, credit: Credit, estimator: AdvantageEstimator) -> Tensor:
         """Return the expected policy gradient E_y Σ_i Â_i ∇log π(a_i|s_i)."""
         total = self.logits.new_zeros(())
-        for own, theirs, grades, alignment in zip(
-            self.student.logprobs(self.logits), self.teacher_logprobs, self.prefix_grades, self.alignments, strict=True
+        for own, theirs, token_scores, alignment in zip(
+            self.student.logprobs(self.logits),
+            self.teacher_logprobs,
+            self.prefix_token_scores,
+            self.alignments,
+            strict=True,
         ):
-            compared, is_comparable = credit(own.detach(), theirs, alignment)
-            if isinstance(credit, Prefix):
-                compared, is_comparable = grades, torch.ones_like(own, dtype=torch.bool)
-            log_ratio = torch.where(is_comparable, compared - own.detach(), 0.0)
-            advantages = torch.where(is_comparable, estimator(log_ratio[None], is_comparable[None])[0], 0.0)
+            compared, is_aligned = credit(own.detach(), theirs, alignment)
+            if isinstance(credit, PrefixCredit):
+                compared, is_aligned = token_scores, torch.ones_like(own, dtype=torch.bool)
+            log_ratio = torch.where(is_aligned, compared - own.detach(), 0.0)
+            advantages = torch.where(is_aligned, estimator(log_ratio[None], is_aligned[None])[0], 0.0)
             total = total + own.detach().sum().exp() * (advantages * own).sum()
         return torch.autograd.grad(total, self.logits)[0]
 

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from lightning_opd.callbacks import HackDetector
 from lightning_opd.functional.advantages import KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import BatchMean
-from lightning_opd.functional.credit import Prefix
+from lightning_opd.functional.credit import PrefixCredit
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.reductions import TrajectorySum
 from lightning_opd.functional.top_k import TopK
@@ -23,10 +23,10 @@ from lightning_opd.interfaces import Task
 from lightning_opd.models import Lora
 from lightning_opd.modules import Critic
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
-from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
+from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.types import RolloutBatch
-from tests.agents import Talks
-from tests.world import Letters, Witness, make_data, make_module, make_trainer, whole
+from tests.agents import ScriptedChat
+from tests.world import Letters, Recorder, make_data, make_module, make_trainer, whole
 
 RUNS = {
     "policy_gradient": PolicyGradient(),
@@ -51,18 +51,18 @@ def strategy_of(name: str) -> Strategy | str:
     return "auto"
 
 
-def rows_of(window: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object]]:
-    """Return each rollout's tokens, log-probs and grades under its place in the window, from all ranks."""
+def rows_of(rollouts: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object]]:
+    """Return each rollout's tokens, log-probs and scores under its place in the rollout batch, from all ranks."""
     own = {}
     seen: dict[int, int] = {}
-    for i in range(len(window)):
-        group = int(window.group_ids[i])
+    for i in range(len(rollouts)):
+        group = int(rollouts.group_ids[i])
         seen[group] = seen.get(group, 0) + 1
-        mask = window.response_mask[i]
+        mask = rollouts.response_mask[i]
         own[f"{group}.{seen[group]}"] = [
-            window.token_ids[i][mask].tolist(),
-            window.rollout_logprobs[i][mask].tolist(),
-            window.teacher_logprobs[i][mask].tolist(),
+            rollouts.token_ids[i][mask].tolist(),
+            rollouts.rollout_logprobs[i][mask].tolist(),
+            rollouts.teacher_logprobs[i][mask].tolist(),
         ]
     if trainer.world_size == 1:
         return own
@@ -71,7 +71,7 @@ def rows_of(window: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object]]
     return {key: value for part in parts for key, value in part.items()}
 
 
-class Record(Witness):
+class Record(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[dict[str, list[object]]] = []
@@ -113,9 +113,9 @@ def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
         # a lone teacher's rows may all fall to one rank: the other one still has to join its collectives
         task: Task = Letters(teachers=("code", "math", "math", "math"))
         if run == "many_turns":  # a rank whose episodes are over still has to join the other's turns
-            task = Talks()
+            task = ScriptedChat()
         resumed = str(folder / "step=1.ckpt") if ckpt == "resume" else None
-        trainer.fit(module, make_data(task, prompts_per_window=4), ckpt_path=resumed)
+        trainer.fit(module, make_data(task, prompts_per_batch=4), ckpt_path=resumed)
         weights = {n: whole(p) for n, p in module.named_parameters() if p.requires_grad}
         results[run] = {
             "rows": record.rows,
@@ -128,8 +128,8 @@ def main(name: str, world: Path, out: Path, adapter: str, ckpt: str) -> None:
         torch.save(results, out)
 
 
-def foreign_teacher(folder: Path) -> RetokenizedTeacher:
-    return RetokenizedTeacher(str(folder), Prefix(), scorer=LocalTeacher(str(folder), dtype="float64"))
+def foreign_teacher(folder: Path) -> CrossTokenizerTeacher:
+    return CrossTokenizerTeacher(str(folder), PrefixCredit(), scorer=LocalTeacher(str(folder), dtype="float64"))
 
 
 def warm(student: torch.nn.Module) -> torch.nn.Module:

@@ -30,7 +30,7 @@ def command(world: Path, folder: Path, *words: str) -> list[str]:
         },
         "data": {
             "task": {"class_path": "lightning_opd.tasks.Jsonl", "init_args": {"path": str(folder / "prompts.jsonl")}},
-            "prompts_per_window": 4,
+            "prompts_per_batch": 4,
             "sampling": {"max_new_tokens": 16},
         },
         "trainer": {

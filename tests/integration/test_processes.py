@@ -48,11 +48,11 @@ def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, ru
     for objective in single:
         one, two = single[objective], double[objective]
         assert len(one["rows"]) == len(two["rows"]) == 3
-        for window_one, window_two in zip(one["rows"], two["rows"], strict=True):
-            assert window_one.keys() == window_two.keys()
-            for key, (tokens, *grades) in window_one.items():
-                assert tokens == window_two[key][0]
-                for mine, theirs in zip(grades, window_two[key][1:], strict=True):
+        for batch_one, batch_two in zip(one["rows"], two["rows"], strict=True):
+            assert batch_one.keys() == batch_two.keys()
+            for key, (tokens, *token_scores) in batch_one.items():
+                assert tokens == batch_two[key][0]
+                for mine, theirs in zip(token_scores, batch_two[key][1:], strict=True):
                     assert mine == pytest.approx(theirs, abs=1e-10)
         lengths = {len(row[0]) for row in one["rows"][0].values()}
         assert len(lengths) > 1, "the test needs replies of uneven length"
@@ -62,8 +62,10 @@ def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, ru
         for mine, theirs in zip(one["logged"], two["logged"], strict=True):
             assert mine.keys() == theirs.keys()
             for name in mine:
-                # the explained variance is taken within each micro-batch, the share by each teacher's process
-                if not name.startswith(("time/", "train/top_token_share/")) and not name.endswith("explained_variance"):
+                # the explained variance is taken within each micro-batch, the fraction by each teacher's process
+                if not name.startswith(("time/", "train/top_token_fraction/")) and not name.endswith(
+                    "explained_variance"
+                ):
                     assert mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
 
 

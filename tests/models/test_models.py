@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_opd.functional.logprobs import predicting, token_logprobs
+from lightning_opd.functional.logprobs import shift_right, token_logprobs
 from lightning_opd.models import (
     LanguageModel,
     Lora,
-    Student,
+    StudentConfig,
     build_student,
     causal_lm,
     export_student,
@@ -42,7 +42,7 @@ def test_states_and_head_reproduce_any_models_own_logits(family: str) -> None:
     wrapped = LanguageModel(model, vocab_size=60)
     token_ids = torch.randint(0, 60, (3, 9))
     attention_mask = torch.ones_like(token_ids, dtype=torch.bool)
-    expected = predicting(model(token_ids).logits[..., :60])
+    expected = shift_right(model(token_ids).logits[..., :60])
     got = wrapped.head().logits(wrapped.states(token_ids, attention_mask))
     assert got.shape[-1] == 60
     assert torch.allclose(got[:, 1:], expected[:, 1:], atol=1e-10)
@@ -50,8 +50,8 @@ def test_states_and_head_reproduce_any_models_own_logits(family: str) -> None:
 
 
 def test_lora_trains_the_adapter_only_and_starts_as_the_base(tiny_model_dir: Path) -> None:
-    base = build_student(Student(str(tiny_model_dir)))
-    adapted = build_student(Student(str(tiny_model_dir), lora=Lora(rank=4, targets=["q_proj", "v_proj"])))
+    base = build_student(StudentConfig(str(tiny_model_dir)))
+    adapted = build_student(StudentConfig(str(tiny_model_dir), lora=Lora(rank=4, targets=["q_proj", "v_proj"])))
     trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert trainable
     assert all("lora_" in name and "student" in name for name in trainable)
@@ -61,7 +61,7 @@ def test_lora_trains_the_adapter_only_and_starts_as_the_base(tiny_model_dir: Pat
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_exported_student_is_a_hugging_face_folder(merge: bool, tiny_model_dir: Path, tmp_path: Path) -> None:
-    student = build_student(Student(str(tiny_model_dir), lora=Lora(rank=4)))
+    student = build_student(StudentConfig(str(tiny_model_dir), lora=Lora(rank=4)))
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -81,7 +81,7 @@ def test_random_init_takes_vocabulary_and_stop_token_from_the_tokenizer(tiny_tok
     config = model_config(0)
     del config["vocab_size"]
     torch.manual_seed(5)
-    model = causal_lm(build_student(Student(random_init=config, tokenizer=str(tiny_tokenizer_dir))))
+    model = causal_lm(build_student(StudentConfig(random_init=config, tokenizer=str(tiny_tokenizer_dir))))
     tokenizer = load_tokenizer(str(tiny_tokenizer_dir))
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.eos_token_id == tokenizer.eos_token_id
@@ -91,7 +91,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tiny_model_dir: Pat
     ids = torch.randint(0, 200, (2, 9))
     gradients = []
     for checkpointing in (False, True):
-        student = build_student(Student(str(tiny_model_dir), gradient_checkpointing=checkpointing))
+        student = build_student(StudentConfig(str(tiny_model_dir), gradient_checkpointing=checkpointing))
         assert causal_lm(student).is_gradient_checkpointing == checkpointing
         token_logprobs(causal_lm(student)(ids, use_cache=False).logits, ids).sum().backward()
         gradients.append(student.get_parameter("model.embed_tokens.weight").grad)
@@ -109,7 +109,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tiny_model_dir: Pat
 )
 def test_wrong_settings_of_a_student_are_refused_at_once(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Student(**settings)  # type: ignore[arg-type]
+        StudentConfig(**settings)  # type: ignore[arg-type]
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_opd.models import Lora
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
-from tests.world import Witness, make_data, make_module, make_trainer
+from tests.world import Recorder, make_data, make_module, make_trainer
 
 
 def weights(module: OPDModule) -> dict[str, torch.Tensor]:
@@ -24,15 +24,15 @@ def train(
     updates: int = 1,
     ckpt_path: Path | None = None,
     **student: object,
-) -> tuple[OPDModule, Witness]:
+) -> tuple[OPDModule, Recorder]:
     """Train with momentum and a schedule, so that optimiser and schedule state matter too."""
-    module, witness = make_module(world, DistributionMatching(), **student), Witness()
+    module, recorder = make_module(world, DistributionMatching(), **student), Recorder()
     module._optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
     module._lr_scheduler = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = make_trainer(
         folder,
-        witness,
+        recorder,
         saver,
         max_steps=max_steps,
         accumulate_grad_batches=accumulate,
@@ -40,15 +40,15 @@ def train(
         limit_val_batches=1,
         val_check_interval=2 * accumulate * updates,
     )
-    trainer.fit(module, make_data(updates_per_window=updates), ckpt_path=ckpt_path)
-    return module, witness
+    trainer.fit(module, make_data(updates_per_batch=updates), ckpt_path=ckpt_path)
+    return module, recorder
 
 
 @pytest.mark.parametrize(("accumulate", "updates"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_a_run_resumed_after_any_step_equals_the_undisturbed_one_bit_for_bit(
     accumulate: int, updates: int, world: Path, tmp_path: Path
 ) -> None:
-    """Twelve prompts in windows of four: the seven steps cross two epoch borders."""
+    """Twelve prompts in rollout batches of four: the seven steps cross two epoch borders."""
     whole, seen = train(world, tmp_path / "whole", 7, accumulate, updates)
     for step in (1, 2, 3, 4, 6):
         torch.manual_seed(1000 + step)  # the resumed process has another random state
@@ -57,7 +57,7 @@ def test_a_run_resumed_after_any_step_equals_the_undisturbed_one_bit_for_bit(
         )
         for name, value in weights(whole).items():
             assert torch.equal(value, weights(resumed)[name]), f"{name} differs after resuming at step {step}"
-        assert torch.equal(seen.windows[-1].token_ids, seen_again.windows[-1].token_ids)
+        assert torch.equal(seen.rollout_batches[-1].token_ids, seen_again.rollout_batches[-1].token_ids)
 
 
 def test_checkpoints_hold_trainable_weights_only(world: Path, tmp_path: Path) -> None:

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from lightning_opd.functional.advantages import Immediate, KLToGo, LogRatioToGo
-from lightning_opd.functional.policy_losses import ClippedRatio
+from lightning_opd.functional.policy_losses import PPOClip
 from lightning_opd.interfaces import Objective
 from lightning_opd.modules import Critic, OPDModule
 from lightning_opd.modules.critic import value_loss
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.types import Sampling
-from tests.world import Witness, largest_difference, make_data, make_module, make_trainer
+from tests.world import Recorder, largest_difference, make_data, make_module, make_trainer
 
 
 def with_critic(world: Path, objective: Objective | None = None, dtype: str = "float32", **critic: float) -> OPDModule:
-    module = make_module(world, objective or PolicyGradient(KLToGo(), shaping=None), dtype)
+    module = make_module(world, objective or PolicyGradient(KLToGo(), log_ratio_transform=None), dtype)
     module.critic = Critic(**critic)  # type: ignore[arg-type]
     return module
 
@@ -52,8 +52,8 @@ def test_untrained_values_leave_the_students_gradient_alone_and_the_loss_is_its_
     double_world: Path, tmp_path: Path
 ) -> None:
     """V starts at zero: the student's gradient is that of a run without a critic, to the last bit."""
-    alone, beside = Witness(), Witness()
-    objective = PolicyGradient(KLToGo(), shaping=None)
+    alone, beside = Recorder(), Recorder()
+    objective = PolicyGradient(KLToGo(), log_ratio_transform=None)
     make_trainer(tmp_path, alone, max_steps=1).fit(make_module(double_world, objective, "float64"), make_data())
     make_trainer(tmp_path, beside, max_steps=1).fit(with_critic(double_world, dtype="float64"), make_data())
     student = {name: g for name, g in beside.gradients[0].items() if name.startswith("student.")}
@@ -62,7 +62,7 @@ def test_untrained_values_leave_the_students_gradient_alone_and_the_loss_is_its_
 
 
 def test_values_are_subtracted_from_the_returns(double_world: Path, tmp_path: Path) -> None:
-    module = with_critic(double_world, PolicyGradient(LogRatioToGo(), shaping=None), "float64")
+    module = with_critic(double_world, PolicyGradient(LogRatioToGo(), log_ratio_transform=None), "float64")
     seen = []
 
     class Record(type(module)):  # type: ignore[misc]
@@ -79,11 +79,11 @@ def test_values_are_subtracted_from_the_returns(double_world: Path, tmp_path: Pa
 
 
 def test_the_critics_gradient_is_clipped_apart_from_the_students(world: Path, tmp_path: Path) -> None:
-    witness = Witness()
+    recorder = Recorder()
     module = with_critic(world, max_norm=1e-3)
-    make_trainer(tmp_path, witness, max_steps=1, gradient_clip_val=0.5).fit(module, make_data())
+    make_trainer(tmp_path, recorder, max_steps=1, gradient_clip_val=0.5).fit(module, make_data())
     norms = {"student": 0.0, "critic": 0.0}
-    for name, gradient in witness.gradients[0].items():  # before clipping
+    for name, gradient in recorder.gradients[0].items():  # before clipping
         norms[name.split(".")[0]] += float(gradient.square().sum())
     after = {"student": 0.0, "critic": 0.0}
     for name, parameter in module.named_parameters():
@@ -96,14 +96,14 @@ def test_the_critics_gradient_is_clipped_apart_from_the_students(world: Path, tm
 
 def test_the_critic_learns_and_says_how_much_it_explains(world: Path, tmp_path: Path) -> None:
     """The student stands still and writes to the limit: what is to come shrinks along the response."""
-    witness, module = Witness(), with_critic(world, lr=1e-2)
+    recorder, module = Recorder(), with_critic(world, lr=1e-2)
     module._optimizer = lambda groups: torch.optim.Adam([{**groups[0], "lr": 0.0}, groups[1]], lr=0.0)
-    data = make_data(prompts_per_window=12, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
-    make_trainer(tmp_path, witness, max_steps=60, max_epochs=-1).fit(module, data)
-    explained = [logged["train/explained_variance"] for logged in witness.logged]
+    data = make_data(prompts_per_batch=12, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
+    make_trainer(tmp_path, recorder, max_steps=60, max_epochs=-1).fit(module, data)
+    explained = [logged["train/explained_variance"] for logged in recorder.logged]
     assert explained[0] < 0.1
     assert sum(explained[-5:]) / 5 > 0.2
-    assert all("train/value_loss" in logged for logged in witness.logged)
+    assert all("train/value_loss" in logged for logged in recorder.logged)
 
 
 def test_a_checkpoint_holds_the_critic_and_a_resumed_run_equals_the_undisturbed_one(
@@ -112,11 +112,11 @@ def test_a_checkpoint_holds_the_critic_and_a_resumed_run_equals_the_undisturbed_
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     def train(max_steps: int, ckpt_path: Path | None = None) -> OPDModule:
-        module = with_critic(world, PolicyGradient(KLToGo(), policy_loss=ClippedRatio()))
+        module = with_critic(world, PolicyGradient(KLToGo(), policy_loss=PPOClip()))
         module._optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-2)
         saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = make_trainer(tmp_path, saver, max_steps=max_steps, enable_checkpointing=True)
-        trainer.fit(module, make_data(updates_per_window=2), ckpt_path=ckpt_path)
+        trainer.fit(module, make_data(updates_per_batch=2), ckpt_path=ckpt_path)
         return module
 
     whole = train(4)

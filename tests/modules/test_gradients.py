@@ -7,12 +7,12 @@ import torch
 
 from lightning_opd.data import OPDDataModule
 from lightning_opd.interfaces import Objective
-from lightning_opd.models import Student
+from lightning_opd.models import StudentConfig
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import RolloutBatch, Sampling
-from tests.world import OBJECTIVES, Witness, largest_difference, make_data, make_module, make_trainer
+from tests.world import OBJECTIVES, Recorder, largest_difference, make_data, make_module, make_trainer
 
 
 class OtherPadding(OPDModule):
@@ -28,10 +28,10 @@ class OtherPadding(OPDModule):
         return super().training_step(batch.map(pad), batch_idx)
 
 
-def step(folder: Path, module: OPDModule, data: OPDDataModule | None = None, **settings: object) -> Witness:
-    witness = Witness()
-    make_trainer(folder, witness, max_steps=1, **settings).fit(module, data or make_data(prompts_per_window=5))
-    return witness
+def step(folder: Path, module: OPDModule, data: OPDDataModule | None = None, **settings: object) -> Recorder:
+    recorder = Recorder()
+    make_trainer(folder, recorder, max_steps=1, **settings).fit(module, data or make_data(prompts_per_batch=5))
+    return recorder
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
@@ -43,7 +43,7 @@ def test_gradient_does_not_depend_on_the_micro_batch_split(
         for parts in (1, 2, 5)
     ]
     for run in runs[1:]:
-        assert torch.equal(run.windows[0].token_ids, runs[0].windows[0].token_ids)
+        assert torch.equal(run.rollout_batches[0].token_ids, runs[0].rollout_batches[0].token_ids)
         assert largest_difference(run.gradients[0], runs[0].gradients[0]) < 1e-10
     assert max(float(g.abs().max()) for g in runs[0].gradients[0].values()) > 1e-3
 
@@ -65,26 +65,26 @@ def test_teacher_equal_to_student_gives_no_signal(
     objective: Objective, temperature: float, world: Path, tmp_path: Path
 ) -> None:
     teacher = LocalTeacher(str(world / "student"))
-    module = OPDModule(Student(str(world / "student")), {"math": teacher, "code": teacher}, objective)
+    module = OPDModule(StudentConfig(str(world / "student")), {"math": teacher, "code": teacher}, objective)
     data = make_data(sampling=Sampling(max_new_tokens=12, temperature=temperature))
-    witness = step(tmp_path, module, data)
-    window = witness.windows[0]
-    log_ratio = (window.teacher_logprobs - window.rollout_logprobs)[window.response_mask]
-    assert window.response_mask.sum() > 20
+    recorder = step(tmp_path, module, data)
+    rollouts = recorder.rollout_batches[0]
+    log_ratio = (rollouts.teacher_logprobs - rollouts.rollout_logprobs)[rollouts.response_mask]
+    assert rollouts.response_mask.sum() > 20
     assert float(log_ratio.abs().max()) < 1e-5
-    assert max(float(g.abs().max()) for g in witness.gradients[0].values()) < 1e-5
+    assert max(float(g.abs().max()) for g in recorder.gradients[0].values()) < 1e-5
 
 
 def test_distribution_matching_is_the_expectation_of_the_immediate_policy_gradient(
     double_world: Path, tmp_path: Path
 ) -> None:
     """Many one-token siblings of one prompt: the sampled gradient approaches the full-vocabulary one."""
-    settings = {"prompts_per_window": 2, "samples_per_prompt": 1024, "sampling": Sampling(max_new_tokens=1)}
+    settings = {"prompts_per_batch": 2, "samples_per_prompt": 1024, "sampling": Sampling(max_new_tokens=1)}
     gradients = []
-    for objective in (PolicyGradient(shaping=[]), DistributionMatching()):
+    for objective in (PolicyGradient(log_ratio_transform=[]), DistributionMatching()):
         module = make_module(double_world, objective, "float64")
-        witness = step(tmp_path, module, make_data(**settings))
-        gradients.append(torch.cat([g.flatten() for _, g in sorted(witness.gradients[0].items())]))
+        recorder = step(tmp_path, module, make_data(**settings))
+        gradients.append(torch.cat([g.flatten() for _, g in sorted(recorder.gradients[0].items())]))
     cosine = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
     assert float(cosine) > 0.95
 
@@ -96,10 +96,10 @@ def test_distillation_weights_change_the_gradient_but_not_the_denominator(double
         def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
             rollouts.distill_weights = torch.tensor([1.0, 0.0] * (len(rollouts) // 2), dtype=torch.float64)
 
-    witness, plain = Witness(), Witness()
+    recorder, plain = Recorder(), Recorder()
     module = make_module(double_world, dtype="float64")
     make_trainer(tmp_path, plain, max_steps=1).fit(module, make_data())
     module = make_module(double_world, dtype="float64")
-    make_trainer(tmp_path, Mask(), witness, max_steps=1).fit(module, make_data())
-    assert witness.windows[0].num_active_tokens == plain.windows[0].num_active_tokens
-    assert largest_difference(witness.gradients[0], plain.gradients[0]) > 1e-6
+    make_trainer(tmp_path, Mask(), recorder, max_steps=1).fit(module, make_data())
+    assert recorder.rollout_batches[0].num_active_tokens == plain.rollout_batches[0].num_active_tokens
+    assert largest_difference(recorder.gradients[0], plain.gradients[0]) > 1e-6

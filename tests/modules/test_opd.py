@@ -13,7 +13,7 @@ from lightning_opd.interfaces import StudentForward
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.types import LossTerms, RolloutBatch
-from tests.world import Witness, make_data, make_module, make_trainer
+from tests.world import Recorder, make_data, make_module, make_trainer
 
 
 def test_every_step_learns_from_the_current_student(world: Path, tmp_path: Path) -> None:
@@ -34,10 +34,10 @@ def test_every_step_learns_from_the_current_student(world: Path, tmp_path: Path)
 
 
 def test_training_reduces_the_kl_to_the_teachers(world: Path, tmp_path: Path) -> None:
-    module, witness = make_module(world, DistributionMatching()), Witness()
+    module, recorder = make_module(world, DistributionMatching()), Recorder()
     module._optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
-    make_trainer(tmp_path, witness, max_steps=40).fit(module, make_data())
-    kls = [logged["train/teacher_kl"] for logged in witness.logged]
+    make_trainer(tmp_path, recorder, max_steps=40).fit(module, make_data())
+    kls = [logged["train/teacher_kl"] for logged in recorder.logged]
     assert sum(kls[-5:]) < 0.65 * sum(kls[:5])
 
 
@@ -58,16 +58,18 @@ def test_training_reduces_the_kl_to_the_teachers(world: Path, tmp_path: Path) ->
 def test_trainer_settings_mean_what_a_lightning_user_expects(
     settings: dict[str, object], world: Path, tmp_path: Path
 ) -> None:
-    witness, module = Witness(), make_module(world)
-    trainer = make_trainer(tmp_path, witness, **settings)
+    recorder, module = Recorder(), make_module(world)
+    trainer = make_trainer(tmp_path, recorder, **settings)
     trainer.fit(module, make_data())
     steps = {"max_epochs": 3, "fast_dev_run": 2}.get(next(iter(settings)), settings["max_steps"])
     assert trainer.global_step == steps
-    assert len(witness.windows) == steps
-    questions = [[t.prompt.key for t in window.trajectories] for window in witness.windows]
+    assert len(recorder.rollout_batches) == steps
+    questions = [[t.prompt.key for t in rollouts.trajectories] for rollouts in recorder.rollout_batches]
     if "overfit_batches" in settings:
         assert questions[:2] == questions[2:]
-        assert not torch.equal(witness.windows[0].rollout_logprobs, witness.windows[2].rollout_logprobs)
+        assert not torch.equal(
+            recorder.rollout_batches[0].rollout_logprobs, recorder.rollout_batches[2].rollout_logprobs
+        )
     if "limit_train_batches" in settings:
         assert questions[:2] != questions[2:]
     if "gradient_clip_val" in settings:
@@ -80,37 +82,37 @@ def test_trainer_settings_mean_what_a_lightning_user_expects(
 
 
 def test_rollout_score_and_update_are_profiled_and_timed(world: Path, tmp_path: Path) -> None:
-    profiler, witness = SimpleProfiler(), Witness()
-    trainer = make_trainer(tmp_path, witness, max_steps=2, accumulate_grad_batches=2, profiler=profiler)
+    profiler, recorder = SimpleProfiler(), Recorder()
+    trainer = make_trainer(tmp_path, recorder, max_steps=2, accumulate_grad_batches=2, profiler=profiler)
     trainer.fit(make_module(world), make_data())
     for action, times in (("rollout", 2), ("score", 2), ("update", 4)):
         assert len(profiler.recorded_durations[action]) == times
-        assert witness.logged[-1][f"time/{action}"] > 0
+        assert recorder.logged[-1][f"time/{action}"] > 0
 
 
-def test_metrics_are_exact_means_over_the_window(world: Path, tmp_path: Path) -> None:
+def test_metrics_are_exact_means_over_the_rollout_batch(world: Path, tmp_path: Path) -> None:
     logs = []
     for accumulate in (1, 4):
-        witness = Witness()
-        make_trainer(tmp_path, witness, max_steps=1, accumulate_grad_batches=accumulate).fit(
+        recorder = Recorder()
+        make_trainer(tmp_path, recorder, max_steps=1, accumulate_grad_batches=accumulate).fit(
             make_module(world), make_data()
         )
-        logs.append(witness.logged[-1])
-        window = witness.windows[0]
+        logs.append(recorder.logged[-1])
+        rollouts = recorder.rollout_batches[0]
     assert logs[0].keys() == logs[1].keys()
     for name in logs[0]:
         if not name.startswith("time/"):
             assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5), name
-    mask = window.response_mask
-    kl = (window.rollout_logprobs - window.teacher_logprobs)[mask].mean()
+    mask = rollouts.response_mask
+    kl = (rollouts.rollout_logprobs - rollouts.teacher_logprobs)[mask].mean()
     assert logs[0]["train/teacher_kl"] == pytest.approx(float(kl), rel=1e-4)
-    own = mask & (window.teacher_ids == 1)[:, None]
+    own = mask & (rollouts.teacher_ids == 1)[:, None]
     assert logs[0]["train/teacher_kl/math"] == pytest.approx(
-        float((window.rollout_logprobs - window.teacher_logprobs)[own].mean()), rel=1e-4
+        float((rollouts.rollout_logprobs - rollouts.teacher_logprobs)[own].mean()), rel=1e-4
     )
-    assert logs[0]["train/reward"] == pytest.approx(float(window.rewards.mean()))
-    clipped = (window.teacher_logprobs - window.rollout_logprobs).abs()[mask] > 5
-    assert logs[0]["train/shaped"] == pytest.approx(float(clipped.float().mean()), abs=1e-6)
+    assert logs[0]["train/reward"] == pytest.approx(float(rollouts.rewards.mean()))
+    clipped = (rollouts.teacher_logprobs - rollouts.rollout_logprobs).abs()[mask] > 5
+    assert logs[0]["train/transformed"] == pytest.approx(float(clipped.float().mean()), abs=1e-6)
 
 
 def test_metrics_reach_the_logger_once_per_step(world: Path, tmp_path: Path) -> None:
@@ -127,10 +129,10 @@ def test_a_subclass_changes_one_hook(world: Path, tmp_path: Path) -> None:
             terms = super().compute_loss(batch, student, advantages)
             return LossTerms(2 * terms.loss, {**terms.metrics, "twice": (terms.loss * 2, torch.tensor(1.0))})
 
-    plain, witnesses = make_module(world), [Witness(), Witness()]
+    plain, witnesses = make_module(world), [Recorder(), Recorder()]
     doubled = Doubled(plain.student_config, dict(plain.teachers.distinct), plain.objective, plain._optimizer)
-    for module, witness in zip((plain, doubled), witnesses, strict=True):
-        make_trainer(tmp_path, witness, max_steps=1).fit(module, make_data())
+    for module, recorder in zip((plain, doubled), witnesses, strict=True):
+        make_trainer(tmp_path, recorder, max_steps=1).fit(module, make_data())
     for name, gradient in witnesses[0].gradients[0].items():
         assert torch.allclose(2 * gradient, witnesses[1].gradients[0][name], atol=1e-6)
     assert "train/twice" in witnesses[1].logged[0]
@@ -142,7 +144,7 @@ def test_validation_noise_is_fixed_per_prompt(world: Path, tmp_path: Path) -> No
     first = trainer.validate(module, data, verbose=False)[0]
     again = trainer.validate(module, data, verbose=False)[0]
     assert first == again
-    assert {"val/outcome", "val/outcome/math", "val/format/code", "val/teacher_kl/math"} <= first.keys()
+    assert {"val/reward", "val/reward/math", "val/format/code", "val/teacher_kl/math"} <= first.keys()
 
 
 def test_test_writes_scores_and_predict_writes_texts(world: Path, tmp_path: Path) -> None:
@@ -151,11 +153,11 @@ def test_test_writes_scores_and_predict_writes_texts(world: Path, tmp_path: Path
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["model"] == str(world / "student")
     assert len(scores["rows"]) == 2 * 2 * 4  # domains × modes × prompts
-    assert set(scores["rows"][0]) == {"key", "domain", "teacher", "split", "mode", "outcome", "format", "num_tokens"}
+    assert set(scores["rows"][0]) == {"key", "domain", "teacher", "split", "mode", "reward", "format", "num_tokens"}
     trainer.predict(module, make_data())
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 16
-    assert {"prompt", "text", "outcome", "format_errors"} <= json.loads(lines[0]).keys()
+    assert {"prompt", "text", "reward", "format_errors"} <= json.loads(lines[0]).keys()
 
 
 def test_an_evaluation_with_teachers_refuses_unknown_ones(world: Path, tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_teacher_is_no_part_of_the_module(world: Path, tmp_path: Path) -> None
     assert isinstance(module, L.LightningModule)
 
 
-def test_an_all_masked_window_gives_zero_loss_and_no_nan(world: Path, tmp_path: Path) -> None:
+def test_an_all_masked_rollout_batch_gives_zero_loss_and_no_nan(world: Path, tmp_path: Path) -> None:
     from lightning_opd.interfaces import OPDCallback
 
     class Nothing(OPDCallback):
@@ -185,7 +187,7 @@ def test_an_all_masked_window_gives_zero_loss_and_no_nan(world: Path, tmp_path: 
             rollouts.distill_mask = torch.zeros_like(rollouts.distill_mask)
 
     for objective in (PolicyGradient(), DistributionMatching()):
-        witness = Witness()
-        make_trainer(tmp_path, Nothing(), witness, max_steps=1).fit(make_module(world, objective), make_data())
-        assert witness.logged[0]["train/loss"] == 0
-        assert all(float(g.abs().max()) == 0 for g in witness.gradients[0].values())
+        recorder = Recorder()
+        make_trainer(tmp_path, Nothing(), recorder, max_steps=1).fit(make_module(world, objective), make_data())
+        assert recorder.logged[0]["train/loss"] == 0
+        assert all(float(g.abs().max()) == 0 for g in recorder.gradients[0].values())

@@ -7,10 +7,10 @@ import torch
 
 from lightning_opd.data import SFTDataModule
 from lightning_opd.interfaces import Split
-from lightning_opd.models import Lora, Student, load_causal_lm
+from lightning_opd.models import Lora, StudentConfig, load_causal_lm
 from lightning_opd.modules import SFTModule
 from lightning_opd.types import Messages
-from tests.world import Letters, Witness, make_trainer
+from tests.world import Letters, Recorder, make_trainer
 
 
 class Alphabet(Letters):
@@ -24,26 +24,26 @@ class Alphabet(Letters):
 
 
 def make_module(world: Path, **student: object) -> SFTModule:
-    config = Student(str(world / "student"), **student)  # type: ignore[arg-type]
+    config = StudentConfig(str(world / "student"), **student)  # type: ignore[arg-type]
     return SFTModule(config, lambda parameters: torch.optim.AdamW(parameters, lr=3e-3))
 
 
 def test_the_loss_is_the_mean_over_response_tokens(world: Path, tmp_path: Path) -> None:
-    witness, data = Witness(), SFTDataModule(Alphabet(), batch_size=8, num_examples=8, seed=0)
-    make_trainer(tmp_path, witness, max_steps=1).fit(make_module(world), data)
+    recorder, data = Recorder(), SFTDataModule(Alphabet(), batch_size=8, num_examples=8, seed=0)
+    make_trainer(tmp_path, recorder, max_steps=1).fit(make_module(world), data)
     batch = next(iter(data.train_dataloader()))
     labels = torch.where(batch["response_mask"], batch["token_ids"], -100)
     model = load_causal_lm(str(world / "student"))
     expected = model(batch["token_ids"], attention_mask=batch["attention_mask"].long(), labels=labels).loss
-    assert witness.logged[0]["train/loss"] == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert recorder.logged[0]["train/loss"] == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=4)}], ids=str)
 def test_training_learns_the_responses(student: dict[str, object], world: Path, tmp_path: Path) -> None:
-    witness = Witness()
+    recorder = Recorder()
     data = SFTDataModule(Alphabet(), batch_size=8, num_examples=32, num_validation_examples=8, seed=0)
-    trainer = make_trainer(tmp_path, witness, max_steps=40, limit_val_batches=1)
+    trainer = make_trainer(tmp_path, recorder, max_steps=40, limit_val_batches=1)
     trainer.fit(make_module(world, **student), data)
-    losses = [logged["train/loss"] for logged in witness.logged]
+    losses = [logged["train/loss"] for logged in recorder.logged]
     assert losses[-1] < 0.5 * losses[0]
     assert "val/loss" in trainer.callback_metrics

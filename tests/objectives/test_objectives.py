@@ -9,11 +9,11 @@ from lightning_opd.data.collate import collate
 from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import StateKL
 from lightning_opd.functional.divergences import ForwardKL, JensenShannon, ReverseKL
-from lightning_opd.functional.logprobs import predicting, token_logprobs
+from lightning_opd.functional.log_ratio_transforms import Clip
+from lightning_opd.functional.logprobs import shift_right, token_logprobs
 from lightning_opd.functional.off_policy import TruncatedImportance
-from lightning_opd.functional.policy_losses import ClippedRatio
+from lightning_opd.functional.policy_losses import PPOClip
 from lightning_opd.functional.reductions import SequenceMean, TrajectorySum
-from lightning_opd.functional.shaping import Clip
 from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives import DistributionMatching, Likelihood, OutcomeGradient, PolicyGradient
@@ -54,10 +54,10 @@ class World:
         for index, (weight, width) in enumerate(zip(self.teacher_weights, widths, strict=True)):
             rows = self.batch.teacher_ids == index
             self.teacher_logits[rows] = states[rows][..., :width] @ weight.T
-        logprobs = torch.log_softmax(predicting(self.teacher_logits) / temperature, -1)
+        logprobs = torch.log_softmax(shift_right(self.teacher_logits) / temperature, -1)
         self.batch.teacher_logprobs = logprobs.gather(-1, self.batch.token_ids[..., None]).squeeze(-1)
         self.batch.teacher_scores = TeacherScores(
-            self.batch.teacher_logprobs, self.batch.response_mask, hidden_states=predicting(states)
+            self.batch.teacher_logprobs, self.batch.response_mask, hidden_states=shift_right(states)
         )
         ours = token_logprobs(self.student_logits().detach(), self.batch.token_ids, temperature)
         self.batch.rollout_logprobs = torch.where(self.batch.response_mask, ours, 0.0)
@@ -65,7 +65,7 @@ class World:
 
     def forward(self, batch: RolloutBatch | None = None) -> StudentForward:
         head = LinearHead(self.weight, None, VOCAB)
-        return StudentForward(predicting(self.hidden), head, batch or self.batch)
+        return StudentForward(shift_right(self.hidden), head, batch or self.batch)
 
     def student_logits(self) -> torch.Tensor:
         return self.hidden @ self.weight.T
@@ -78,14 +78,14 @@ class World:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_policy_gradient_is_the_clipped_log_ratio_times_the_score(temperature: float) -> None:
     world = World(temperature)
-    objective = PolicyGradient(shaping=[Clip(0.8)])
+    objective = PolicyGradient(log_ratio_transform=[Clip(0.8)])
     terms = objective.loss(world.batch, world.forward())
     logprobs = token_logprobs(world.student_logits(), world.batch.token_ids, temperature)
     ratio = world.batch.teacher_logprobs - logprobs.detach()
     mask = world.batch.response_mask
     expected = -(ratio.clamp(-0.8, 0.8) * logprobs)[mask].sum() / mask.sum()
     assert torch.allclose(world.gradient(terms.loss), world.gradient(expected), atol=1e-12)
-    total, count = terms.metrics["shaped"]
+    total, count = terms.metrics["transformed"]
     assert total / count == pytest.approx(float((ratio.abs() > 0.8)[mask].double().mean()))
     total, count = terms.metrics["teacher_kl/b"]
     rows = mask & (world.batch.teacher_ids == 1)[:, None]
@@ -97,7 +97,7 @@ def test_distribution_matching_is_the_mean_divergence_of_each_rows_own_teacher(t
     world = World(temperature)
     terms = DistributionMatching().loss(world.batch, world.forward(), heads=world.heads)
     mask = world.batch.response_mask
-    student, teacher = (predicting(x) / temperature for x in (world.student_logits(), world.teacher_logits))
+    student, teacher = (shift_right(x) / temperature for x in (world.student_logits(), world.teacher_logits))
     expected = ReverseKL()(student, teacher)[mask].sum() / mask.sum()
     assert float(terms.loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-12)
     assert torch.allclose(world.gradient(terms.loss), world.gradient(expected), atol=1e-12)
@@ -119,7 +119,7 @@ def objectives() -> list[Objective]:
     return [
         PolicyGradient(),
         PolicyGradient(Immediate(), StateKL()),
-        PolicyGradient(LogRatioToGo(0.9), policy_loss=ClippedRatio()),
+        PolicyGradient(LogRatioToGo(0.9), policy_loss=PPOClip()),
         PolicyGradient(KLToGo(), reduction=SequenceMean()),
         PolicyGradient(FullTrajectory(), off_policy=TruncatedImportance(), reduction=TrajectorySum()),
         DistributionMatching(),
@@ -146,11 +146,11 @@ def test_masked_tokens_receive_no_gradient(objective: Objective) -> None:
     """Neither padding and prompts, nor what callbacks or the teacher exclude."""
     world = World()
     world.batch.distill_mask[0, 2] = False
-    world.batch.comparable_mask[2, 3] = False
+    world.batch.aligned_mask[2, 3] = False
     world.batch.distill_weights[1] = 0.0
     loss = objective.loss(world.batch, world.forward(), heads=world.heads).loss
     (gradient,) = torch.autograd.grad(loss, world.hidden)
-    counts = world.batch.response_mask & world.batch.distill_mask & world.batch.comparable_mask
+    counts = world.batch.response_mask & world.batch.distill_mask & world.batch.aligned_mask
     counts[1] = False
     predicts = torch.zeros_like(counts)
     predicts[:, :-1] = counts[:, 1:]
@@ -189,7 +189,7 @@ def test_low_precision_states_give_float32_losses(objective: Objective) -> None:
     low = world.batch.map(lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x)
     head = LinearHead(world.weight.to(torch.bfloat16), None, VOCAB)
     heads = [LinearHead(weight.to(torch.bfloat16), None, VOCAB) for weight in world.teacher_weights]
-    student = StudentForward(predicting(world.hidden).to(torch.bfloat16), head, low)
+    student = StudentForward(shift_right(world.hidden).to(torch.bfloat16), head, low)
     assert objective.loss(low, student, heads=heads).loss.dtype in (torch.float32, torch.float64)
 
 
@@ -206,10 +206,10 @@ def test_every_objective_says_what_it_requires() -> None:
     found = {type(objective) for objective in objectives()} | {OutcomeGradient, Likelihood}
     assert {cls for cls in Objective.__subclasses__() if cls.__module__.startswith("lightning_opd")} <= found
     for objective in objectives():
-        assert objective.requires <= set(Signal)
-        assert objective.requires
-    assert not OutcomeGradient().requires
-    assert not Likelihood().requires
-    assert Signal.HIDDEN_STATES in PolicyGradient(KLToGo()).requires
-    assert Signal.HIDDEN_STATES in PolicyGradient(baseline=StateKL()).requires
-    assert Signal.HIDDEN_STATES not in PolicyGradient(LogRatioToGo()).requires
+        assert objective.signals <= set(Signal)
+        assert objective.signals
+    assert not OutcomeGradient().signals
+    assert not Likelihood().signals
+    assert Signal.HIDDEN_STATES in PolicyGradient(KLToGo()).signals
+    assert Signal.HIDDEN_STATES in PolicyGradient(baseline=StateKL()).signals
+    assert Signal.HIDDEN_STATES not in PolicyGradient(LogRatioToGo()).signals

@@ -21,9 +21,9 @@ def test_every_step_runs_with_tiny_models_and_the_report_names_every_arm(
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("base", "arithmetic", "strings")):
         save_model(Path("models") / name / "model", seed)
-    training = {"lrs": [1e-3], "steps_to_choose": 1, "steps": 1, "num_seeds": 1, "prompts_per_window": 2}
+    training = {"lrs": [1e-3], "steps_to_choose": 1, "steps": 1, "num_seeds": 1, "prompts_per_batch": 2}
     arguments: dict[str, dict[str, object]] = {
-        "noise": {"models": "models", "windows": 2, "warm_up": 1, "prompts_per_window": 2, "steps_to_midway": 1},
+        "noise": {"models": "models", "rollout_batches": 2, "warm_up": 1, "prompts_per_batch": 2, "steps_to_midway": 1},
         "slopes": {"horizons": [2, 4], "num_rollouts": 50, "num_toys": 1},
         "convergence": {"models": "models", "num_validation": 2, **training},
         "long_horizon": {"num_digits": 3, "expert_steps": 2, "num_validation": 2, **training},

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from lightning_opd.formats import NamedRule
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import FormatRule
-from lightning_opd.models import Student, build_student, causal_lm, load_tokenizer
+from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
 from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Sample, Sampling, Trajectory
-from tests.agents import HOSTILE, AnythingEngine, Talk, Talks
+from tests.agents import ADVERSARIAL_OUTPUTS, RandomEngine, ScriptedChat, Talk
 from tests.tiny import SPECIAL_TOKENS, TEXTS
 from tests.world import STOPS, Letters
 
@@ -26,24 +26,22 @@ TOKENIZER = train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS
 ONE_STOP = stop_token_ids(TOKENIZER)
 SAMPLING = Sampling(max_new_tokens=8, stop_token_ids=STOPS)
 LONG = 10**9
-answers = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8)), min_size=1, max_size=12)
+answers = st.lists(st.one_of(st.sampled_from(ADVERSARIAL_OUTPUTS), st.text(max_size=8)), min_size=1, max_size=12)
 
 
 def seeds(num: int) -> list[int]:
     return [row_seed(0, i) for i in range(num)]
 
 
-def talk(
-    answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2
-) -> tuple[list[Trajectory], AnythingEngine]:
+def talk(answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2) -> tuple[list[Trajectory], RandomEngine]:
     """Play episodes of `turns` answers each with an engine that writes anything."""
 
-    class Long(Talks):
+    class Long(ScriptedChat):
         def environment(self, prompt):  # noqa: ANN001, ANN202
 
             return Talk(prompt, [answers[i % len(answers)] for i in range(turns)])
 
-    engine, sampling = AnythingEngine(288), Sampling(max_new_tokens=6, max_turns=max_turns, stop_token_ids=ONE_STOP)
+    engine, sampling = RandomEngine(288), Sampling(max_new_tokens=6, max_turns=max_turns, stop_token_ids=ONE_STOP)
     prompts = Long().prompts("train")[:num]
     return run_episodes(Long(), prompts, engine, TOKENIZER, seeds(2 * num), sampling, LONG), engine
 
@@ -82,14 +80,14 @@ def test_tokens_and_mask_survive_whatever_is_said(answers: list[str], turns: int
 
 
 def test_tokens_and_mask_survive_hundreds_of_turns() -> None:
-    trajectories, engine = talk(list(HOSTILE), 300, num=1)
+    trajectories, engine = talk(list(ADVERSARIAL_OUTPUTS), 300, num=1)
     for row, trajectory in enumerate(trajectories):
         assert len(trajectory.turns) == 301
         check_layout(trajectory, [samples[row] for samples in engine.written])
 
 
 def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, torch.nn.Module]:
-    model = build_student(Student(str(folder), dtype=dtype))
+    model = build_student(StudentConfig(str(folder), dtype=dtype))
     engine = InProcessEngine()
     engine.sync(model, 0)
     return engine, model
@@ -107,8 +105,8 @@ def test_one_reply_is_what_the_engine_writes_from_the_episodes_seed(tiny_model_d
 
 def test_logprobs_of_later_turns_equal_those_of_a_plain_forward(double_world: Path) -> None:
     engine, model = student_of(double_world / "student")
-    prompts = Talks().prompts("train")[:8]
-    trajectories = run_episodes(Talks(), prompts, engine, TOKENIZER, seeds(16), SAMPLING, 256)
+    prompts = ScriptedChat().prompts("train")[:8]
+    trajectories = run_episodes(ScriptedChat(), prompts, engine, TOKENIZER, seeds(16), SAMPLING, 256)
     assert max(len(t.turns) for t in trajectories) > 2
     model.eval()
     for trajectory in trajectories:
@@ -122,9 +120,9 @@ def test_logprobs_of_later_turns_equal_those_of_a_plain_forward(double_world: Pa
 
 def test_an_episode_does_not_depend_on_those_beside_it(double_world: Path) -> None:
     engine, _ = student_of(double_world / "student")
-    prompts = Talks().prompts("train")[:8]
-    together = run_episodes(Talks(), prompts, engine, TOKENIZER, seeds(16), SAMPLING, 256)
-    alone = run_episodes(Talks(), prompts[3:4], engine, TOKENIZER, seeds(16)[6:8], SAMPLING, 256)
+    prompts = ScriptedChat().prompts("train")[:8]
+    together = run_episodes(ScriptedChat(), prompts, engine, TOKENIZER, seeds(16), SAMPLING, 256)
+    alone = run_episodes(ScriptedChat(), prompts[3:4], engine, TOKENIZER, seeds(16)[6:8], SAMPLING, 256)
     assert [t.token_ids for t in alone] == [t.token_ids for t in together[6:8]]
     siblings = [t.token_ids for t in together[6:8]]
     assert len(set(siblings)) == 2
@@ -132,9 +130,9 @@ def test_an_episode_does_not_depend_on_those_beside_it(double_world: Path) -> No
 
 def test_rows_leave_the_batch_so_that_few_are_carried_along(tiny_model_dir: Path) -> None:
     engine, _ = student_of(tiny_model_dir, "float32")
-    prompts = Talks(num_prompts=32).prompts("train")
+    prompts = ScriptedChat(num_prompts=32).prompts("train")
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=40)
-    trajectories = run_episodes(Talks(32), prompts, engine, TOKENIZER, seeds(128), sampling, 250)
+    trajectories = run_episodes(ScriptedChat(32), prompts, engine, TOKENIZER, seeds(128), sampling, 250)
     lengths = [turn.end - turn.start for t in trajectories for turn in t.turns]
     assert max(lengths) > 4 * min(lengths), "replies must have uneven lengths"
     assert len({len(t.turns) for t in trajectories}) > 2
@@ -147,19 +145,21 @@ def test_limits_end_an_episode_as_truncated() -> None:
     assert all(t.is_truncated and len(t.turns) == 3 and t.response_mask[-1] for t in by_turns)
     within, _ = talk(["again"], 2, max_turns=3)
     assert not any(t.is_truncated for t in within)
-    prompts, sampling = Talks(turns=4).prompts("train"), Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
-    engine = AnythingEngine(288)
+    prompts, sampling = ScriptedChat(turns=4).prompts("train"), Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
+    engine = RandomEngine(288)
     limited = dataclasses.replace(sampling, max_episode_tokens=60)
-    for trajectory in run_episodes(Talks(), prompts, engine, TOKENIZER, seeds(12), limited, LONG):
+    for trajectory in run_episodes(ScriptedChat(), prompts, engine, TOKENIZER, seeds(12), limited, LONG):
         assert len(trajectory.token_ids) <= 60
-        wanted = int(str(trajectory.prompt.columns["number"])) % 4 + 1
-        assert trajectory.is_truncated == (len(trajectory.turns) < wanted)
+        num_turns = int(str(trajectory.prompt.columns["number"])) % 4 + 1
+        assert trajectory.is_truncated == (len(trajectory.turns) < num_turns)
 
 
-def test_a_cut_reply_ends_the_episode_but_is_still_judged(tiny_model_dir: Path) -> None:
+def test_a_cut_reply_ends_the_episode_but_is_still_checked(tiny_model_dir: Path) -> None:
     engine, _ = student_of(tiny_model_dir, "float32")
     never = Sampling(max_new_tokens=3, stop_token_ids=(287,), vocab_size=287)
-    for trajectory in run_episodes(Talks(), Talks().prompts("train"), engine, TOKENIZER, seeds(12), never, 256):
+    for trajectory in run_episodes(
+        ScriptedChat(), ScriptedChat().prompts("train"), engine, TOKENIZER, seeds(12), never, 256
+    ):
         assert trajectory.is_truncated
         assert len(trajectory.turns) == 1
         assert trajectory.reward == float(len(trajectory.text) < 20)
@@ -174,14 +174,14 @@ class SecondTurn(NamedRule):
         return len(trajectory.turns) == 2
 
 
-def test_each_reply_is_judged_by_itself() -> None:
-    class Ruled(Talks):
+def test_each_reply_is_checked_by_itself() -> None:
+    class Ruled(ScriptedChat):
         def format_rules(self) -> list[FormatRule]:
             return [SecondTurn()]
 
     sampling = Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
     prompts = Ruled().prompts("train")
-    trajectories = run_episodes(Ruled(), prompts, AnythingEngine(288), TOKENIZER, seeds(12), sampling, LONG)
+    trajectories = run_episodes(Ruled(), prompts, RandomEngine(288), TOKENIZER, seeds(12), sampling, LONG)
     for trajectory in trajectories:
         expected = [("second_turn",) if i == 1 else () for i in range(len(trajectory.turns))]
         assert [turn.format_errors for turn in trajectory.turns] == expected
@@ -190,8 +190,10 @@ def test_each_reply_is_judged_by_itself() -> None:
 
 def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
     engine, seen = student_of(tiny_model_dir, "float32")[0], []
-    prompts = Talks().prompts("train")
-    run_episodes(Talks(), prompts, engine, load_tokenizer(str(tiny_model_dir)), seeds(12), SAMPLING, 256, seen.append)
+    prompts = ScriptedChat().prompts("train")
+    run_episodes(
+        ScriptedChat(), prompts, engine, load_tokenizer(str(tiny_model_dir)), seeds(12), SAMPLING, 256, seen.append
+    )
     assert max(seen) <= 12
     assert seen[-1] >= 11
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_opd.functional.logprobs import token_logprobs
-from lightning_opd.models import Lora, Student, build_student, causal_lm
+from lightning_opd.models import Lora, StudentConfig, build_student, causal_lm
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.in_process import draw, nucleus
 from lightning_opd.rollouts.noise import row_seed, uniforms
@@ -19,7 +19,7 @@ SAMPLING = Sampling(max_new_tokens=10, stop_token_ids=STOPS)
 
 
 def engine_of(folder: Path, batch_size: int = 512, **student: object) -> tuple[InProcessEngine, torch.nn.Module]:
-    model = build_student(Student(str(folder), **student))  # type: ignore[arg-type]
+    model = build_student(StudentConfig(str(folder), **student))  # type: ignore[arg-type]
     engine = InProcessEngine(batch_size)
     engine.sync(model, 0)
     return engine, model

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Qwen3Config
 
-from lightning_opd.models import Student, build_student
+from lightning_opd.models import StudentConfig, build_student
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.types import Sample, Sampling, Trajectory
-from tests.agents import Talks
+from tests.agents import ScriptedChat
 from tests.rollouts.test_episodes import TOKENIZER
 from tests.world import STOPS
 
@@ -27,7 +27,7 @@ class Recorder(InProcessEngine):
 
     def __init__(self, *, forgets: bool = False, batch_size: int = 512) -> None:
         super().__init__(batch_size)
-        self.forgets, self.shares = forgets, []
+        self.forgets, self.fractions = forgets, []
 
     def generate(
         self,
@@ -41,15 +41,15 @@ class Recorder(InProcessEngine):
             self.finish()
         before = self._num_prompt_tokens, self._num_read
         samples = super().generate(token_ids, num_samples, seeds, sampling, on_progress)
-        self.shares.append(1 - (self._num_read - before[1]) / (self._num_prompt_tokens - before[0]))
+        self.fractions.append(1 - (self._num_read - before[1]) / (self._num_prompt_tokens - before[0]))
         return samples
 
 
 def play(engine: Recorder, model: torch.nn.Module) -> list[Trajectory]:
     engine.sync(model, 0)
-    prompts = Talks().prompts("train")
+    prompts = ScriptedChat().prompts("train")
     seeds = [row_seed(0, i) for i in range(2 * len(prompts))]
-    return run_episodes(Talks(), prompts, engine, TOKENIZER, seeds, SAMPLING, 256)
+    return run_episodes(ScriptedChat(), prompts, engine, TOKENIZER, seeds, SAMPLING, 256)
 
 
 def check_alike(one: list[Trajectory], other: list[Trajectory]) -> None:
@@ -60,32 +60,32 @@ def check_alike(one: list[Trajectory], other: list[Trajectory]) -> None:
 
 @pytest.mark.parametrize("batch_size", [512, 5])
 def test_later_turns_read_only_what_is_new_and_write_the_same(batch_size: int, double_world: Path) -> None:
-    model = build_student(Student(str(double_world / "student"), dtype="float64"))
+    model = build_student(StudentConfig(str(double_world / "student"), dtype="float64"))
     engine, forgetful = Recorder(batch_size=batch_size), Recorder(forgets=True)
     check_alike(play(engine, model), play(forgetful, model))
-    assert len(engine.shares) > 2
-    assert engine.shares[0] == 0
-    assert min(engine.shares[1:]) > 0.3
-    assert engine.reused_share > 0.3
-    assert forgetful.reused_share == 0
+    assert len(engine.fractions) > 2
+    assert engine.fractions[0] == 0
+    assert min(engine.fractions[1:]) > 0.3
+    assert engine.reused_fraction > 0.3
+    assert forgetful.reused_fraction == 0
 
 
 def test_nothing_outlives_the_episodes_or_the_weights(double_world: Path) -> None:
-    model = build_student(Student(str(double_world / "student"), dtype="float64"))
+    model = build_student(StudentConfig(str(double_world / "student"), dtype="float64"))
     engine = Recorder()
     before = play(engine, model)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.1)
     after = play(engine, model)
-    assert engine.shares[len(engine.shares) // 2 :].count(0) >= 1
+    assert engine.fractions[len(engine.fractions) // 2 :].count(0) >= 1
     check_alike(after, play(Recorder(forgets=True), model))
     assert [t.token_ids for t in before] != [t.token_ids for t in after]
     engine.generate([[5, 6]], 1, [0], SAMPLING)
-    assert engine.shares[-1] == 0, "the last window's keys were kept"
+    assert engine.fractions[-1] == 0, "the last rollout batch's keys were kept"
 
 
-def test_a_model_with_a_window_reads_every_turn_from_the_start() -> None:
+def test_a_model_with_a_sliding_window_reads_every_turn_from_the_start() -> None:
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=288,
@@ -100,8 +100,8 @@ def test_a_model_with_a_window_reads_every_turn_from_the_start() -> None:
     model = MistralForCausalLM(config).double()
     engine = Recorder()
     check_alike(play(engine, model), play(Recorder(forgets=True), model))
-    assert len(engine.shares) > 2
-    assert engine.reused_share == 0
+    assert len(engine.fractions) > 2
+    assert engine.reused_fraction == 0
 
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=6)

@@ -49,10 +49,10 @@ def test_letters_are_sorted_and_reversed() -> None:
 def test_the_right_result_counts_as_text_and_as_number(task: ToolAnswer) -> None:
     prompt = task.prompts("test")[0]
     right = right_reply(task, prompt)
-    assert task.outcome(prompt, right) == 1
+    assert task.reward(prompt, right) == 1
     if isinstance(task, Arithmetic):
         answer = str(prompt.columns["answer"])
-        assert task.outcome(prompt, right.replace(f'"{answer}"', answer)) == 1
+        assert task.reward(prompt, right.replace(f'"{answer}"', answer)) == 1
 
 
 @both
@@ -77,7 +77,7 @@ def test_only_a_single_well_formed_call_with_the_right_result_counts(task: ToolA
         "spaces around": reply(task, f" {answer} "),
         "nothing": "",
     }
-    assert {name: task.outcome(prompt, text) for name, text in wrong.items()} == dict.fromkeys(wrong, 0.0)
+    assert {name: task.reward(prompt, text) for name, text in wrong.items()} == dict.fromkeys(wrong, 0.0)
 
 
 @pytest.mark.parametrize("kind", [Arithmetic, Strings])
@@ -86,7 +86,7 @@ def test_a_sloppy_agent_is_right_about_half_of_the_time(kind: type[ToolAnswer]) 
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     chats = task.demonstrations("train", 4000, seed=0)
     texts = [str(chat[-1]["content"]) for chat in chats]
-    outcomes = [task.outcome(prompts[str(chat[:-1])], text) for chat, text in zip(chats, texts, strict=True)]
+    outcomes = [task.reward(prompts[str(chat[:-1])], text) for chat, text in zip(chats, texts, strict=True)]
     assert 0.5 < sum(outcomes) / len(outcomes) < 0.58
     malformed = [text for text in texts if not (text.count("<tool_call>") == 1 and text.endswith('"}}</tool_call>'))]
     assert 0.11 < len(malformed) / len(texts) < 0.17
@@ -106,13 +106,13 @@ def test_slips_outnumber_right_replies_where_they_matter(kind: type[ToolAnswer])
     assert rights > 0.2 * len(hard)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
-def test_the_share_of_right_replies_is_a_setting(share: float, expected: float) -> None:
-    task = Arithmetic("sloppy", sloppy_right_share=share)
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0.0), (1.0, 1.0)])
+def test_the_fraction_of_right_replies_is_a_setting(fraction: float, expected: float) -> None:
+    task = Arithmetic("sloppy", sloppy_right_fraction=fraction)
     carries = [p for p in task.prompts("train") if task.slip(p) != task.thoughts(p)]
     prompts = {str(prompt.messages): prompt for prompt in carries}
     chats = [chat for chat in task.demonstrations("train", 500, seed=1) if str(chat[:-1]) in prompts]
-    outcomes = {task.outcome(prompts[str(chat[:-1])], str(chat[-1]["content"])) for chat in chats}
+    outcomes = {task.reward(prompts[str(chat[:-1])], str(chat[-1]["content"])) for chat in chats}
     assert outcomes == {expected}
 
 
@@ -125,6 +125,6 @@ def test_seeds_and_splits_give_different_demonstrations() -> None:
 
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1, got 2"):
-        Strings("sloppy", sloppy_right_share=2.0)
+        Strings("sloppy", sloppy_right_fraction=2.0)
     with pytest.raises(ValueError, match="`num_questions`"):
         Strings(num_questions=10**9)

@@ -16,7 +16,7 @@ from lightning_opd.types import Message, Messages, Prompt, Trajectory
 from tests.implementations import implementations
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
+FRACTIONS = {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 
 def own_rows() -> str:
@@ -63,8 +63,8 @@ def test_no_question_is_in_two_splits(task: Task) -> None:
     keys = {split: {prompt.key for prompt in task.prompts(split)} for split in SPLITS}
     total = sum(len(of_split) for of_split in keys.values())
     assert len(set().union(*keys.values())) == total
-    for split, share in SHARES.items():
-        assert len(keys[split]) / total == pytest.approx(share, abs=0.06)
+    for split, fraction in FRACTIONS.items():
+        assert len(keys[split]) / total == pytest.approx(fraction, abs=0.06)
 
 
 @every_task
@@ -76,7 +76,7 @@ def test_prompts_come_in_the_same_order_every_time(task: Task) -> None:
 @every_task
 def test_every_demonstration_of_an_expert_is_right_and_well_formed(task: Task) -> None:
     for prompt, answers in demonstrated(task, seed=0):
-        assert task.outcome(prompt, str(answers[-1]["content"])) == 1
+        assert task.reward(prompt, str(answers[-1]["content"])) == 1
         for reply in answers:
             if reply["role"] == "assistant":
                 assert [rule.name for rule in task.format_rules() if rule.is_broken(trajectory(prompt, reply))] == []
@@ -93,17 +93,17 @@ def test_a_demonstration_is_an_episode_of_its_environment(task: Task) -> None:
             assert list(answers[place + 1 : place + 1 + len(given)]) == given
             place += 1 + len(given)
         assert given == []
-        assert environment.outcome() == 1
+        assert environment.reward() == 1
 
 
 @every_task
-def test_the_environment_judges_like_the_outcome(task: Task) -> None:
+def test_the_environment_rewards_like_the_outcome(task: Task) -> None:
     prompt = task.prompts("test")[0]
     for reply in ("", "no idea", "<think></think>"):
         environment = task.environment(prompt)
         assert environment.reset() == prompt.messages
         assert not environment.step({"role": "assistant", "content": reply})
-        assert environment.outcome() == task.outcome(prompt, reply) == 0
+        assert environment.reward() == task.reward(prompt, reply) == 0
 
 
 @every_task

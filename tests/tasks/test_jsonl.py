@@ -103,7 +103,7 @@ def test_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "windows.jsonl"
+    path = tmp_path / "rollout batches.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "teacher": "m"}\r\n\r\n{"prompt": "b", "teacher": "m"}\r\n')
     assert {p.messages[0]["content"] for p in all_prompts(Jsonl(str(path)))} == {"a", "b"}
 
@@ -127,13 +127,13 @@ def test_a_missing_domain_column_is_an_error(write: Write) -> None:
 def test_a_row_without_answer_has_no_reward(write: Write) -> None:
     task = Jsonl(write(row()), match="numeric")
     (prompt,) = all_prompts(task)
-    assert task.outcome(prompt, "") == task.outcome(prompt, "None") == 0
+    assert task.reward(prompt, "") == task.reward(prompt, "None") == 0
 
 
 def test_exact_match_compares_stripped_texts(write: Write) -> None:
     task = Jsonl(write(row(answer=" yes ")))
     (prompt,) = all_prompts(task)
-    assert [task.outcome(prompt, text) for text in ("yes", "\n yes", "Yes", "yes!", "")] == [1, 1, 0, 0, 0]
+    assert [task.reward(prompt, text) for text in ("yes", "\n yes", "Yes", "yes!", "")] == [1, 1, 0, 0, 0]
 
 
 def test_numeric_match_compares_the_last_number(write: Write) -> None:
@@ -141,8 +141,8 @@ def test_numeric_match_compares_the_last_number(write: Write) -> None:
     (prompt,) = all_prompts(task)
     right = ["1200.5", "It is 1,200.50.", "3 + 4 = 1200.500", "**1200.5**", "$1,200.5!"]
     wrong = ["", "none", "1200.5 or 7", "1200", "-1200.5", "1200.51", "1.2005e3"]
-    assert [task.outcome(prompt, text) for text in right] == [1] * len(right)
-    assert [task.outcome(prompt, text) for text in wrong] == [0] * len(wrong)
+    assert [task.reward(prompt, text) for text in right] == [1] * len(right)
+    assert [task.reward(prompt, text) for text in wrong] == [0] * len(wrong)
 
 
 def test_an_answer_that_is_no_number_cannot_be_matched_as_one(write: Write) -> None:

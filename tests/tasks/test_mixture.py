@@ -30,10 +30,10 @@ def test_prompts_carry_their_tasks_name_as_teacher_and_domain() -> None:
 
 def test_every_stretch_holds_the_tasks_in_proportion() -> None:
     prompts = mixture().prompts("train")
-    share = len(PLUS.prompts("train")) / len(prompts)
+    fraction = len(PLUS.prompts("train")) / len(prompts)
     for start in range(0, len(prompts) - 200, 200):
         seen = Counter(p.domain for p in prompts[start : start + 200])
-        assert seen["plus"] / 200 == pytest.approx(share, abs=0.02)
+        assert seen["plus"] / 200 == pytest.approx(fraction, abs=0.02)
 
 
 def test_outcomes_and_format_rules_are_those_of_the_prompts_own_task() -> None:
@@ -42,7 +42,7 @@ def test_outcomes_and_format_rules_are_those_of_the_prompts_own_task() -> None:
         own, foreign = ("calc", "text") if prompt.domain == "plus" else ("text", "calc")
         for tool, is_right in ((own, True), (foreign, False)):
             text = right_reply(prompt.columns["answer"], tool)
-            assert task.outcome(prompt, text) == is_right
+            assert task.reward(prompt, text) == is_right
             trajectory = Trajectory(prompt, (), (), (), text, is_truncated=False)
             broken = [rule.name for rule in task.format_rules() if rule.is_broken(trajectory)]
             assert broken == ([] if is_right else ["unknown_tool"])
@@ -70,7 +70,7 @@ def test_a_task_may_be_taken_out_with_null() -> None:
 def test_a_prompt_of_no_known_task_is_an_error_that_names_the_cure() -> None:
     prompt = dataclasses.replace(PLUS.prompts("test")[0], domain="chess")
     with pytest.raises(ValueError, match=r"`chess` reached a Mixture of \['letters', 'plus'\].*name all tasks in one"):
-        mixture().outcome(prompt, "")
+        mixture().reward(prompt, "")
 
 
 def test_a_curriculum_demonstrates_its_phases_one_after_the_other() -> None:
@@ -86,10 +86,10 @@ def test_phases_of_one_task_do_not_repeat_each_other() -> None:
     assert chats[:20] != chats[20:]
 
 
-@pytest.mark.parametrize("shares", [[], [0.5], [0.5, 0.6], [1.5, -0.5]])
-def test_shares_must_add_up(shares: list[float]) -> None:
+@pytest.mark.parametrize("fractions", [[], [0.5], [0.5, 0.6], [1.5, -0.5]])
+def test_shares_must_add_up(fractions: list[float]) -> None:
     with pytest.raises(ValueError, match="add up to 1"):
-        Curriculum([Phase(PLUS, share) for share in shares])
+        Curriculum([Phase(PLUS, fraction) for fraction in fractions])
 
 
 @given(st.lists(st.lists(st.integers(), max_size=30), max_size=4))

@@ -16,7 +16,7 @@ def play(task: ToolAgent, prompt: Prompt, *replies: str) -> tuple[list[str], flo
     environment = task.environment(prompt)
     environment.reset()
     answers = [environment.step({"role": "assistant", "content": reply}) for reply in replies]
-    return [str(answer[0]["content"]) if answer else "" for answer in answers], environment.outcome()
+    return [str(answer[0]["content"]) if answer else "" for answer in answers], environment.reward()
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -27,9 +27,9 @@ def test_the_right_call_leads_to_the_answer_and_the_slip_into_the_trap(agent: ty
         right, wrong = (render_tool_call(c.name, c.arguments) for c in (task.call(prompt), task.slip(prompt)))
         answer = str(prompt.columns["answer"])
         assert play(task, prompt, right, answer) == ([answer, ""], 1.0)
-        (trap, _), outcome = play(task, prompt, wrong, play(task, prompt, wrong)[0][0])
+        (trap, _), reward = play(task, prompt, wrong, play(task, prompt, wrong)[0][0])
         assert not trap.startswith("error")
-        assert outcome == (trap == answer)
+        assert reward == (trap == answer)
         survivors += trap == answer
     assert survivors / len(prompts) < 0.25
 
@@ -52,8 +52,8 @@ def whole(prompt: Prompt, reply: str) -> Trajectory:
     return Trajectory(prompt, (), (), (), reply, is_truncated=False)
 
 
-def shares(chats: list[Messages], task: ToolAgent) -> tuple[float, float]:
-    """Return the share of right calls and that of open ones."""
+def fractions(chats: list[Messages], task: ToolAgent) -> tuple[float, float]:
+    """Return the fraction of right calls and that of open ones."""
     texts = {str(p.messages): p for p in task.prompts("train")}
     num_right = num_open = 0
     for question, call, *_ in chats:
@@ -67,13 +67,13 @@ def shares(chats: list[Messages], task: ToolAgent) -> tuple[float, float]:
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_demonstrator_slips_and_leaves_open_as_often_as_told(agent: type[ToolAgent]) -> None:
-    task = agent(right_share=0.7, open_share=0.2)  # type: ignore[call-arg]
-    right, left_open = shares(list(task.demonstrations("train", 400, 0)), task)
+    task = agent(right_fraction=0.7, open_fraction=0.2)  # type: ignore[call-arg]
+    right, left_open = fractions(list(task.demonstrations("train", 400, 0)), task)
     assert right == pytest.approx(0.7, abs=0.08)
     assert left_open == pytest.approx(0.2, abs=0.08)
     lengths = {len(chat) for chat in task.demonstrations("train", 100, 0)}
     assert lengths == {2, 4}, "in the strict harness an open call ends the episode"
-    lenient = agent(open_share=0.8, harness="lenient")  # type: ignore[call-arg]
+    lenient = agent(open_fraction=0.8, harness="lenient")  # type: ignore[call-arg]
     assert {len(chat) for chat in lenient.demonstrations("train", 100, 0)} == {4}
 
 
@@ -84,7 +84,7 @@ def test_rules_are_named_once() -> None:
         assert Truncated().name in names
 
 
-@pytest.mark.parametrize("wrong", [{"right_share": 1.5}, {"open_share": -0.1}])
+@pytest.mark.parametrize("wrong", [{"right_fraction": 1.5}, {"open_fraction": -0.1}])
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CalculatorAgent(**wrong)  # type: ignore[arg-type]

@@ -184,13 +184,13 @@ def test_calls_are_answered_until_a_reply_makes_none() -> None:
     environment = episode()
     environment.reset()
     assert said(environment, "Hm. " + render_tool_call("calculate", {"expression": "2+3"})) == ["5"]
-    assert environment.outcome() == 0.0, "an episode without a final answer is worth nothing"
+    assert environment.reward() == 0.0, "an episode without a final answer is worth nothing"
     both = render_tool_call("calculate", {"expression": "1"}) + render_tool_call("nothing", {})
     assert said(environment, both) == ["1", "error: there is no such tool; there is calculate, sort_text, misbehave"]
     assert said(environment, "<tool_call>what?</tool_call>") == ["error: the call cannot be read"]
     assert said(environment, render_tool_call("misbehave", {"how": "sleep"})) == ["error: no answer within 0.1 s"]
     assert said(environment, "5") == []
-    assert environment.outcome() == 1.0
+    assert environment.reward() == 1.0
 
 
 def test_the_template_is_given_the_schemas_unless_the_student_knows_them() -> None:
@@ -244,7 +244,7 @@ def test_a_thousand_hostile_replies_neither_crash_nor_escape() -> None:
         errors += sum(answer.startswith("error: ") for answer in answers)
         assert len(answers) <= MAX_CALLS + 1
         assert all(len(answer) <= 2000 for answer in answers)
-        assert environment.outcome() == 0.0
+        assert environment.reward() == 0.0
     assert errors > 300
     assert longest < 1.0 + SLACK
     assert time.perf_counter() - started < 60

@@ -1,4 +1,4 @@
-"""A teacher that cuts text differently from the student, and windows that it grades."""
+"""A teacher that cuts text differently from the student, and rollout batches that it scores."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from lightning_opd.data.collate import collate
-from lightning_opd.functional.credit import Credit, Strict
+from lightning_opd.functional.credit import Credit, ExactMatchCredit
 from lightning_opd.models import load_tokenizer
-from lightning_opd.teachers import RetokenizedTeacher
+from lightning_opd.teachers import CrossTokenizerTeacher
 from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
 
 CPU = torch.device("cpu")
@@ -22,18 +22,18 @@ REPLIES = (
 )
 
 
-def foreign_teacher(world: Path, folder: Path, credit: Credit = Strict()) -> RetokenizedTeacher:
-    """Return the teacher in a folder, ready to grade the student of `world`."""
-    teacher = RetokenizedTeacher(str(folder), credit)
-    teacher.introduce(load_tokenizer(str(world / "student")))
+def foreign_teacher(world: Path, folder: Path, credit: Credit = ExactMatchCredit()) -> CrossTokenizerTeacher:
+    """Return the teacher in a folder, ready to score the student of `world`."""
+    teacher = CrossTokenizerTeacher(str(folder), credit)
+    teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
     teacher.setup(CPU)
     return teacher
 
 
-def graded_window(
-    world: Path, teacher: RetokenizedTeacher, replies: tuple[str, ...] = REPLIES, *, has_end: bool = True
+def scored_batch(
+    world: Path, teacher: CrossTokenizerTeacher, replies: tuple[str, ...] = REPLIES, *, has_end: bool = True
 ) -> RolloutBatch:
-    """Return replies as the student of `world` cuts them, with random log-probs, graded by the teacher."""
+    """Return replies as the student of `world` cuts them, with random log-probs, scored by the teacher."""
     tokenizer, trajectories = load_tokenizer(str(world / "student")), []
     for reply in replies:
         prompt = Prompt(({"role": "user", "content": f"Question {len(reply)}"},), reply, "math", "math")
@@ -45,5 +45,5 @@ def graded_window(
     rows = list(range(len(replies)))
     batch = collate(trajectories, rows, [0] * len(rows), ["math"], 1.0, tokenizer.pad_token_id, torch.float32, CPU)
     scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
-    batch.teacher_logprobs, batch.comparable_mask = scores.logprobs, scores.comparable_mask
+    batch.teacher_logprobs, batch.aligned_mask = scores.logprobs, scores.aligned_mask
     return batch

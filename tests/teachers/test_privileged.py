@@ -22,7 +22,7 @@ def prompt(index: int) -> Prompt:
     return Prompt(({"role": "user", "content": content},), str(index), "t", "t", {"answer": f"{index}" * (index + 1)})
 
 
-def window(folder: Path) -> RolloutBatch:
+def rollouts(folder: Path) -> RolloutBatch:
     tokenizer = load_tokenizer(str(folder))
     trajectories = []
     for index, response in enumerate(RESPONSES):
@@ -40,10 +40,10 @@ def ready(teacher: Teacher) -> Teacher:
 
 
 def test_the_student_reads_its_own_prompt_and_the_teacher_the_hint(tiny_model_dir: Path) -> None:
-    """Every grade equals one forward of the model over the hinted prompt and the very same response."""
+    """Every score equals one forward of the model over the hinted prompt and the very same response."""
     teacher = PrivilegedTeacher(LocalTeacher(str(tiny_model_dir), top_k=5), "{content} It is {answer}.")
     ready(teacher)
-    batch = window(tiny_model_dir)
+    batch = rollouts(tiny_model_dir)
     scores = teacher.score(batch, EVERYTHING)
     model, tokenizer = load_causal_lm(str(tiny_model_dir)).eval(), load_tokenizer(str(tiny_model_dir))
     head = teacher.output_head()
@@ -61,28 +61,28 @@ def test_the_student_reads_its_own_prompt_and_the_teacher_the_hint(tiny_model_di
         assert scores.hidden_states is not None
         from_states = torch.log_softmax(head.logits(scores.hidden_states[row, own]) / 0.7, -1)
         torch.testing.assert_close(from_states, logprobs, atol=1e-5, rtol=0)
-    assert torch.equal(scores.comparable_mask, batch.response_mask)
+    assert torch.equal(scores.aligned_mask, batch.response_mask)
     assert not scores.logprobs[~batch.response_mask].any()
 
 
 def test_a_context_that_adds_nothing_is_the_plain_teacher(tiny_model_dir: Path) -> None:
-    batch = window(tiny_model_dir)
+    batch = rollouts(tiny_model_dir)
     plain = ready(LocalTeacher(str(tiny_model_dir))).score(batch, EVERYTHING)
     same = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content}")).score(batch, EVERYTHING)
     torch.testing.assert_close(same.logprobs, plain.logprobs)
-    assert torch.equal(same.comparable_mask, plain.comparable_mask)
+    assert torch.equal(same.aligned_mask, plain.aligned_mask)
 
 
 def test_a_rank_without_rows_takes_part(tiny_model_dir: Path) -> None:
     teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content} {answer}"))
-    none = window(tiny_model_dir).select(torch.zeros(0, dtype=torch.long))
+    none = rollouts(tiny_model_dir).select(torch.zeros(0, dtype=torch.long))
     assert teacher.score(none, frozenset({Signal.LOGPROBS})).logprobs.shape[0] == 0
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tiny_model_dir: Path) -> None:
     teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content} {hint}"))
     with pytest.raises(ValueError, match=r"\['hint'\].*\['answer'\]"):
-        teacher.score(window(tiny_model_dir), frozenset())
+        teacher.score(rollouts(tiny_model_dir), frozenset())
     with pytest.raises(ValueError, match=r"\{content\}"):
         PrivilegedTeacher(LocalTeacher("x"), "Hint: {answer}")
 
@@ -90,4 +90,4 @@ def test_a_missing_column_is_named_with_those_that_are_there(tiny_model_dir: Pat
 def test_a_trajectory_longer_than_the_teachers_context_is_refused(tiny_model_dir: Path) -> None:
     teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content}" + " very long" * 200))
     with pytest.raises(ValueError, match="256 positions of teacher"):
-        teacher.score(window(tiny_model_dir), frozenset())
+        teacher.score(rollouts(tiny_model_dir), frozenset())

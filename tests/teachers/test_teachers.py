@@ -19,7 +19,7 @@ BOTH = frozenset({Signal.LOGPROBS, Signal.HIDDEN_STATES})
 CPU = torch.device("cpu")
 
 
-def window(teacher_ids: list[int], names: tuple[str, ...], temperature: float = 1.0) -> RolloutBatch:
+def rollouts(teacher_ids: list[int], names: tuple[str, ...], temperature: float = 1.0) -> RolloutBatch:
     """Random tokens of uneven length."""
     generator = torch.Generator().manual_seed(1)
     trajectories = []
@@ -34,7 +34,7 @@ def window(teacher_ids: list[int], names: tuple[str, ...], temperature: float = 
 
 
 class Constant(Teacher):
-    """Grades every token with one number and counts what it is asked."""
+    """Scores every token with one number and counts what it is asked."""
 
     def __init__(self, value: float) -> None:
         self.value, self.rows, self.num_setups = value, 0, 0
@@ -42,30 +42,30 @@ class Constant(Teacher):
     def setup(self, device: torch.device, mesh: object = None) -> None:
         self.num_setups += 1
 
-    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
+    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
         self.rows += len(batch)
         return TeacherScores(torch.full_like(batch.rollout_logprobs, self.value), batch.response_mask)
 
 
-def test_each_prompt_is_graded_by_its_own_teacher_only() -> None:
+def test_each_prompt_is_scored_by_its_own_teacher_only() -> None:
     teachers = {"b": Constant(-2.0), "a": Constant(-1.0), "idle": Constant(-9.0)}
     pool = TeacherPool(teachers)
     assert pool.names == ("a", "b", "idle")
-    batch = window([1, 0, 1, 1], pool.names)
+    batch = rollouts([1, 0, 1, 1], pool.names)
     scores = pool.score(batch, frozenset({Signal.LOGPROBS}))
     assert (teachers["a"].rows, teachers["b"].rows, teachers["idle"].rows) == (1, 3, 0)
     expected = torch.tensor([-2.0, -1.0, -2.0, -2.0])[:, None].expand_as(scores.logprobs)
     assert torch.equal(scores.logprobs[batch.response_mask], expected[batch.response_mask])
-    assert torch.equal(scores.comparable_mask, batch.response_mask)
+    assert torch.equal(scores.aligned_mask, batch.response_mask)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_grades_equal_a_plain_forward_whatever_the_batch_size(temperature: float, world: Path) -> None:
+def test_scores_equal_a_plain_forward_whatever_the_batch_size(temperature: float, world: Path) -> None:
     pool = TeacherPool(
         {name: LocalTeacher(str(world / name), batch_size=size) for name, size in (("math", 2), ("code", 99))}
     )
     pool.setup(CPU)
-    batch = window([0, 1, 1, 0, 1, 1], pool.names, temperature)
+    batch = rollouts([0, 1, 1, 0, 1, 1], pool.names, temperature)
     scores = pool.score(batch, BOTH)
     for index, name in enumerate(pool.names):
         model = load_causal_lm(str(world / name))
@@ -84,7 +84,7 @@ def test_grades_equal_a_plain_forward_whatever_the_batch_size(temperature: float
 
 
 def test_a_teachers_own_temperature_is_used_instead(world: Path) -> None:
-    batch, scores = window([0, 0], ("t",)), []
+    batch, scores = rollouts([0, 0], ("t",)), []
     for settings in ({"temperature": 2.0}, {}):
         teacher = LocalTeacher(str(world / "math"), **settings)
         teacher.setup(CPU)
@@ -112,14 +112,14 @@ def test_teachers_are_frozen_and_in_eval_mode(world: Path) -> None:
     model = teacher._loaded().model
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    scores = teacher.score(window([0], ("t",)), BOTH)
+    scores = teacher.score(rollouts([0], ("t",)), BOTH)
     assert not scores.logprobs.requires_grad
 
 
-def test_grades_of_a_low_precision_teacher_are_float32(world: Path) -> None:
+def test_scores_of_a_low_precision_teacher_are_float32(world: Path) -> None:
     teacher = LocalTeacher(str(world / "math"), dtype="bfloat16")
     teacher.setup(CPU)
-    scores = teacher.score(window([0, 0], ("t",)), BOTH)
+    scores = teacher.score(rollouts([0, 0], ("t",)), BOTH)
     assert scores.logprobs.dtype == torch.float32
     assert scores.hidden_states is not None
     assert scores.hidden_states.dtype == torch.bfloat16
@@ -135,14 +135,14 @@ def test_tokens_beyond_the_teachers_vocabulary_are_not_compared(tmp_path: Path) 
     folder = save_model(tmp_path, vocab_size=270)
     teacher = LocalTeacher(str(folder))
     teacher.setup(CPU)
-    batch = window([0] * 12, ("t",))
+    batch = rollouts([0] * 12, ("t",))
     scores = teacher.score(batch, BOTH)
     for row in range(len(batch)):
         unknown = (batch.token_ids[row] >= 270).nonzero().flatten().tolist()
         first = unknown[0] if unknown else batch.token_ids.shape[1]
         expected = batch.response_mask[row] & (torch.arange(batch.token_ids.shape[1]) < first)
-        assert torch.equal(scores.comparable_mask[row], expected)
-    assert not torch.equal(scores.comparable_mask, batch.response_mask)
+        assert torch.equal(scores.aligned_mask[row], expected)
+    assert not torch.equal(scores.aligned_mask, batch.response_mask)
     assert torch.isfinite(scores.logprobs).all()
 
 
@@ -154,7 +154,7 @@ def test_padded_output_rows_get_no_probability(tmp_path: Path) -> None:
     head = teacher.output_head()
     assert isinstance(head, LinearHead)
     assert head.vocab_size == len(teacher.tokenizer())
-    batch = window([0], ("t",))
+    batch = rollouts([0], ("t",))
     logits = load_causal_lm(str(folder))(batch.token_ids).logits[..., : head.vocab_size]
     mask = batch.response_mask
     expected = token_logprobs(logits, batch.token_ids)

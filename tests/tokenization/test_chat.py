@@ -142,8 +142,8 @@ def test_an_answer_is_what_the_template_shows_between_two_replies(
     template: str, chat: list[dict[str, str]], answer: str
 ) -> None:
     own = tokenizer() if template == "ChatML" else thinking()
-    given_ids = render_answer(own, chat, [{"role": "tool", "content": answer}])
-    assert own.decode(given_ids) == f"\n<|im_start|>tool\n{answer}<|im_end|>\n<|im_start|>assistant\n"
+    off_policy_ids = render_answer(own, chat, [{"role": "tool", "content": answer}])
+    assert own.decode(off_policy_ids) == f"\n<|im_start|>tool\n{answer}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @cache
@@ -174,9 +174,9 @@ def test_an_agents_demonstration_is_laid_out_like_its_episode(own: Callable[[], 
     mask = [False] * len(expected)
     for i, call in enumerate(calls):
         reply = [*own().encode(call, add_special_tokens=False), own().eos_token_id]
-        given_ids = render_answer(own(), chat, ANSWER) if i + 1 < len(calls) else []
-        expected += reply + given_ids
-        mask += [True] * len(reply) + [False] * len(given_ids)
+        off_policy_ids = render_answer(own(), chat, ANSWER) if i + 1 < len(calls) else []
+        expected += reply + off_policy_ids
+        mask += [True] * len(reply) + [False] * len(off_policy_ids)
         chat += [{"role": "assistant", "content": call}, *(ANSWER if i + 1 < len(calls) else ())]
     assert render_demonstration(own(), chat) == (expected, mask)
 

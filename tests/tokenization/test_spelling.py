@@ -10,17 +10,17 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_opd.models import load_tokenizer
 from lightning_opd.tokenization.roles import control_tokens
-from lightning_opd.tokenization.spelling import Spelling, byte_alphabet, spans_of
+from lightning_opd.tokenization.spelling import ByteSpelling, byte_alphabet, spans_of
 from tests.tokenization.families import CONTROL, FAMILIES, family
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
-def spelling(name: str) -> Spelling:
-    return Spelling(family(name), control_tokens(family(name)).values())
+def spelling(name: str) -> ByteSpelling:
+    return ByteSpelling(family(name), control_tokens(family(name)).values())
 
 
-def spelt(speller: Spelling, token_ids: list[int]) -> bytes:
+def spelt(speller: ByteSpelling, token_ids: list[int]) -> bytes:
     return b"".join(map(speller.piece, token_ids))
 
 
@@ -82,7 +82,7 @@ def test_added_tokens_that_are_text_stay_text_and_keep_their_ids() -> None:
         AddedToken("    ", normalized=False, special=False),
         AddedToken("<table>", special=False),
     )
-    speller = Spelling(tokenizer, control_tokens(tokenizer).values())
+    speller = ByteSpelling(tokenizer, control_tokens(tokenizer).values())
     text = "x    <table><ctl> é"
     token_ids = speller.encode(text.encode())
     assert tokenizer.convert_tokens_to_ids("    ") in token_ids
@@ -102,14 +102,14 @@ def test_no_space_is_put_before_a_stretch_of_text(prefix: dict[str, object]) -> 
         setattr(tokenizer, part, value)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
     assert wrapped.convert_ids_to_tokens(wrapped.encode("7"))[0].startswith("▁")
-    speller = Spelling(wrapped, control_tokens(wrapped).values())
+    speller = ByteSpelling(wrapped, control_tokens(wrapped).values())
     assert spelt(speller, speller.encode(b"7")) == b"7"
 
 
 def test_a_normalising_tokenizer_is_followed_as_far_as_it_spells_the_text() -> None:
     tokenizer = Tokenizer.from_str(family("llama3").backend_tokenizer.to_str())
     tokenizer.normalizer = normalizers.NFC()
-    speller = Spelling(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ())
+    speller = ByteSpelling(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ())
     text = "one e\N{COMBINING ACUTE ACCENT} two"
     spans = spans_of([speller.piece(i) for i in speller.encode(text.encode())], text.encode())
     assert max(end for _, end in spans) == len("one ")
@@ -119,17 +119,17 @@ def test_a_normalising_tokenizer_is_followed_as_far_as_it_spells_the_text() -> N
 def test_a_tokenizer_that_does_not_spell_bytes_is_refused() -> None:
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(ValueError, match="byte-level or SentencePiece tokenizer"):
-        Spelling(PreTrainedTokenizerFast(tokenizer_object=words), ())
+        ByteSpelling(PreTrainedTokenizerFast(tokenizer_object=words), ())
     words.decoder = decoders.WordPiece()
     with pytest.raises(ValueError, match="WordPiece"):
-        Spelling(PreTrainedTokenizerFast(tokenizer_object=words), ())
+        ByteSpelling(PreTrainedTokenizerFast(tokenizer_object=words), ())
 
 
 def test_a_saved_tokenizer_spells_the_same(tmp_path: Path) -> None:
     for name in FAMILIES:
         family(name).save_pretrained(tmp_path / name)
         loaded = load_tokenizer(str(tmp_path / name))
-        again = Spelling(loaded, control_tokens(loaded).values())
+        again = ByteSpelling(loaded, control_tokens(loaded).values())
         assert again.encode(b"27 + 48 <think>") == spelling(name).encode(b"27 + 48 <think>")
         assert again.control_ids == spelling(name).control_ids
 

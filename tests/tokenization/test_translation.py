@@ -115,7 +115,7 @@ def test_what_a_template_puts_before_a_reply_belongs_to_neither_side() -> None:
 
 
 @pytest.mark.parametrize("teacher", [name for name in FAMILIES if name != "chatml"])
-def test_half_a_character_is_graded_byte_by_byte(teacher: str) -> None:
+def test_half_a_character_is_scored_byte_by_byte(teacher: str) -> None:
     """Else a student could escape its teacher by writing what is no text."""
     both = translator("chatml", teacher)
     emoji = both.student_spelling.encode("😀".encode())

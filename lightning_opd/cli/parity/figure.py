@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 PANELS = {
     "train/teacher_kl": ("KL(student ‖ teacher), training", "nats per token"),
     "val/teacher_kl": ("KL(student ‖ teacher), validation", "nats per token"),
-    "val/outcome": ("Solved validation prompts", "share"),
-    "train/reward": ("Solved training prompts", "share"),
-    "train/format_errors": ("Malformed training answers", "share"),
-    "val/format": ("Well-formed validation answers", "share"),
+    "val/reward": ("Solved validation prompts", "fraction"),
+    "train/reward": ("Solved training prompts", "fraction"),
+    "train/format_errors": ("Malformed training answers", "fraction"),
+    "val/format": ("Well-formed validation answers", "fraction"),
     "train/loss": ("Training loss", "loss"),
     "val/loss": ("Validation loss", "nats per token"),
 }
@@ -73,7 +73,7 @@ def _draw_panel(axis: Axes, name: str, lines: Sequence[Curve]) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("optimiser step", fontsize=8)
     axis.set_ylabel(unit, fontsize=8)
-    if unit == "share":
+    if unit == "fraction":
         axis.set_ylim(-0.02, 1.02)
     _tidy(axis)
     if len(lines) > 1:

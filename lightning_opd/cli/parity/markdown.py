@@ -1,4 +1,4 @@
-"""Writes the parity report for people: one table per split and mode, and a verdict."""
+"""Writes the parity report for people: one table per split and mode, and a reward."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _table(split: str, mode: str, rows: Sequence[CellReport]) -> str:
         ]
         for row in rows
     ]
-    caption = f"Share of {split} prompts solved, {mode}; 95 % bootstrap intervals, paired by prompt."
+    caption = f"Fraction of {split} prompts solved, {mode}; 95 % bootstrap intervals, paired by prompt."
     return f"## {split}, {mode}\n\n{caption}\n\n{_grid(header, lines)}"
 
 

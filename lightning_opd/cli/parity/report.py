@@ -106,11 +106,11 @@ def _paired(cell: Cell, answers: dict[str, Answer], teachers: dict[str, Scores])
             raise UsageError(msg)
         theirs = teachers[answer.teacher].get(cell, {}).get(key)
         if theirs is not None:
-            pairs.append((answer.outcome, theirs.outcome))
+            pairs.append((answer.reward, theirs.reward))
     if not pairs:
         names = ", ".join(sorted({answer.teacher for answer in answers.values()}))
         msg = (
-            f"{cell}: student and teacher ({names}) share no prompt; "
+            f"{cell}: student and teacher ({names}) fraction no prompt; "
             "run `test` for both with the same task, splits and modes."
         )
         raise UsageError(msg)
@@ -119,4 +119,4 @@ def _paired(cell: Cell, answers: dict[str, Answer], teachers: dict[str, Scores])
 
 
 def _outcomes(answers: dict[str, Answer]) -> np.ndarray:
-    return np.asarray([answers[key].outcome for key in sorted(answers)], dtype=np.float64)
+    return np.asarray([answers[key].reward for key in sorted(answers)], dtype=np.float64)

@@ -18,7 +18,7 @@ MAX_CALLS = 8
 class ToolEnvironment(Environment):
     """Answer the calls of each reply, in order; the first reply without a call is the final answer.
 
-    Nothing the student writes is evaluated: a call names a tool, and its arguments are checked.
+    Nothing the student generates is evaluated: a call names a tool, and its arguments are checked.
 
     Args:
         messages: What the student sees first.
@@ -38,7 +38,7 @@ class ToolEnvironment(Environment):
         shows_tools: bool = True,
     ) -> None:
         """Bind the episode to its question."""
-        self._messages, self._judge, self._parser = messages, judge, parser
+        self._messages, self._apply_format_rules, self._parser = messages, judge, parser
         self._tools = {tool.name: tool for tool in tools}
         self._shows_tools = shows_tools
         self._final: str | None = None
@@ -69,5 +69,5 @@ class ToolEnvironment(Environment):
         return {"role": "tool", "name": call.name, "content": self._tools[call.name].call(call.arguments)}
 
     @override
-    def outcome(self) -> float:
-        return 0.0 if self._final is None else float(self._judge(self._final))
+    def reward(self) -> float:
+        return 0.0 if self._final is None else float(self._apply_format_rules(self._final))

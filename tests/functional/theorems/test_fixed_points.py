@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_opd.functional.advantages import AdvantageEstimator, Immediate, KLToGo, LogRatioToGo
-from lightning_opd.functional.shaping import BoundedDifference, Clip, Extrapolation, OneSidedTrustRegion, Shaping
+from lightning_opd.functional.log_ratio_transforms import (
+    BoundedDifference,
+    Clip,
+    Extrapolation,
+    LogRatioTransform,
+    OneSidedTrustRegion,
+)
 from tests.functional.enumeration import World, make_world
 
 
@@ -39,14 +45,16 @@ def ascend(world: World, advantages: Callable[[World], Tensor], steps: int, rate
 
 def exact_values(world: World) -> Tensor:
     """Return V(s_t): the student's expectation of the log-ratio-to-go at the state."""
-    to_go = LogRatioToGo()(world.of_tokens(world.shaped([])[0]), world.response_mask)
+    to_go = LogRatioToGo()(world.of_tokens(world.transformed([])[0]), world.response_mask)
     table = (torch.softmax(world.student, -1) * mean_of(world, to_go)).sum(-1).detach()
     return world.of_states(table)
 
 
-def signal(estimator: AdvantageEstimator, *shapings: Shaping, has_values: bool = False) -> Callable[[World], Tensor]:
+def signal(
+    estimator: AdvantageEstimator, *transforms: LogRatioTransform, has_values: bool = False
+) -> Callable[[World], Tensor]:
     def advantages(world: World) -> Tensor:
-        log_ratio, kl = world.shaped(shapings)
+        log_ratio, kl = world.transformed(transforms)
         values = exact_values(world) if has_values else None
         return estimator(world.of_tokens(log_ratio), world.response_mask, kl=world.of_states(kl), values=values)
 

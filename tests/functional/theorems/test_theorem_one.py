@@ -1,4 +1,4 @@
-"""Theorem 1 by exact enumeration: which advantages give which gradient, whatever is subtracted or shaped."""
+"""Theorem 1 by exact enumeration: which advantages give which gradient, whatever is subtracted or transformed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from torch import Tensor
 from lightning_opd.functional.advantages import AdvantageEstimator, FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import BatchMean, LeaveOneOut, StateKL
 from lightning_opd.functional.divergences import ReverseKL
-from lightning_opd.functional.shaping import BoundedDifference, Clip, Extrapolation, OneSidedTrustRegion, Shaping
+from lightning_opd.functional.log_ratio_transforms import (
+    BoundedDifference,
+    Clip,
+    Extrapolation,
+    LogRatioTransform,
+    OneSidedTrustRegion,
+)
 from tests.functional.enumeration import World, make_world
 
 EXACT = [FullTrajectory(), LogRatioToGo(), KLToGo()]
 exact_estimators = pytest.mark.parametrize("estimator", EXACT, ids=lambda e: type(e).__name__)
 every_kind = pytest.mark.parametrize("estimator", [*EXACT, Immediate()], ids=lambda e: type(e).__name__)
-SHAPINGS: list[tuple[Shaping, ...]] = [
+TRANSFORMS: list[tuple[LogRatioTransform, ...]] = [
     (),
     (Clip(0.5),),
     (Clip(1.0),),
@@ -27,7 +33,7 @@ SHAPINGS: list[tuple[Shaping, ...]] = [
     (Extrapolation(2.0), OneSidedTrustRegion(0.3, 0.3)),
     (Extrapolation(0.5), Clip(1.0)),
 ]
-every_shaping = pytest.mark.parametrize("shapings", SHAPINGS, ids=lambda s: "+".join(type(x).__name__ for x in s))
+every_transform = pytest.mark.parametrize("transforms", TRANSFORMS, ids=lambda s: "+".join(type(x).__name__ for x in s))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +48,12 @@ def small_world() -> World:
 
 
 def advantages(
-    world: World, estimator: AdvantageEstimator, shapings: Sequence[Shaping] = (), values: Tensor | None = None
+    world: World,
+    estimator: AdvantageEstimator,
+    transforms: Sequence[LogRatioTransform] = (),
+    values: Tensor | None = None,
 ) -> Tensor:
-    log_ratio, kl = world.shaped(shapings)
+    log_ratio, kl = world.transformed(transforms)
     return estimator(world.of_tokens(log_ratio), world.response_mask, kl=world.of_states(kl), values=values)
 
 
@@ -62,22 +71,24 @@ def test_the_exact_estimators_have_the_gradient_of_the_sequence_kl(estimator: Ad
 
 
 @exact_estimators
-@every_shaping
-def test_the_exact_estimators_stay_exact_for_a_shaped_reward(
-    estimator: AdvantageEstimator, shapings: Sequence[Shaping], world: World
+@every_transform
+def test_the_exact_estimators_stay_exact_for_a_transformed_reward(
+    estimator: AdvantageEstimator, transforms: Sequence[LogRatioTransform], world: World
 ) -> None:
-    rewards = world.of_tokens(world.shaped(shapings)[0]).sum(-1)
+    rewards = world.of_tokens(world.transformed(transforms)[0]).sum(-1)
     exact = world.gradient((world.logprobs.sum(-1).exp() * rewards).sum())  # E_y Σ_t r_t with r held fixed
-    assert_equal_gradients(world.policy_gradient(advantages(world, estimator, shapings)), exact)
+    assert_equal_gradients(world.policy_gradient(advantages(world, estimator, transforms)), exact)
 
 
-@every_shaping
-def test_immediate_has_the_gradient_at_the_visited_states(shapings: Sequence[Shaping], world: World) -> None:
-    log_ratio, _ = world.shaped(shapings)
+@every_transform
+def test_immediate_has_the_gradient_at_the_visited_states(
+    transforms: Sequence[LogRatioTransform], world: World
+) -> None:
+    log_ratio, _ = world.transformed(transforms)
     visits = world.probability[:, None]  # held fixed
     at_states = (torch.softmax(world.student, -1) * log_ratio).sum(-1)
     exact = world.gradient((visits * world.of_states(at_states)).sum())
-    assert_equal_gradients(world.policy_gradient(advantages(world, Immediate(), shapings)), exact)
+    assert_equal_gradients(world.policy_gradient(advantages(world, Immediate(), transforms)), exact)
 
 
 def test_immediate_has_the_gradient_of_the_full_vocabulary_reverse_kl(world: World) -> None:
@@ -87,36 +98,36 @@ def test_immediate_has_the_gradient_of_the_full_vocabulary_reverse_kl(world: Wor
 
 
 @every_kind
-@every_shaping
+@every_transform
 def test_a_wrong_value_leaves_the_expected_gradient(
-    estimator: AdvantageEstimator, shapings: Sequence[Shaping], world: World
+    estimator: AdvantageEstimator, transforms: Sequence[LogRatioTransform], world: World
 ) -> None:
     wrong = world.of_states(5 * torch.randn(len(world.student), dtype=torch.float64))
     assert_equal_gradients(
-        world.policy_gradient(advantages(world, estimator, shapings, wrong)),
-        world.policy_gradient(advantages(world, estimator, shapings)),
+        world.policy_gradient(advantages(world, estimator, transforms, wrong)),
+        world.policy_gradient(advantages(world, estimator, transforms)),
     )
 
 
 @every_kind
-@every_shaping
+@every_transform
 def test_the_kl_at_the_state_is_a_baseline(
-    estimator: AdvantageEstimator, shapings: Sequence[Shaping], world: World
+    estimator: AdvantageEstimator, transforms: Sequence[LogRatioTransform], world: World
 ) -> None:
-    kl = world.of_states(world.shaped(shapings)[1])
+    kl = world.of_states(world.transformed(transforms)[1])
     values = StateKL()(kl, world.response_mask, torch.arange(len(kl)), kl=kl)
     assert_equal_gradients(
-        world.policy_gradient(advantages(world, estimator, shapings, values)),
-        world.policy_gradient(advantages(world, estimator, shapings)),
+        world.policy_gradient(advantages(world, estimator, transforms, values)),
+        world.policy_gradient(advantages(world, estimator, transforms)),
     )
 
 
 @every_kind
-@pytest.mark.parametrize("shapings", SHAPINGS[:2], ids=["plain", "clipped"])
+@pytest.mark.parametrize("transforms", TRANSFORMS[:2], ids=["plain", "clipped"])
 def test_leave_one_out_leaves_the_expected_gradient(
-    estimator: AdvantageEstimator, shapings: Sequence[Shaping], small_world: World
+    estimator: AdvantageEstimator, transforms: Sequence[LogRatioTransform], small_world: World
 ) -> None:
-    returns, pairs = advantages(small_world, estimator, shapings), all_pairs(small_world)
+    returns, pairs = advantages(small_world, estimator, transforms), all_pairs(small_world)
     rows = pairs.flatten()
     values = LeaveOneOut()(
         returns[rows],
@@ -125,19 +136,19 @@ def test_leave_one_out_leaves_the_expected_gradient(
         is_constant_in_time=estimator.is_constant_in_time,
     ).reshape(len(pairs), 2, -1)
     assert values.abs().max() > 0.1
-    assert_baseline_is_harmless(small_world, estimator, shapings, pairs, values)
+    assert_baseline_is_harmless(small_world, estimator, transforms, pairs, values)
 
 
 @every_kind
-@pytest.mark.parametrize("shapings", SHAPINGS[:2], ids=["plain", "clipped"])
+@pytest.mark.parametrize("transforms", TRANSFORMS[:2], ids=["plain", "clipped"])
 def test_the_batch_mean_of_other_rows_leaves_the_expected_gradient(
-    estimator: AdvantageEstimator, shapings: Sequence[Shaping], small_world: World
+    estimator: AdvantageEstimator, transforms: Sequence[LogRatioTransform], small_world: World
 ) -> None:
-    returns, pairs = advantages(small_world, estimator, shapings), all_pairs(small_world)
-    windows = [(returns[pair], small_world.response_mask[pair], torch.arange(2)) for pair in pairs]
-    values = torch.stack([BatchMean()(*window) for window in windows])
+    returns, pairs = advantages(small_world, estimator, transforms), all_pairs(small_world)
+    rollout_batches = [(returns[pair], small_world.response_mask[pair], torch.arange(2)) for pair in pairs]
+    values = torch.stack([BatchMean()(*rollouts) for rollouts in rollout_batches])
     assert values.abs().max() > 0.1
-    assert_baseline_is_harmless(small_world, estimator, shapings, pairs, values)
+    assert_baseline_is_harmless(small_world, estimator, transforms, pairs, values)
 
 
 def test_the_mean_of_the_own_group_would_not_be_a_baseline(small_world: World) -> None:
@@ -153,19 +164,19 @@ def all_pairs(world: World) -> Tensor:
 
 
 def assert_baseline_is_harmless(
-    world: World, estimator: AdvantageEstimator, shapings: Sequence[Shaping], pairs: Tensor, values: Tensor
+    world: World, estimator: AdvantageEstimator, transforms: Sequence[LogRatioTransform], pairs: Tensor, values: Tensor
 ) -> None:
     """Compare, over all pairs of independent siblings, the mean of Σ_t b_t ∇log π(a_t|s_t) with 0."""
     weights = world.probability[pairs].prod(-1)[:, None, None]
     logprobs = world.logprobs[pairs]
-    mask, returns = world.response_mask[pairs], advantages(world, estimator, shapings)[pairs]
+    mask, returns = world.response_mask[pairs], advantages(world, estimator, transforms)[pairs]
     with_baseline = world.gradient((weights * torch.where(mask, (returns - values) * logprobs, 0.0)).sum() / 2)
-    assert_equal_gradients(with_baseline, world.policy_gradient(advantages(world, estimator, shapings)))
+    assert_equal_gradients(with_baseline, world.policy_gradient(advantages(world, estimator, transforms)))
 
 
 def test_kl_to_go_with_the_plain_kl_is_wrong_for_a_clipped_reward(world: World) -> None:
-    clipped, right = world.shaped([Clip(1.0)])
-    _, plain = world.shaped([])
+    clipped, right = world.transformed([Clip(1.0)])
+    _, plain = world.transformed([])
     rewards = world.of_tokens(clipped)
     with_right, with_plain = (
         world.policy_gradient(KLToGo()(rewards, world.response_mask, kl=world.of_states(kl))) for kl in (right, plain)
@@ -195,7 +206,7 @@ def test_k3_as_a_loss_is_the_forward_kl(world: World) -> None:
 
 
 def test_a_kl_value_as_the_advantage_of_the_sampled_token_has_no_gradient(world: World) -> None:
-    kl = world.of_states(world.shaped([])[1])
+    kl = world.of_states(world.transformed([])[1])
     assert world.policy_gradient(-kl).abs().max() < 1e-12
 
 

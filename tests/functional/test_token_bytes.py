@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from lightning_opd.functional.pieces import Pieces, union
+from lightning_opd.functional.token_bytes import TokenBytes, union
 
 
 def test_pieces_are_found_by_how_they_begin() -> None:
-    pieces = Pieces([b"b", b"", b"ab", b"a", b"abc", b"abd", b"b"])
+    pieces = TokenBytes([b"b", b"", b"ab", b"a", b"abc", b"abd", b"b"])
     assert [pieces.pieces[i] for i in pieces.beginning_with(b"ab")] == [b"ab", b"abc", b"abd"]
     assert [pieces.order[i] for i in pieces.spelling(b"b")] == [0, 6]
     assert pieces.longer_than(b"a") == (b"ab",)

@@ -9,7 +9,7 @@ from functools import lru_cache
 CACHE_SIZE = 2**18
 
 
-class Pieces:
+class TokenBytes:
     """The bytes of a vocabulary's tokens, sorted.
 
     Args:

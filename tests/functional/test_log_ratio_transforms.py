@@ -9,73 +9,81 @@ from hypothesis import strategies as st
 
 from lightning_opd import functional
 from lightning_opd.functional.divergences import ReverseKL
-from lightning_opd.functional.shaping import (
+from lightning_opd.functional.log_ratio_transforms import (
     BoundedDifference,
     Clip,
     Extrapolation,
+    LogRatioTransform,
     OneSidedTrustRegion,
-    Shaping,
     expected_log_ratio,
     shape,
 )
 from tests.implementations import implementations
 
-every_shaping = pytest.mark.parametrize("shaping", implementations(Shaping, functional))
+every_transform = pytest.mark.parametrize("log_ratio_transform", implementations(LogRatioTransform, functional))
 logprob = st.floats(-30, -1e-3)
 
 
-@every_shaping
-def test_a_shaping_is_elementwise_and_leaves_no_gradient(shaping: Shaping) -> None:
+@every_transform
+def test_a_transform_is_elementwise_and_leaves_no_gradient(log_ratio_transform: LogRatioTransform) -> None:
     student, teacher, reference = -torch.rand(3, 4, 5, dtype=torch.float64)
-    whole = shape([shaping], student.requires_grad_(), teacher, reference)
+    whole = shape([log_ratio_transform], student.requires_grad_(), teacher, reference)
     assert not whole.requires_grad
     for i in range(4):
-        torch.testing.assert_close(shape([shaping], student[i, :2], teacher[i, :2], reference[i, :2]), whole[i, :2])
+        torch.testing.assert_close(
+            shape([log_ratio_transform], student[i, :2], teacher[i, :2], reference[i, :2]), whole[i, :2]
+        )
 
 
-@every_shaping
-def test_equal_models_give_zero(shaping: Shaping) -> None:
+@every_transform
+def test_equal_models_give_zero(log_ratio_transform: LogRatioTransform) -> None:
     same = -torch.rand(3, 4)
-    assert not shape([shaping], same, same, same).any()
+    assert not shape([log_ratio_transform], same, same, same).any()
 
 
-@every_shaping
+@every_transform
 @pytest.mark.parametrize("impossible", range(1, 8))
-def test_impossible_tokens_give_finite_log_ratios_and_expectations(shaping: Shaping, impossible: int) -> None:
+def test_impossible_tokens_give_finite_log_ratios_and_expectations(
+    log_ratio_transform: LogRatioTransform, impossible: int
+) -> None:
     logits = torch.randn(3, 5)
     for model in range(3):
         if impossible & (1 << model):
             logits[model, 2] = -torch.inf
     student, teacher, reference = logits.log_softmax(-1)
-    for shapings in ([shaping], [shaping, Clip(5.0)]):
-        shaped = shape(shapings, student, teacher, reference)
-        assert torch.isfinite(shaped).all()
-        assert torch.isfinite(expected_log_ratio(shapings, student, teacher, reference))
-    assert shaped.abs().max() <= 5
+    for transforms in ([log_ratio_transform], [log_ratio_transform, Clip(5.0)]):
+        transformed = shape(transforms, student, teacher, reference)
+        assert torch.isfinite(transformed).all()
+        assert torch.isfinite(expected_log_ratio(transforms, student, teacher, reference))
+    assert transformed.abs().max() <= 5
 
 
-@every_shaping
+@every_transform
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
 )
-def test_log_ratios_are_shaped_in_at_least_float32(shaping: Shaping, dtype: torch.dtype, expected: torch.dtype) -> None:
+def test_log_ratios_are_transformed_in_at_least_float32(
+    log_ratio_transform: LogRatioTransform, dtype: torch.dtype, expected: torch.dtype
+) -> None:
     student, teacher, reference = torch.randn(3, 2, 5).log_softmax(-1).to(dtype)
-    assert shape([shaping], student, teacher, reference).dtype == expected
-    assert expected_log_ratio([shaping], student, teacher, reference).dtype == expected
+    assert shape([log_ratio_transform], student, teacher, reference).dtype == expected
+    assert expected_log_ratio([log_ratio_transform], student, teacher, reference).dtype == expected
 
 
-@every_shaping
-def test_the_reference_is_asked_for_exactly_where_it_is_needed(shaping: Shaping) -> None:
+@every_transform
+def test_the_reference_is_asked_for_exactly_where_it_is_needed(log_ratio_transform: LogRatioTransform) -> None:
     student, teacher, reference = torch.randn(3, 5).log_softmax(-1)
-    if shaping.needs_reference:
+    if log_ratio_transform.needs_reference:
         with pytest.raises(ValueError, match=r"needs `reference_logprobs`, got None"):
-            shape([shaping], student, teacher)
+            shape([log_ratio_transform], student, teacher)
     else:
-        assert torch.equal(shape([shaping], student, teacher), shape([shaping], student, teacher, reference))
+        assert torch.equal(
+            shape([log_ratio_transform], student, teacher), shape([log_ratio_transform], student, teacher, reference)
+        )
 
 
-def test_without_shapings_it_is_the_log_ratio_and_its_mean_the_reverse_kl() -> None:
+def test_without_transforms_it_is_the_log_ratio_and_its_mean_the_reverse_kl() -> None:
     student, teacher = torch.randn(2, 3, 5, dtype=torch.float64).log_softmax(-1)
     assert torch.equal(shape([], student, teacher), teacher - student)
     torch.testing.assert_close(expected_log_ratio([], student, teacher), ReverseKL()(student, teacher))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightning_opd.functional.credit import Prefix, Strict
+from lightning_opd.functional.credit import ExactMatchCredit, PrefixCredit
 from lightning_opd.interfaces import Objective, Teacher
 from lightning_opd.objectives import PolicyGradient
-from lightning_opd.teachers import RetokenizedTeacher
+from lightning_opd.teachers import CrossTokenizerTeacher
 from lightning_opd.types import Signal
 
 
-def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teacher]) -> None:
-    """Refuse objectives that have no meaning with re-tokenised teachers.
+def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, Teacher]) -> None:
+    """Refuse objectives that have no meaning with cross-tokenizer teachers.
 
     Args:
         objective: What is to be trained.
@@ -22,36 +22,37 @@ def check_retokenized_teachers(objective: Objective, teachers: Mapping[str, Teac
         ValueError: The estimator sums other positions' log-ratios, the objective needs the teacher's
             states, or the credit is a mere diagnostic.
     """
-    names = [name for name, teacher in teachers.items() if teacher.is_retokenized]
-    credits = {name: t.credit for name, t in teachers.items() if isinstance(t, RetokenizedTeacher)}
+    names = [name for name, teacher in teachers.items() if teacher.is_cross_tokenizer]
+    credits = {name: t.credit for name, t in teachers.items() if isinstance(t, CrossTokenizerTeacher)}
     twice = [name for name in names if name not in credits or not credits[name].adds_up]
     if twice and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:
         msg = (
             f"`{type(objective.estimator).__name__}` adds up log-ratios of later tokens, which count twice where a "
             f"teacher cuts the text in other places, and teacher {_listed(twice)} has another tokenizer than the "
-            "student. Use the credit `Prefix`, whose log-ratios add up, or the estimator `Immediate`."
+            "student. Use the credit `PrefixCredit`, whose log-ratios add up, or `Immediate`."
         )
         raise ValueError(msg)
-    if names and Signal.HIDDEN_STATES in objective.requires:
+    if names and Signal.HIDDEN_STATES in objective.signals:
         msg = (
             f"`{type(objective).__name__}` compares whole distributions over one vocabulary, and teacher "
             f"{_listed(names)} has another tokenizer than the student. Use `PolicyGradient`, or `DistributionMatching` "
             "with `teacher_signal: top_k`."
         )
         raise ValueError(msg)
-    loose = [name for name in names if not isinstance(credits.get(name), Prefix | Strict)]
-    if loose and Signal.TOP_LOGPROBS in objective.requires:
+    loose = [name for name in names if not isinstance(credits.get(name), PrefixCredit | ExactMatchCredit)]
+    if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
-            f"Likeliest tokens are compared under the credit `Prefix`, or `Strict` where both sides cut the text "
-            f"alike, and teacher {_listed(loose)} has another one. Use `Prefix`, or the objective `PolicyGradient`."
+            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides cut "
+            f"the text alike, and teacher {_listed(loose)} has another one. Use `PrefixCredit`, or the objective "
+            "`PolicyGradient`."
         )
         raise ValueError(msg)
     spliced = [name for name, credit in credits.items() if credit.is_spliced]
     if spliced:
         msg = (
-            f"Teacher {_listed(spliced)} grades sequences assembled from the student's pieces (`Splice`), which no "
-            "teacher was trained on: a diagnostic, not a training signal. Use the credit `Prefix`, `Strict`, `Span` "
-            "or `WholeText`."
+            f"Teacher {_listed(spliced)} scores sequences assembled from the student's pieces (`SpliceCredit`), "
+            "which no teacher was trained on: a diagnostic, not a training signal. Use the credit `PrefixCredit`, "
+            "`ExactMatchCredit`, `SpanCredit` or `SequenceCredit`."
         )
         raise ValueError(msg)
 

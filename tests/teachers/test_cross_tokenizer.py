@@ -7,7 +7,14 @@ import torch
 
 from lightning_opd import functional
 from lightning_opd.functional.advantages import AdvantageEstimator
-from lightning_opd.functional.credit import Credit, Prefix, Span, Splice, Strict, WholeText
+from lightning_opd.functional.credit import (
+    Credit,
+    ExactMatchCredit,
+    PrefixCredit,
+    SequenceCredit,
+    SpanCredit,
+    SpliceCredit,
+)
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.functional.top_k import TopK
@@ -15,19 +22,26 @@ from lightning_opd.interfaces import Objective, OPDCallback, Teacher
 from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
-from lightning_opd.teachers import LocalTeacher, RetokenizedTeacher
-from lightning_opd.teachers.retokenization_report import retokenization_report
+from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
+from lightning_opd.teachers.cross_tokenizer_report import cross_tokenizer_report
 from lightning_opd.types import RolloutBatch, Signal
 from tests.implementations import implementations
-from tests.teachers.foreign import foreign_teacher, graded_window
+from tests.teachers.foreign import foreign_teacher, scored_batch
 from tests.tiny import save_model
-from tests.world import Letters, Witness, largest_difference, make_data, make_module, make_trainer
+from tests.world import Letters, Recorder, largest_difference, make_data, make_module, make_trainer
 
-CREDITS: tuple[Credit, ...] = (Strict(), Span(), Span("equal"), Span("proportional"), Prefix(), WholeText())
+CREDITS: tuple[Credit, ...] = (
+    ExactMatchCredit(),
+    SpanCredit(),
+    SpanCredit("equal"),
+    SpanCredit("proportional"),
+    PrefixCredit(),
+    SequenceCredit(),
+)
 TOKEN_CREDITS = CREDITS[:-1]
 ESTIMATORS = [parameter.values[0] for parameter in implementations(AdvantageEstimator, functional)]
 IDENTITY_CASES = [
-    *[(objective, Strict()) for objective in (DistributionMatching(), *map(PolicyGradient, ESTIMATORS))],
+    *[(objective, ExactMatchCredit()) for objective in (DistributionMatching(), *map(PolicyGradient, ESTIMATORS))],
     *[(PolicyGradient(), credit) for credit in TOKEN_CREDITS[1:]],
 ]
 TOP_K = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
@@ -36,12 +50,12 @@ every_credit = pytest.mark.parametrize("credit", CREDITS, ids=str)
 
 def train(
     world: Path, folder: Path, teachers: dict[str, Teacher], objective: Objective | None = None, **settings: object
-) -> Witness:
+) -> Recorder:
     """Train two steps against the given teachers and return what was seen."""
-    plain, witness = make_module(world), Witness()
+    plain, recorder = make_module(world), Recorder()
     module = OPDModule(plain.student_config, dict(teachers), objective or PolicyGradient(), plain._optimizer)
-    make_trainer(folder, witness, **settings).fit(module, make_data(Letters(teachers=sorted(teachers))))
-    return witness
+    make_trainer(folder, recorder, **settings).fit(module, make_data(Letters(teachers=sorted(teachers))))
+    return recorder
 
 
 # --- the student's own tokenizer -------------------------------------------------------------------
@@ -52,32 +66,32 @@ def test_with_one_tokenizer_training_is_equal_to_the_last_bit(
     objective: Objective, credit: Credit, world: Path, tmp_path: Path
 ) -> None:
     plain = train(world, tmp_path, {name: LocalTeacher(str(world / name)) for name in ("math", "code")}, objective)
-    same = {name: RetokenizedTeacher(str(world / name), credit) for name in ("math", "code")}
-    witness = train(world, tmp_path, dict(same), objective)
-    assert not any(teacher.is_retokenized for teacher in same.values())
-    for ours, theirs in zip(plain.windows, witness.windows, strict=True):
+    same = {name: CrossTokenizerTeacher(str(world / name), credit) for name in ("math", "code")}
+    recorder = train(world, tmp_path, dict(same), objective)
+    assert not any(teacher.is_cross_tokenizer for teacher in same.values())
+    for ours, theirs in zip(plain.rollout_batches, recorder.rollout_batches, strict=True):
         assert torch.equal(ours.teacher_logprobs, theirs.teacher_logprobs)
-        assert torch.equal(ours.comparable_mask, theirs.comparable_mask)
-    for ours_gradients, theirs_gradients in zip(plain.gradients, witness.gradients, strict=True):
+        assert torch.equal(ours.aligned_mask, theirs.aligned_mask)
+    for ours_gradients, theirs_gradients in zip(plain.gradients, recorder.gradients, strict=True):
         assert largest_difference(ours_gradients, theirs_gradients) == 0
         assert any(bool(gradient.any()) for gradient in ours_gradients.values())
     shared = plain.logged[-1].keys()
     assert {k: v for k, v in plain.logged[-1].items() if "time" not in k} == {
-        k: witness.logged[-1][k] for k in shared if "time" not in k
+        k: recorder.logged[-1][k] for k in shared if "time" not in k
     }
-    assert witness.logged[-1]["train/kept_tokens/math"] == 1
-    assert witness.logged[-1]["train/dropped_logprob/math"] == 0
+    assert recorder.logged[-1]["train/kept_tokens/math"] == 1
+    assert recorder.logged[-1]["train/dropped_logprob/math"] == 0
 
 
 # --- another tokenizer -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("has_end", [True, False])
-def test_the_whole_text_is_graded_in_the_teachers_native_tokens(has_end: bool, world: Path, foreign: Path) -> None:
-    teacher = foreign_teacher(world, foreign, WholeText())
-    batch = graded_window(world, teacher, has_end=has_end)
+def test_the_sequence_credit_is_scored_in_the_teachers_native_tokens(has_end: bool, world: Path, foreign: Path) -> None:
+    teacher = foreign_teacher(world, foreign, SequenceCredit())
+    batch = scored_batch(world, teacher, has_end=has_end)
     own, model = load_tokenizer(str(foreign)), load_causal_lm(str(foreign))
-    assert torch.equal(batch.comparable_mask, batch.response_mask)
+    assert torch.equal(batch.aligned_mask, batch.response_mask)
     for row, trajectory in enumerate(batch.trajectories):
         prompt = own.apply_chat_template(list(trajectory.prompt.messages), tokenize=False, add_generation_prompt=True)
         head, tail = (own.encode(text) for text in (prompt, trajectory.text + "<|im_end|>" * has_end))
@@ -89,34 +103,34 @@ def test_the_whole_text_is_graded_in_the_teachers_native_tokens(has_end: bool, w
         assert log_ratio.tolist() == pytest.approx([expected] * int(mask.sum()), abs=1e-3)
 
 
-def test_strict_grades_are_log_probs_of_single_tokens(world: Path, foreign: Path) -> None:
+def test_exact_match_scores_are_log_probs_of_single_tokens(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
-    batch = graded_window(world, teacher)
+    batch = scored_batch(world, teacher)
     views = teacher.views(batch)
-    for row, (view, grade) in enumerate(zip(views, teacher.grade(views, batch), strict=True)):
-        expected = {student: float(grade[other]) for student, other in view.alignment.strict}
-        kept = batch.comparable_mask[row, view.columns].nonzero().flatten().tolist()
+    for row, (view, score) in enumerate(zip(views, teacher.score_views(views, batch), strict=True)):
+        expected = {student: float(score[other]) for student, other in view.alignment.strict}
+        kept = batch.aligned_mask[row, view.columns].nonzero().flatten().tolist()
         assert kept == list(expected)
         assert batch.teacher_logprobs[row, view.columns[kept]].tolist() == list(expected.values())
-    assert not torch.equal(batch.comparable_mask, batch.response_mask)
+    assert not torch.equal(batch.aligned_mask, batch.response_mask)
 
 
 @every_credit
 def test_a_foreign_teacher_trains_beside_a_native_one(
     credit: Credit, world: Path, foreign: Path, tmp_path: Path
 ) -> None:
-    teachers = {"code": LocalTeacher(str(world / "code")), "math": RetokenizedTeacher(str(foreign), credit)}
-    witness = train(world, tmp_path, teachers)
-    window = witness.windows[0]
-    own = (window.teacher_ids == 0)[:, None] & window.response_mask
-    assert torch.equal(window.comparable_mask & own, own)
-    assert torch.isfinite(window.teacher_logprobs).all()
-    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
-    logged = witness.logged[0]
+    teachers = {"code": LocalTeacher(str(world / "code")), "math": CrossTokenizerTeacher(str(foreign), credit)}
+    recorder = train(world, tmp_path, teachers)
+    rollouts = recorder.rollout_batches[0]
+    own = (rollouts.teacher_ids == 0)[:, None] & rollouts.response_mask
+    assert torch.equal(rollouts.aligned_mask & own, own)
+    assert torch.isfinite(rollouts.teacher_logprobs).all()
+    assert all(torch.isfinite(g).all() for step in recorder.gradients for g in step.values())
+    logged = recorder.logged[0]
     assert 0 < logged["train/kept_tokens/math"] <= 1
     assert 0 <= logged["train/dropped_logprob/math"] < 1
     assert "train/kept_tokens/code" not in logged
-    if isinstance(credit, Strict):
+    if isinstance(credit, ExactMatchCredit):
         assert logged["train/kept_tokens/math"] < 1
 
 
@@ -124,9 +138,9 @@ def test_a_foreign_teacher_trains_beside_a_native_one(
 def test_gradients_do_not_depend_on_the_micro_batches(
     settings: dict[str, object], world: Path, foreign: Path, tmp_path: Path
 ) -> None:
-    teachers = {"math": RetokenizedTeacher(str(foreign), Span())}
+    teachers = {"math": CrossTokenizerTeacher(str(foreign), SpanCredit())}
     whole = train(world, tmp_path, dict(teachers), max_steps=1)
-    parts = train(world, tmp_path, {"math": RetokenizedTeacher(str(foreign), Span())}, max_steps=1, **settings)
+    parts = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), SpanCredit())}, max_steps=1, **settings)
     assert largest_difference(whole.gradients[0], parts.gradients[0]) < 1e-5
     for name, value in whole.logged[-1].items():
         if "time" not in name:
@@ -141,12 +155,12 @@ def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path,
 
     plain, gradients = make_module(world, lora=Lora(rank=4)), []
     for callbacks in ((), (SomeRowsOnly(),)):
-        witness = Witness()
-        teachers: dict[str, str | Teacher] = {"math": RetokenizedTeacher(str(foreign))}
+        recorder = Recorder()
+        teachers: dict[str, str | Teacher] = {"math": CrossTokenizerTeacher(str(foreign))}
         module = OPDModule(plain.student_config, teachers, PolicyGradient(), plain._optimizer)
-        trainer = make_trainer(tmp_path, *callbacks, witness, max_steps=1)
+        trainer = make_trainer(tmp_path, *callbacks, recorder, max_steps=1)
         trainer.fit(module, make_data(Letters(teachers=["math"])))
-        gradients.append(witness.gradients[0])
+        gradients.append(recorder.gradients[0])
     assert all("lora" in name for name in gradients[0])
     assert largest_difference(*gradients) > 0
     assert any(bool(g.any()) for g in gradients[1].values())
@@ -154,7 +168,7 @@ def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path,
 
 def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
-    batch = graded_window(world, teacher)
+    batch = scored_batch(world, teacher)
     scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
     assert scores.top_ids is not None
     assert scores.top_logprobs is not None
@@ -185,30 +199,30 @@ def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
 ) -> None:
     teachers: dict[str, Teacher] = {
         "code": LocalTeacher(str(world / "code")),
-        "math": RetokenizedTeacher(str(foreign)),
+        "math": CrossTokenizerTeacher(str(foreign)),
     }
-    witness = train(world, tmp_path, teachers, TOP_K)
-    assert 0 < witness.logged[0]["train/kept_tokens/math"] < 1
-    assert witness.logged[0]["train/teacher_kl/math"] > 0
-    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+    recorder = train(world, tmp_path, teachers, TOP_K)
+    assert 0 < recorder.logged[0]["train/kept_tokens/math"] < 1
+    assert recorder.logged[0]["train/teacher_kl/math"] > 0
+    assert all(torch.isfinite(g).all() for step in recorder.gradients for g in step.values())
 
 
 def test_prefixes_carry_whole_distributions_over(world: Path, foreign: Path, tmp_path: Path) -> None:
-    teacher = foreign_teacher(world, foreign, Prefix())
-    batch = graded_window(world, teacher)
+    teacher = foreign_teacher(world, foreign, PrefixCredit())
+    batch = scored_batch(world, teacher)
     scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
     assert scores.top_ids is not None
     assert scores.top_logprobs is not None
-    assert torch.equal(scores.comparable_mask, batch.response_mask)
+    assert torch.equal(scores.aligned_mask, batch.response_mask)
     assert (scores.top_logprobs[batch.response_mask].exp().sum(dim=-1) <= 1 + 1e-5).all()
     own = (scores.top_ids == batch.token_ids[..., None]) & scores.top_logprobs.isfinite()
     assert own.any(dim=-1)[batch.response_mask].float().mean() > 0.5
     assert torch.allclose(scores.top_logprobs[own], scores.logprobs[..., None].expand_as(own)[own], atol=1e-4)
-    teachers = {"code": LocalTeacher(str(world / "code")), "math": RetokenizedTeacher(str(foreign), Prefix())}
-    witness = train(world, tmp_path, dict(teachers), TOP_K)
-    assert witness.logged[0]["train/kept_tokens/math"] == 1
-    assert witness.logged[0]["train/teacher_kl/math"] > 0
-    assert all(torch.isfinite(g).all() for step in witness.gradients for g in step.values())
+    teachers = {"code": LocalTeacher(str(world / "code")), "math": CrossTokenizerTeacher(str(foreign), PrefixCredit())}
+    recorder = train(world, tmp_path, dict(teachers), TOP_K)
+    assert recorder.logged[0]["train/kept_tokens/math"] == 1
+    assert recorder.logged[0]["train/teacher_kl/math"] > 0
+    assert all(torch.isfinite(g).all() for step in recorder.gradients for g in step.values())
 
 
 def test_a_prefix_needs_distributions(world: Path, foreign: Path) -> None:
@@ -216,11 +230,11 @@ def test_a_prefix_needs_distributions(world: Path, foreign: Path) -> None:
         def output_head(self) -> None:
             return None
 
-    teacher = RetokenizedTeacher(str(foreign), Prefix(), scorer=Served(str(foreign)))
-    teacher.introduce(load_tokenizer(str(world / "student")))
+    teacher = CrossTokenizerTeacher(str(foreign), PrefixCredit(), scorer=Served(str(foreign)))
+    teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
     teacher.setup(torch.device("cpu"))
     with pytest.raises(ValueError, match="takes whole distributions"):
-        graded_window(world, teacher)
+        scored_batch(world, teacher)
 
 
 def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Path, tmp_path: Path) -> None:
@@ -228,46 +242,48 @@ def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Pa
     own = load_tokenizer(str(world / "math"))
     own.add_tokens(["question"])
     folder = save_model(tmp_path, tokenizer=own, vocab_size=len(own) - 1)
-    teacher = foreign_teacher(world, folder, Span())
-    batch = graded_window(world, teacher, ("ab question cd", "ab cd"))
-    tokens = [load_tokenizer(str(world / "student")).decode([i]) for i in batch.token_ids[0, batch.comparable_mask[0]]]
+    teacher = foreign_teacher(world, folder, SpanCredit())
+    batch = scored_batch(world, teacher, ("ab question cd", "ab cd"))
+    tokens = [load_tokenizer(str(world / "student")).decode([i]) for i in batch.token_ids[0, batch.aligned_mask[0]]]
     assert "".join(tokens) == "ab "
-    assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
+    assert torch.equal(batch.aligned_mask[1], batch.response_mask[1])
 
 
 def test_a_prefix_needs_attention_that_takes_any_mask(world: Path, foreign: Path) -> None:
-    teacher = foreign_teacher(world, foreign, Prefix())
+    teacher = foreign_teacher(world, foreign, PrefixCredit())
     assert isinstance(teacher.scorer, LocalTeacher)
     teacher.scorer.attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"cannot mask.*`attn_implementation: sdpa`"):
-        graded_window(world, teacher)
+        scored_batch(world, teacher)
 
 
 def test_prefixes_end_at_a_token_that_the_teachers_model_does_not_know(world: Path, tmp_path: Path) -> None:
     own = load_tokenizer(str(world / "math"))
     own.add_tokens(["question"])
     folder = save_model(tmp_path, tokenizer=own, vocab_size=len(own) - 1)
-    teacher = foreign_teacher(world, folder, Prefix())
-    batch = graded_window(world, teacher, ("ab question cd", "ab cd"))
+    teacher = foreign_teacher(world, folder, PrefixCredit())
+    batch = scored_batch(world, teacher, ("ab question cd", "ab cd"))
     assert torch.isfinite(batch.teacher_logprobs).all()
-    assert not batch.comparable_mask[0, batch.response_mask[0].nonzero()[-1]], "the end follows an unknown token"
-    assert batch.comparable_mask[0].any()
-    assert torch.equal(batch.comparable_mask[1], batch.response_mask[1])
+    assert not batch.aligned_mask[0, batch.response_mask[0].nonzero()[-1]], "the end follows an unknown token"
+    assert batch.aligned_mask[0].any()
+    assert torch.equal(batch.aligned_mask[1], batch.response_mask[1])
 
 
-@pytest.mark.parametrize("credit", [Strict(), Prefix()], ids=str)
-def test_a_rank_without_rows_has_nothing_to_grade(credit: Credit, world: Path, foreign: Path) -> None:
+@pytest.mark.parametrize("credit", [ExactMatchCredit(), PrefixCredit()], ids=str)
+def test_a_rank_without_rows_has_nothing_to_score(credit: Credit, world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign, credit)
-    batch = graded_window(world, teacher).select(torch.tensor([], dtype=torch.long))
+    batch = scored_batch(world, teacher).select(torch.tensor([], dtype=torch.long))
     scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
     assert scores.logprobs.shape == batch.token_ids.shape
     assert all(int(count) == 0 for _, count in scores.metrics.values())
 
 
 def test_one_teacher_under_two_credits_is_two_teachers() -> None:
-    one, same, other = (RetokenizedTeacher("a", credit) for credit in (Strict(), Strict(), Span()))
+    one, same, other = (
+        CrossTokenizerTeacher("a", credit) for credit in (ExactMatchCredit(), ExactMatchCredit(), SpanCredit())
+    )
     assert one.identity == same.identity != other.identity
-    assert RetokenizedTeacher("a", roles={"x": None}).identity != one.identity
+    assert CrossTokenizerTeacher("a", roles={"x": None}).identity != one.identity
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -285,14 +301,26 @@ class Ahead(AdvantageEstimator):
 @pytest.mark.parametrize(
     ("objective", "credit", "words"),
     [
-        (PolicyGradient(Ahead()), Strict(), r"`Ahead` adds up log-ratios.*teacher `math`.*Use the credit `Prefix`"),
-        (DistributionMatching(), Strict(), r"`DistributionMatching` compares whole distributions.*`PolicyGradient`"),
+        (
+            PolicyGradient(Ahead()),
+            ExactMatchCredit(),
+            r"`Ahead` adds up log-ratios.*teacher `math`.*Use the credit `PrefixCredit`",
+        ),
+        (
+            DistributionMatching(),
+            ExactMatchCredit(),
+            r"`DistributionMatching` compares whole distributions.*`PolicyGradient`",
+        ),
         (
             DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"),
-            Span(),
-            r"cut the text alike.*Use `Prefix`",
+            SpanCredit(),
+            r"cut the text alike.*Use `PrefixCredit`",
         ),
-        (PolicyGradient(), Splice(), r"`math` grades sequences assembled from the student's pieces.*`Strict`"),
+        (
+            PolicyGradient(),
+            SpliceCredit(),
+            r"`math` scores sequences assembled from the student's pieces.*`ExactMatchCredit`",
+        ),
     ],
     ids=["looks ahead", "distributions", "top-k of runs", "splice"],
 )
@@ -300,21 +328,24 @@ def test_what_has_no_meaning_is_refused_before_training(
     objective: Objective, credit: Credit, words: str, world: Path, foreign: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        train(world, tmp_path, {"math": RetokenizedTeacher(str(foreign), credit)}, objective)
+        train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), credit)}, objective)
 
 
 def test_estimators_that_look_ahead_work_with_the_students_own_tokenizer(world: Path, tmp_path: Path) -> None:
-    train(world, tmp_path, {"math": RetokenizedTeacher(str(world / "math"))}, PolicyGradient(Ahead()))
+    train(world, tmp_path, {"math": CrossTokenizerTeacher(str(world / "math"))}, PolicyGradient(Ahead()))
 
 
 def test_estimators_that_look_ahead_work_where_log_ratios_add_up(world: Path, foreign: Path, tmp_path: Path) -> None:
-    train(world, tmp_path, {"math": RetokenizedTeacher(str(foreign), Prefix())}, PolicyGradient(Ahead()))
+    train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), PrefixCredit())}, PolicyGradient(Ahead()))
 
 
 def test_the_splice_may_be_looked_at(world: Path, foreign: Path, tmp_path: Path) -> None:
     plain = make_module(world)
     module = OPDModule(
-        plain.student_config, {"math": RetokenizedTeacher(str(foreign), Splice())}, PolicyGradient(), plain._optimizer
+        plain.student_config,
+        {"math": CrossTokenizerTeacher(str(foreign), SpliceCredit())},
+        PolicyGradient(),
+        plain._optimizer,
     )
     trainer = make_trainer(tmp_path, limit_val_batches=1.0)
     (metrics,) = trainer.validate(module, make_data(Letters(teachers=["math"])), verbose=False)
@@ -322,13 +353,13 @@ def test_the_splice_may_be_looked_at(world: Path, foreign: Path, tmp_path: Path)
 
 
 def test_a_teacher_that_was_not_introduced_says_so(foreign: Path) -> None:
-    with pytest.raises(RuntimeError, match="introduce"):
-        _ = RetokenizedTeacher(str(foreign)).is_retokenized
+    with pytest.raises(RuntimeError, match="set_student_tokenizer"):
+        _ = CrossTokenizerTeacher(str(foreign)).is_cross_tokenizer
 
 
 def test_hidden_states_cannot_be_asked_for(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
-    batch = graded_window(world, teacher)
+    batch = scored_batch(world, teacher)
     with pytest.raises(ValueError, match="its hidden states say nothing here"):
         teacher.score(batch, frozenset({Signal.HIDDEN_STATES}))
 
@@ -338,31 +369,31 @@ def test_hidden_states_cannot_be_asked_for(world: Path, foreign: Path) -> None:
 
 def test_the_report_says_what_was_lost(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
-    batch = graded_window(world, teacher)
-    report = retokenization_report(teacher, batch)
-    kept = int(batch.comparable_mask.sum()) / int(batch.response_mask.sum())
+    batch = scored_batch(world, teacher)
+    report = cross_tokenizer_report(teacher, batch)
+    kept = int(batch.aligned_mask.sum()) / int(batch.response_mask.sum())
     assert report.kept_tokens == pytest.approx(kept)
-    lost = batch.response_mask & ~batch.comparable_mask
+    lost = batch.response_mask & ~batch.aligned_mask
     assert report.dropped_logprob == pytest.approx(
         float(batch.rollout_logprobs[lost].sum() / batch.rollout_logprobs[batch.response_mask].sum()), rel=1e-5
     )
-    log_ratio = torch.where(batch.comparable_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0)
+    log_ratio = torch.where(batch.aligned_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0)
     assert abs(report.worst[0].log_ratio) == pytest.approx(float(log_ratio.abs().max()))
     assert len(report.worst) == 10
     for token in report.worst:
         assert len(token.student_pieces) == len(token.teacher_pieces) == 1  # strict
-    assert 0 < report.dominant_share <= 1
-    ids = {int(i) for i in batch.token_ids[batch.comparable_mask]}
+    assert 0 < report.dominant_fraction <= 1
+    ids = {int(i) for i in batch.token_ids[batch.aligned_mask]}
     assert report.dominant_token in {teacher.translator.student.decode([i]) for i in ids}
 
 
 def test_the_report_compares_native_spliced_and_spelt_texts(world: Path, foreign: Path) -> None:
     """With one tokenizer the student's pieces are the native ones only where it wrote natively."""
     teacher = foreign_teacher(world, foreign)
-    report = retokenization_report(teacher, graded_window(world, teacher))
+    report = cross_tokenizer_report(teacher, scored_batch(world, teacher))
     assert len({report.native, report.spliced, report.per_character}) == 3
     same = foreign_teacher(world, world / "math")
-    one = retokenization_report(same, graded_window(world, same))
+    one = cross_tokenizer_report(same, scored_batch(world, same))
     assert one.native == one.spliced
     assert one.kept_tokens == 1
     assert one.dropped_logprob == 0

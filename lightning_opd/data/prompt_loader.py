@@ -15,10 +15,10 @@ class PromptBatch:
     """The prompts behind one micro-batch; opaque to Lightning, which would copy a dataclass.
 
     Args:
-        prompts: This rank's prompts of the window.
-        rows: Place of each prompt in the whole window over all ranks.
-        window: Windows delivered before this one.
-        micro_batch: Which micro-batch of the window this is.
+        prompts: This rank's prompts of the rollout batch.
+        rows: Place of each prompt in the whole rollout batch over all ranks.
+        rollout batch: Rollout batches delivered before this one.
+        micro_batch: Which micro-batch of the rollout batch this is.
         split: Split the prompts came from.
         mode: "sampled" or "greedy".
         num_real: Prompts before this count; the others repeat the first to fill up a rank.
@@ -28,76 +28,76 @@ class PromptBatch:
         self,
         prompts: Sequence[Prompt],
         rows: Sequence[int],
-        window: int = 0,
+        index: int = 0,
         micro_batch: int = 0,
         split: Split = "train",
         mode: str = "sampled",
         num_real: int | None = None,
     ) -> None:
         """Bundle the prompts."""
-        self.prompts, self.rows, self.window, self.micro_batch = tuple(prompts), tuple(rows), window, micro_batch
+        self.prompts, self.rows, self.index, self.micro_batch = tuple(prompts), tuple(rows), index, micro_batch
         self.split, self.mode = split, mode
         self.num_real = len(prompts) if num_real is None else num_real
 
 
-class PromptWindows:
-    """Windows of training prompts in an order shuffled anew each epoch.
+class PromptLoader:
+    """Rollout batches of training prompts in an order shuffled anew each epoch.
 
-    A window is delivered as `micro_batches` items. It has a length, so Lightning prefetches
+    A rollout batch is delivered as `micro_batches` items. It has a length, so Lightning prefetches
     nothing and training stays on-policy; and a state, so that a run resumes where it stopped.
 
     Args:
         prompts: The training prompts.
-        prompts_per_window: Over all ranks; a last incomplete window is dropped.
-        micro_batches: Items per window.
+        prompts_per_batch: Over all ranks; a last incomplete rollout batch is dropped.
+        micro_batches: Items per rollout batch.
         seed: Of the order.
-        rank: This process among those that share the data.
+        rank: This process among those that fraction the data.
         num_ranks: How many there are.
-        windows_per_epoch: Fewer windows than there are, if the trainer is limited.
-        is_repeating: Whether every epoch brings the same windows (overfitting on purpose).
+        batches_per_epoch: Fewer rollout batches than there are, if the trainer is limited.
+        is_repeating: Whether every epoch brings the same rollout batches (overfitting on purpose).
     """
 
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        prompts_per_window: int,
+        prompts_per_batch: int,
         micro_batches: int = 1,
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
-        windows_per_epoch: int | None = None,
+        batches_per_epoch: int | None = None,
         *,
         is_repeating: bool = False,
     ) -> None:
-        """Check that there is at least one window."""
-        self._num_windows = len(prompts) // prompts_per_window
-        if self._num_windows == 0:
+        """Check that there is at least one rollout batch."""
+        self._num_batches = len(prompts) // prompts_per_batch
+        if self._num_batches == 0:
             msg = (
-                f"`prompts_per_window` is {prompts_per_window}, but there are only {len(prompts)} training prompts. "
+                f"`prompts_per_batch` is {prompts_per_batch}, but there are only {len(prompts)} training prompts. "
                 "Lower it, or give more prompts."
             )
             raise ValueError(msg)
-        self._prompts, self._size, self._micro_batches = prompts, prompts_per_window, micro_batches
+        self._prompts, self._size, self._micro_batches = prompts, prompts_per_batch, micro_batches
         self._seed, self._rank, self._num_ranks = seed, rank, num_ranks
-        self._last = min(self._num_windows, windows_per_epoch or self._num_windows)
+        self._last = min(self._num_batches, batches_per_epoch or self._num_batches)
         self._is_repeating = is_repeating
         self._epoch = self._position = self._micro = self._delivered = 0
 
     def __len__(self) -> int:
         """Return the number of micro-batches per epoch."""
-        return self._num_windows * self._micro_batches
+        return self._num_batches * self._micro_batches
 
     def __iter__(self) -> Iterator[PromptBatch]:
         """Go on where the state says; a finished or limited epoch starts the next one."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
         order = torch.randperm(len(self._prompts), generator=generator).tolist()
-        for position in range(self._position, self._num_windows):
+        for position in range(self._position, self._num_batches):
             rows = range(self._rank, self._size, self._num_ranks)
             prompts = [self._prompts[order[position * self._size + row]] for row in rows]
-            window = self._delivered
+            index = self._delivered
             for micro in range(self._micro, self._micro_batches):
                 self._advance(position, micro)  # before the yield: code after the last one never runs
-                yield PromptBatch(prompts, rows, window, micro)
+                yield PromptBatch(prompts, rows, index, micro)
 
     def _advance(self, position: int, micro: int) -> None:
         is_last_micro = micro + 1 == self._micro_batches
@@ -132,7 +132,7 @@ class PromptBatches:
     Args:
         parts: (split, mode, prompts) to go through.
         batch_size: Prompts per batch and rank.
-        rank: This process among those that share the data.
+        rank: This process among those that fraction the data.
         num_ranks: How many there are.
     """
 
@@ -146,8 +146,8 @@ class PromptBatches:
             for start in range(0, len(prompts), step):
                 rows = list(range(start + rank, min(start + step, len(prompts)), num_ranks))
                 num_real = len(rows)
-                wanted = -(-min(step, len(prompts) - start) // num_ranks)
-                rows += [start] * (wanted - num_real)
+                num_rows = -(-min(step, len(prompts) - start) // num_ranks)
+                rows += [start] * (num_rows - num_real)
                 batch = PromptBatch([prompts[row] for row in rows], rows, split=split, mode=mode, num_real=num_real)
                 self._batches.append(batch)
 

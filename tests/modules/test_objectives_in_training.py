@@ -1,4 +1,4 @@
-"""Every objective on the whole road: splits, several updates, other behaviour, references, refusals."""
+"""Every objective on the whole training step: splits, several updates, other behaviour, references, refusals."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from lightning_opd.callbacks import FirstSpecialTokenMask, OutcomeReward
+from lightning_opd.functional import off_policy
 from lightning_opd.functional.advantages import AdvantageEstimator, FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import Baseline, BatchMean, LeaveOneOut, StateKL
 from lightning_opd.functional.divergences import ReverseKL
-from lightning_opd.functional.off_policy import TruncatedImportance
+from lightning_opd.functional.log_ratio_transforms import BoundedDifference, Clip, Extrapolation
 from lightning_opd.functional.outcomes import GRPO
-from lightning_opd.functional.policy_losses import ClippedRatio, ImportanceSampled, PolicyLoss
+from lightning_opd.functional.policy_losses import PolicyLoss, PPOClip, TruncatedImportance
 from lightning_opd.functional.reductions import Reduction, SequenceMean, TokenMean, TrajectorySum
-from lightning_opd.functional.shaping import BoundedDifference, Clip, Extrapolation
 from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, OPDCallback
 from lightning_opd.models import load_tokenizer
@@ -26,17 +26,17 @@ from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import RolloutBatch, Sampling
-from tests.world import STOPS, Witness, largest_difference, make_data, make_module, make_trainer
+from tests.world import STOPS, Recorder, largest_difference, make_data, make_module, make_trainer
 
 ESTIMATORS: tuple[AdvantageEstimator, ...] = (Immediate(), LogRatioToGo(0.9), FullTrajectory(), KLToGo())
 BASELINES: tuple[Baseline | None, ...] = (None, LeaveOneOut(), BatchMean(), StateKL())
 
 
 def run(folder: Path, module: OPDModule, *callbacks: object, data: dict[str, object] | None = None, **trainer: object):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    witness = Witness()
+    recorder = Recorder()
     settings = {"max_steps": 1, **trainer}
-    make_trainer(folder, *callbacks, witness, **settings).fit(module, make_data(**(data or {})))  # type: ignore[arg-type]
-    return witness
+    make_trainer(folder, *callbacks, recorder, **settings).fit(module, make_data(**(data or {})))  # type: ignore[arg-type]
+    return recorder
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: type(b).__name__)
@@ -44,7 +44,7 @@ def run(folder: Path, module: OPDModule, *callbacks: object, data: dict[str, obj
 def test_the_split_changes_no_gradient_for_any_estimator_and_baseline(
     estimator: AdvantageEstimator, baseline: Baseline | None, double_world: Path, tmp_path: Path
 ) -> None:
-    objective = PolicyGradient(estimator, baseline, shaping=[Clip(3.0)], reduction=SequenceMean())
+    objective = PolicyGradient(estimator, baseline, log_ratio_transform=[Clip(3.0)], reduction=SequenceMean())
     runs = [
         run(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts)
         for parts in (1, 3)
@@ -69,13 +69,13 @@ def test_top_k_over_the_wire_equals_top_k_of_hidden_states(double_world: Path, t
     gradients = []
     for signal in ("hidden_states", "top_k"):
         objective = DistributionMatching(TopK(ReverseKL(), 16, "teacher"), teacher_signal=signal)  # type: ignore[arg-type]
-        witness = run(tmp_path, make_module(double_world, objective, "float64"))
-        gradients.append(witness.gradients[0])
-        scores = witness.windows[0].teacher_scores
+        recorder = run(tmp_path, make_module(double_world, objective, "float64"))
+        gradients.append(recorder.gradients[0])
+        scores = recorder.rollout_batches[0].teacher_scores
         assert scores is not None
         assert (scores.hidden_states is None) == (signal == "top_k")
     assert largest_difference(*gradients) < 1e-10
-    assert "train/top_k_overlap" not in witness.logged[0]  # the teacher's head is not there to ask
+    assert "train/top_k_overlap" not in recorder.logged[0]  # the teacher's head is not there to ask
 
 
 def test_overlap_and_support_mass_are_logged(world: Path, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_overlap_and_support_mass_are_logged(world: Path, tmp_path: Path) -> Non
     assert run(tmp_path, same).logged[0]["train/top_k_overlap"] == 1.0
 
 
-@pytest.mark.parametrize("loss", [ImportanceSampled(), ClippedRatio()], ids=lambda x: type(x).__name__)
-def test_later_updates_of_a_window_see_fresh_ratios_and_old_log_probs(
+@pytest.mark.parametrize("loss", [TruncatedImportance(), PPOClip()], ids=lambda x: type(x).__name__)
+def test_later_updates_of_a_rollout_batch_see_fresh_ratios_and_old_log_probs(
     loss: PolicyLoss, world: Path, tmp_path: Path
 ) -> None:
     """Before the first update the ratio is 1; after it the student has moved, and the advantages with it."""
@@ -106,7 +106,7 @@ def test_later_updates_of_a_window_see_fresh_ratios_and_old_log_probs(
         return original(batch, student)
 
     module.compute_advantages = advantages  # type: ignore[method-assign]
-    run(tmp_path, module, data={"updates_per_window": 2}, max_steps=4)
+    run(tmp_path, module, data={"updates_per_batch": 2}, max_steps=4)
     first, second, third, fourth = (float(x) for x in seen)
     assert max(first, third) < 1e-5
     assert min(second, fourth) > 1e-5
@@ -115,10 +115,10 @@ def test_later_updates_of_a_window_see_fresh_ratios_and_old_log_probs(
 def test_a_nucleus_is_corrected_by_importance_weights(double_world: Path, tmp_path: Path) -> None:
     """Every token of a nucleus was likelier there than in the whole distribution: weights below 1."""
     data = {"sampling": Sampling(max_new_tokens=12, top_p=0.8, stop_token_ids=STOPS)}
-    objective = PolicyGradient(off_policy=TruncatedImportance())
-    witness = run(tmp_path, make_module(double_world, objective, "float64"), data=data)
-    assert 0 < witness.logged[0]["train/off_policy_weight"] < 1
-    assert witness.logged[0]["train/engine_gap"] > 1e-3
+    objective = PolicyGradient(off_policy=off_policy.TruncatedImportance())
+    recorder = run(tmp_path, make_module(double_world, objective, "float64"), data=data)
+    assert 0 < recorder.logged[0]["train/off_policy_weight"] < 1
+    assert recorder.logged[0]["train/engine_gap"] > 1e-3
     plain = run(tmp_path, make_module(double_world, objective, "float64"))
     assert plain.logged[0]["train/off_policy_weight"] == pytest.approx(1.0, abs=1e-9)
     uncorrected = run(tmp_path, make_module(double_world, PolicyGradient(), "float64"))
@@ -134,57 +134,59 @@ def test_extrapolation_starts_from_the_reference(double_world: Path, tmp_path: P
             module.reference = LocalTeacher(str(double_world / "student"), dtype="float64")
         return run(tmp_path, module).gradients[0]
 
-    extrapolated = gradients(PolicyGradient(shaping=Extrapolation(1.5)), reference=True)
-    plain = gradients(PolicyGradient(shaping=None), reference=False)
+    extrapolated = gradients(PolicyGradient(log_ratio_transform=Extrapolation(1.5)), reference=True)
+    plain = gradients(PolicyGradient(log_ratio_transform=None), reference=False)
     assert largest_difference(extrapolated, {name: 1.5 * g for name, g in plain.items()}) < 1e-6  # norms are float32
 
 
-def test_a_teacher_may_have_a_shaping_of_its_own(double_world: Path, tmp_path: Path) -> None:
+def test_a_teacher_may_have_a_transform_of_its_own(double_world: Path, tmp_path: Path) -> None:
     def gradients(**settings: object) -> dict[str, torch.Tensor]:
         objective = PolicyGradient(**settings)  # type: ignore[arg-type]
         return run(tmp_path, make_module(double_world, objective, "float64")).gradients[0]
 
-    both = gradients(shaping=Clip(0.5), teacher_shaping={"code": BoundedDifference(1.0)})
-    clipped, bounded = gradients(shaping=Clip(0.5)), gradients(shaping=BoundedDifference(1.0))
+    both = gradients(log_ratio_transform=Clip(0.5), teacher_log_ratio_transforms={"code": BoundedDifference(1.0)})
+    clipped, bounded = gradients(log_ratio_transform=Clip(0.5)), gradients(log_ratio_transform=BoundedDifference(1.0))
     assert largest_difference(both, clipped) > 1e-6
     assert largest_difference(both, bounded) > 1e-6
-    everywhere = gradients(shaping=None, teacher_shaping={"code": Clip(0.5), "math": [Clip(9.0), Clip(0.5)]})
+    everywhere = gradients(
+        log_ratio_transform=None, teacher_log_ratio_transforms={"code": Clip(0.5), "math": [Clip(9.0), Clip(0.5)]}
+    )
     assert largest_difference(everywhere, clipped) < 1e-10
 
 
 def test_outcome_rewards_alone_need_no_teacher(double_world: Path, tmp_path: Path) -> None:
     reward = OutcomeReward(advantage=GRPO())
     module = make_module(double_world, OutcomeGradient(), "float64")
-    witness = run(tmp_path, OPDModule(module.student_config, {}, OutcomeGradient()), reward)
-    window = witness.windows[0]
-    assert window.outcome_advantages.any()
-    assert max(float(g.abs().max()) for g in witness.gradients[0].values()) > 1e-4
-    assert "train/teacher_kl" not in witness.logged[0]
+    recorder = run(tmp_path, OPDModule(module.student_config, {}, OutcomeGradient()), reward)
+    rollouts = recorder.rollout_batches[0]
+    assert rollouts.outcome_advantages.any()
+    assert max(float(g.abs().max()) for g in recorder.gradients[0].values()) > 1e-4
+    assert "train/teacher_kl" not in recorder.logged[0]
     with_teachers = run(tmp_path, module, OutcomeReward(advantage=GRPO()))
-    assert largest_difference(witness.gradients[0], with_teachers.gradients[0]) == 0.0
+    assert largest_difference(recorder.gradients[0], with_teachers.gradients[0]) == 0.0
 
 
 def test_the_first_special_token_gets_no_distillation(world: Path, tmp_path: Path) -> None:
     ids = set(load_tokenizer(str(world / "student")).get_added_vocab().values())
     mask = FirstSpecialTokenMask()
-    witness = run(tmp_path, make_module(world), mask, data={"sampling": Sampling(max_new_tokens=40)})
-    window = witness.windows[0]
-    dropped = window.response_mask & ~window.distill_mask
+    recorder = run(tmp_path, make_module(world), mask, data={"sampling": Sampling(max_new_tokens=40)})
+    rollouts = recorder.rollout_batches[0]
+    dropped = rollouts.response_mask & ~rollouts.distill_mask
     assert dropped.any()
-    assert {int(token) for token in window.token_ids[dropped]} <= ids
+    assert {int(token) for token in rollouts.token_ids[dropped]} <= ids
     assert int(dropped.sum(1).max()) == 1
-    assert witness.logged[0]["train/special_token_masked"] == pytest.approx(
-        float(dropped.sum() / window.response_mask.sum())
+    assert recorder.logged[0]["train/special_token_masked"] == pytest.approx(
+        float(dropped.sum() / rollouts.response_mask.sum())
     )
     with pytest.raises(ValueError, match=r"\['<nope>'\]"):
         run(tmp_path, make_module(world), FirstSpecialTokenMask(["<nope>"]))
 
 
 REFUSED: list[tuple[Objective, dict[str, object], str]] = [
-    (PolicyGradient(), {"updates_per_window": 2}, "Reinforce does not correct.*ClippedRatio"),
+    (PolicyGradient(), {"updates_per_batch": 2}, "Reinforce does not correct.*PPOClip"),
     (PolicyGradient(), {"sampling": Sampling(top_p=0.9)}, "whole distribution.*TruncatedImportance"),
-    (PolicyGradient(teacher_shaping={"mth": None}), {}, r"names \['mth'\].*\['code', 'math'\]"),
-    (PolicyGradient(shaping=Extrapolation(1.2)), {}, "Set `model.reference`"),
+    (PolicyGradient(teacher_log_ratio_transforms={"mth": None}), {}, r"names \['mth'\].*\['code', 'math'\]"),
+    (PolicyGradient(log_ratio_transform=Extrapolation(1.2)), {}, "Set `model.reference`"),
     (OutcomeGradient(), {}, "OutcomeReward"),
     (PolicyGradient(baseline=LeaveOneOut()), {"samples_per_prompt": 1}, "at least 2 samples per prompt"),
     (PolicyGradient(), {"sampling": Sampling(temperature=0.0)}, "must be drawn"),
@@ -192,7 +194,7 @@ REFUSED: list[tuple[Objective, dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("objective", "data", "said"), REFUSED, ids=[said[:20] for *_, said in REFUSED])
-def test_a_road_that_would_teach_something_else_is_refused(
+def test_a_settings_that_would_teach_something_else_is_refused(
     objective: Objective, data: dict[str, object], said: str, world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -231,17 +233,17 @@ def test_settings_that_cannot_be_right_cannot_be_built() -> None:
 def test_later_updates_hold_the_outcome_of_distribution_matching_against_the_old_student(
     world: Path, tmp_path: Path
 ) -> None:
-    module, seen = make_module(world, DistributionMatching(policy_loss=ClippedRatio())), []
+    module, seen = make_module(world, DistributionMatching(policy_loss=PPOClip())), []
 
     def advantages(batch, student):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         seen.append(float((student.logprobs - student.old_logprobs).detach()[batch.response_mask].abs().max()))
         return DistributionMatching().advantages(batch, student)
 
     module.compute_advantages = advantages  # type: ignore[method-assign]
-    run(tmp_path, module, OutcomeReward(), data={"updates_per_window": 2}, max_steps=2)
+    run(tmp_path, module, OutcomeReward(), data={"updates_per_batch": 2}, max_steps=2)
     assert seen[0] < 1e-5 < seen[1]
     with pytest.raises(ValueError, match="stale from the second update on"):
-        run(tmp_path, make_module(world, DistributionMatching()), OutcomeReward(), data={"updates_per_window": 2})
+        run(tmp_path, make_module(world, DistributionMatching()), OutcomeReward(), data={"updates_per_batch": 2})
 
 
 def test_masked_tokens_are_no_part_of_other_rows_baselines(double_world: Path, tmp_path: Path) -> None:
@@ -251,8 +253,8 @@ def test_masked_tokens_are_no_part_of_other_rows_baselines(double_world: Path, t
         def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
             rollouts.distill_mask = rollouts.distill_mask & (torch.arange(len(rollouts)) % 2 == 0)[:, None]
 
-    objective = PolicyGradient(LogRatioToGo(), LeaveOneOut(), shaping=None)
-    window = run(tmp_path, make_module(double_world, objective, "float64"), Mask()).windows[0]
-    kept, masked = window.baselines[0::2], window.baselines[1::2]  # siblings stand side by side
+    objective = PolicyGradient(LogRatioToGo(), LeaveOneOut(), log_ratio_transform=None)
+    rollouts = run(tmp_path, make_module(double_world, objective, "float64"), Mask()).rollout_batches[0]
+    kept, masked = rollouts.baselines[0::2], rollouts.baselines[1::2]  # siblings stand side by side
     assert not kept.any()
     assert masked.any()

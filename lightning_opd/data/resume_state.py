@@ -1,4 +1,4 @@
-"""A window in a checkpoint: tensors and plain values only."""
+"""A rollout batch in a checkpoint: tensors and plain values only."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.alignment import Alignment
-from lightning_opd.functional.credit import Credit, Prefix, Strict
-from lightning_opd.functional.pieces import Pieces
-from lightning_opd.functional.prefixes import PrefixGrader
+from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit
+from lightning_opd.functional.prefixes import PrefixScorer
+from lightning_opd.functional.token_bytes import TokenBytes
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
 
-DOMINANT_SHARE = 0.2
-"""Share of Σ|r| above which one token id rules the gradient."""
+DOMINANT_FRACTION = 0.2
+"""Fraction of Σ|r| above which one token id rules the gradient."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class View:
         row: Of the trajectory in the batch.
         columns: Where the student's tokens of the reply stand in it.
         token_ids: The chat before the reply by the teacher's template, and the reply in its tokens.
-        response_mask: True on tokens that stand for something the student wrote.
+        response_mask: True on tokens that stand for something the student generated.
         alignment: Student tokens at `columns` ↔ teacher tokens where `response_mask` holds.
     """
 
@@ -52,53 +52,53 @@ class View:
     alignment: Alignment
 
 
-class RetokenizedTeacher(Teacher):
-    """Grade the student's text in the teacher's own tokens, and bring the grades back to the student's.
+class CrossTokenizerTeacher(Teacher):
+    """Score the student's text in the teacher's own tokens, and bring the scores back to the student's.
 
     The chat before each reply, tool schemas and tools' answers included, is rendered by the teacher's own
     chat template; the reply is the student's text as the teacher's tokenizer cuts it, apart from the
-    chat; control tokens become their counterparts. Grades of tokens that are cut differently are settled
-    by `credit`, with the log-probs at which the student sampled: exact for the first update of a window,
+    chat; control tokens become their counterparts. Scores of tokens that are cut differently are settled
+    by `credit`, with the log-probs at which the student sampled: exact for the first update of a rollout batch,
     and off by the drift of the other tokens of a run in later ones. With the student's own tokenizer
-    nothing is re-tokenised and the grades are those of the scorer.
+    nothing is re-encoded and the scores are those of the scorer.
 
-    Estimators that look ahead (log-ratio-to-go, full trajectory) want the credit `Prefix`: under the others
+    Estimators that look ahead (log-ratio-to-go, full trajectory) want the credit `PrefixCredit`: under the others
     earlier teacher tokens depend on later bytes, so sums over positions count them twice. Not with objectives
-    that need hidden states. `DistributionMatching` with `teacher_signal: top_k` compares, under `Prefix`, the
-    student's likeliest tokens by the teacher's text, and under `Strict` those that both vocabularies have, at the
-    positions that both sides cut alike.
+    that need hidden states. `DistributionMatching` with `teacher_signal: top_k` compares, under `PrefixCredit`, the
+    student's likeliest tokens by the teacher's text, and under `ExactMatchCredit` those that both vocabularies have, at
+    the positions that both sides cut alike.
 
-    Logged for each teacher: `kept_tokens` (share that gets a grade), `dropped_logprob` (share of Σ|log π|
-    that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats), `top_token_share` (of
+    Logged for each teacher: `kept_tokens` (fraction that gets a score), `dropped_logprob` (fraction of Σ|log π|
+    that does not), `role_log_ratio_<role>` (mean log-ratio of control tokens, nats), `top_token_fraction` (of
     Σ|log-ratio| on a process, by the heaviest token id; said aloud once above a fifth). More, with examples:
-    `retokenization_report`.
+    `cross_tokenizer_report`.
 
     Args:
         path: Folder or hub name of the tokenizer, with its chat template, and of the model.
-        credit: Brings grades of the teacher's tokens onto the student's.
+        credit: Brings scores of the teacher's tokens onto the student's.
         roles: Student's control token → teacher's, or null for none; for what is not found by itself.
         scorer: Answers log-probs of the teacher's own tokens; by default the model at `path` in this
             process.
         trust_remote_code: Run code shipped with the tokenizer; only for models you trust.
         top_k: Likeliest tokens per position it reports to an objective that asks for them, where `scorer` is its own
-            or the credit is `Prefix`.
+            or the credit is `PrefixCredit`.
     """
 
     def __init__(
         self,
         path: str,
-        credit: Credit = Strict(),  # frozen, hence safe to share
+        credit: Credit = ExactMatchCredit(),  # frozen, hence safe to share
         roles: dict[str, str | None] | None = None,
         scorer: Teacher | None = None,
         trust_remote_code: bool = False,  # a key in YAML
         top_k: int = 64,
     ) -> None:
-        """Remember the settings; tokenizers meet in `introduce`, the model loads in `setup`."""
+        """Remember the settings; tokenizers meet in `set_student_tokenizer`, the model loads in `setup`."""
         self.path, self.credit, self.roles = path, credit, roles or {}
         self.scorer = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code) if scorer is None else scorer
         self.trust_remote_code, self.top_k = trust_remote_code, top_k
         self._translator: Translator | None = None
-        self._known_grader: PrefixGrader | None = None
+        self._known_prefix_scorer: PrefixScorer | None = None
         self._has_spoken = False
 
     @property
@@ -107,7 +107,7 @@ class RetokenizedTeacher(Teacher):
         return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, self.scorer.identity
 
     @override
-    def introduce(self, student: PreTrainedTokenizerBase) -> None:
+    def set_student_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
         own = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
         self._translator = Translator(student, own, self.roles)
 
@@ -115,13 +115,13 @@ class RetokenizedTeacher(Teacher):
     def translator(self) -> Translator:
         """From the student's tokens to the teacher's."""
         if self._translator is None:
-            msg = f"Teacher `{self.path}` does not know the student's tokenizer; call `introduce(tokenizer)` first."
+            msg = f"Teacher `{self.path}` has no student tokenizer yet; call `set_student_tokenizer(tokenizer)`."
             raise RuntimeError(msg)
         return self._translator
 
     @property
     @override
-    def is_retokenized(self) -> bool:
+    def is_cross_tokenizer(self) -> bool:
         return not self.translator.is_identity
 
     @override
@@ -129,29 +129,31 @@ class RetokenizedTeacher(Teacher):
         self.scorer.setup(device, mesh)
 
     @override
-    def score(self, batch: RolloutBatch, wanted: frozenset[Signal]) -> TeacherScores:
-        if self.is_retokenized and Signal.HIDDEN_STATES in wanted:
+    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
+        if self.is_cross_tokenizer and Signal.HIDDEN_STATES in signals:
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
             raise ValueError(msg)
-        if self.is_retokenized and isinstance(self.credit, Prefix):
-            top_k = self.top_k if Signal.TOP_LOGPROBS in wanted else 0
-            scores = prefix_scores(batch, self.translator, self.scorer, self._grader(batch.token_ids.device), top_k)
-            return replace(scores, metrics=self._metrics(batch, scores.logprobs, scores.comparable_mask))
+        if self.is_cross_tokenizer and isinstance(self.credit, PrefixCredit):
+            top_k = self.top_k if Signal.TOP_LOGPROBS in signals else 0
+            scores = prefix_scores(
+                batch, self.translator, self.scorer, self._prefix_scorer(batch.token_ids.device), top_k
+            )
+            return replace(scores, metrics=self._metrics(batch, scores.logprobs, scores.aligned_mask))
         views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
         own = self._own_batch(views, batch)
-        scores = self.scorer.score(own, wanted)
-        logprobs, comparable_mask = self._credited(batch, views, own, scores)
+        scores = self.scorer.score(own, signals)
+        logprobs, aligned_mask = self._credited(batch, views, own, scores)
         top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
-        if top_ids is not None and top_logprobs is not None and self.is_retokenized:
+        if top_ids is not None and top_logprobs is not None and self.is_cross_tokenizer:
             shared = self._shared.to(top_ids.device)[top_ids]
             top_ids, top_logprobs = shared.clamp(min=0), torch.where(shared >= 0, top_logprobs, -torch.inf)
         return TeacherScores(
             logprobs,
-            comparable_mask,
+            aligned_mask,
             _strictly(top_ids, batch, views, own),
             _strictly(top_logprobs, batch, views, own),
             _strictly(scores.hidden_states, batch, views, own),
-            self._metrics(batch, logprobs, comparable_mask),
+            self._metrics(batch, logprobs, aligned_mask),
         )
 
     def _credited(
@@ -159,28 +161,28 @@ class RetokenizedTeacher(Teacher):
     ) -> tuple[Tensor, Tensor]:
         """Return what each of the student's tokens is compared with, and which are, settled row by row."""
         logprobs = torch.zeros_like(batch.rollout_logprobs)
-        comparable_mask = torch.zeros_like(batch.response_mask)
+        aligned_mask = torch.zeros_like(batch.response_mask)
         for row, of_row in groupby(enumerate(views), lambda numbered: numbered[1].row):
-            columns, grades, alignment = batch.token_ids.new_empty(0), scores.logprobs.new_empty(0), Alignment()
+            columns, token_scores, alignment = batch.token_ids.new_empty(0), scores.logprobs.new_empty(0), Alignment()
             for number, view in of_row:
                 theirs = own.response_mask[number]
-                num_known = int(scores.comparable_mask[number, theirs].sum())  # the scorer may not know all ids
-                alignment = alignment.then(view.alignment.up_to(num_known), len(columns), len(grades))
+                num_known = int(scores.aligned_mask[number, theirs].sum())  # the scorer may not know all ids
+                alignment = alignment.then(view.alignment.up_to(num_known), len(columns), len(token_scores))
                 columns = torch.cat([columns, view.columns])
-                grades = torch.cat([grades, scores.logprobs[number, theirs]])
-            compared, is_comparable = self.credit(batch.rollout_logprobs[row, columns], grades, alignment)
+                token_scores = torch.cat([token_scores, scores.logprobs[number, theirs]])
+            compared, is_aligned = self.credit(batch.rollout_logprobs[row, columns], token_scores, alignment)
             logprobs[row, columns] = compared.to(logprobs.dtype)
-            comparable_mask[row, columns] = is_comparable
-        return logprobs, comparable_mask
+            aligned_mask[row, columns] = is_aligned
+        return logprobs, aligned_mask
 
-    def _grader(self, device: torch.device) -> PrefixGrader:
-        if self._known_grader is not None:
-            return self._known_grader
+    def _prefix_scorer(self, device: torch.device) -> PrefixScorer:
+        if self._known_prefix_scorer is not None:
+            return self._known_prefix_scorer
         spellings = self.translator.student_spelling, self.translator.teacher_spelling
         sizes = len(self.translator.student), len(self.translator.teacher)
-        ours, theirs = (Pieces([s.piece(i) for i in range(n)]) for s, n in zip(spellings, sizes, strict=True))
-        self._known_grader = PrefixGrader(ours, theirs, self.translator.roles.pairs, device)
-        return self._known_grader
+        ours, theirs = (TokenBytes([s.piece(i) for i in range(n)]) for s, n in zip(spellings, sizes, strict=True))
+        self._known_prefix_scorer = PrefixScorer(ours, theirs, self.translator.roles.pairs, device)
+        return self._known_prefix_scorer
 
     @cached_property
     def _shared(self) -> Tensor:
@@ -212,7 +214,7 @@ class RetokenizedTeacher(Teacher):
                 views.append(View(row, places, prompt_ids + reply.token_ids, mask, reply.alignment))
         return views
 
-    def grade(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:
+    def score_views(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:
         """Return the scorer's log-probs (nats) of the teacher's response tokens, view by view."""
         own = self._own_batch(views, batch)
         scores = self.scorer.score(own, frozenset({Signal.LOGPROBS}))
@@ -239,7 +241,7 @@ class RetokenizedTeacher(Teacher):
             response_mask=response_mask,
             rollout_logprobs=tokens,
             teacher_logprobs=tokens,
-            comparable_mask=response_mask,
+            aligned_mask=response_mask,
             distill_mask=response_mask,
             distill_weights=rows,
             outcome_advantages=rows,
@@ -254,43 +256,43 @@ class RetokenizedTeacher(Teacher):
         )
 
     def _metrics(
-        self, batch: RolloutBatch, logprobs: Tensor, comparable_mask: Tensor
+        self, batch: RolloutBatch, logprobs: Tensor, aligned_mask: Tensor
     ) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Return what re-tokenising cost: shares of tokens and of |log π|, and the mean r per role in nats."""
+        """Return what re-encoding cost: fractions of tokens and of |log π|, and the mean r per role in nats."""
         mask, own = batch.response_mask, batch.rollout_logprobs.double()
         size = torch.where(mask, own.abs(), 0.0)
-        dropped = torch.where(comparable_mask, 0.0, size)
+        dropped = torch.where(aligned_mask, 0.0, size)
         metrics = {
-            "kept_tokens": (comparable_mask.sum(), mask.sum()),
+            "kept_tokens": (aligned_mask.sum(), mask.sum()),
             "dropped_logprob": (dropped.sum(), size.sum()),
         }
-        log_ratio = torch.where(comparable_mask, logprobs - own, 0.0)
-        weights = torch.bincount(batch.token_ids[comparable_mask], log_ratio[comparable_mask].abs())
-        metrics["top_token_share"] = self._top_token(weights)
+        log_ratio = torch.where(aligned_mask, logprobs - own, 0.0)
+        weights = torch.bincount(batch.token_ids[aligned_mask], log_ratio[aligned_mask].abs())
+        metrics["top_token_fraction"] = self._top_token(weights)
         for role in ROLES:
             ids = [token_id for token_id, name in self.translator.roles.names.items() if name == role]
-            has_role = comparable_mask & torch.isin(batch.token_ids, batch.token_ids.new_tensor(ids))
+            has_role = aligned_mask & torch.isin(batch.token_ids, batch.token_ids.new_tensor(ids))
             metrics[f"role_log_ratio_{role}"] = (torch.where(has_role, log_ratio, 0.0).sum(), has_role.sum())
         return metrics
 
     def _top_token(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share of Σ|r| that one token id carries, and say it once if that is too much."""
+        """Return the fraction of Σ|r| that one token id carries, and say it once if that is too much."""
         if not len(weights) or weights.sum() == 0:
             return weights.new_zeros(()), weights.new_zeros(())
-        share = weights.max() / weights.sum()
-        if share > DOMINANT_SHARE and not self._has_spoken:
+        fraction = weights.max() / weights.sum()
+        if fraction > DOMINANT_FRACTION and not self._has_spoken:
             self._has_spoken = True
             token = self.translator.student.convert_ids_to_tokens(int(weights.argmax()))
             rank_zero_info(
-                f"One token carries {float(share):.0%} of all log-ratios of teacher `{self.path}`: {token!r}. If it is "
-                "a control token, map it under `roles`; `retokenization_report` shows the worst tokens, as both "
+                f"One token carries {float(fraction):.0%} of all log-ratios of teacher `{self.path}`: {token!r}. If it "
+                "is a control token, map it under `roles`; `cross_tokenizer_report` shows the worst tokens, as both "
                 "sides cut them."
             )
-        return share, torch.ones_like(share)
+        return fraction, torch.ones_like(fraction)
 
     @override
     def output_head(self) -> LinearHead | None:
-        return None if self.is_retokenized else self.scorer.output_head()
+        return None if self.is_cross_tokenizer else self.scorer.output_head()
 
     @override
     def close(self) -> None:

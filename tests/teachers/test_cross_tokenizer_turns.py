@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from lightning_opd.data.collate import collate
-from lightning_opd.functional.credit import Credit, Prefix, Span, Strict, WholeText
+from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
 from lightning_opd.models import load_tokenizer
 from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, Sampling, Signal, Trajectory
-from tests.agents import AnythingEngine, Talks
+from tests.agents import RandomEngine, ScriptedChat
 from tests.teachers.foreign import CPU, foreign_teacher
 
 LOGPROBS = frozenset({Signal.LOGPROBS})
 TOOLS = ({"type": "function", "function": {"name": "talk", "parameters": {"type": "object", "properties": {}}}},)
 
 
-def window(world: Path, trajectories: list[Trajectory]) -> RolloutBatch:
+def rollouts(world: Path, trajectories: list[Trajectory]) -> RolloutBatch:
     pad = load_tokenizer(str(world / "student")).pad_token_id
     rows = list(range(len(trajectories)))
     return collate(trajectories, rows, [0] * len(rows), ["math"], 1.0, pad, torch.float32, CPU)
@@ -29,19 +29,19 @@ def window(world: Path, trajectories: list[Trajectory]) -> RolloutBatch:
 @pytest.fixture
 def episodes(world: Path) -> list[Trajectory]:
     """Episodes of one or two turns with a tool, whose replies are anything at all."""
-    tokenizer, task = load_tokenizer(str(world / "student")), Talks(6, turns=2)
+    tokenizer, task = load_tokenizer(str(world / "student")), ScriptedChat(6, turns=2)
     prompts = [
         dataclasses.replace(prompt, messages=({**prompt.messages[0], "tools": TOOLS}, *prompt.messages[1:]))
         for prompt in task.prompts("train")
     ]
     sampling = Sampling(max_new_tokens=6, stop_token_ids=(int(tokenizer.eos_token_id),), vocab_size=len(tokenizer))
-    return run_episodes(task, prompts, AnythingEngine(len(tokenizer)), tokenizer, list(range(6)), sampling, 10_000)
+    return run_episodes(task, prompts, RandomEngine(len(tokenizer)), tokenizer, list(range(6)), sampling, 10_000)
 
 
 def test_the_chat_before_each_reply_is_rendered_by_the_teachers_template(
     world: Path, foreign: Path, episodes: list[Trajectory]
 ) -> None:
-    teacher, batch = foreign_teacher(world, foreign), window(world, episodes)
+    teacher, batch = foreign_teacher(world, foreign), rollouts(world, episodes)
     views = teacher.views(batch)
     turns = [turn for trajectory in episodes for turn in trajectory.turns]
     assert [len(trajectory.turns) for trajectory in episodes] == [1, 2] * 3
@@ -55,14 +55,14 @@ def test_the_chat_before_each_reply_is_rendered_by_the_teachers_template(
         assert '"name": "talk"' in own.decode(prompt)
 
 
-@pytest.mark.parametrize("credit", [Strict(), Span(), Prefix()], ids=str)
-def test_every_turn_is_graded_as_if_it_stood_alone(
+@pytest.mark.parametrize("credit", [ExactMatchCredit(), SpanCredit(), PrefixCredit()], ids=str)
+def test_every_turn_is_scored_as_if_it_stood_alone(
     credit: Credit, world: Path, foreign: Path, episodes: list[Trajectory]
 ) -> None:
-    teacher, batch = foreign_teacher(world, foreign, credit), window(world, episodes)
+    teacher, batch = foreign_teacher(world, foreign, credit), rollouts(world, episodes)
     scores = teacher.score(batch, LOGPROBS)
-    assert not (scores.comparable_mask & ~batch.response_mask).any()
-    assert scores.comparable_mask.any(dim=1).all()
+    assert not (scores.aligned_mask & ~batch.response_mask).any()
+    assert scores.aligned_mask.any(dim=1).all()
     for row, trajectory in enumerate(episodes):
         alone = [
             dataclasses.replace(
@@ -75,30 +75,30 @@ def test_every_turn_is_graded_as_if_it_stood_alone(
             )
             for turn in trajectory.turns
         ]
-        single = teacher.score(window(world, alone), LOGPROBS)
+        single = teacher.score(rollouts(world, alone), LOGPROBS)
         for i, turn in enumerate(trajectory.turns):
             length, place = turn.end - turn.start, slice(turn.start, turn.end)
-            assert torch.equal(scores.comparable_mask[row, place], single.comparable_mask[i, :length])
+            assert torch.equal(scores.aligned_mask[row, place], single.aligned_mask[i, :length])
             torch.testing.assert_close(scores.logprobs[row, place], single.logprobs[i, :length], atol=1e-4, rtol=1e-4)
 
 
-def test_the_whole_text_is_that_of_all_turns(world: Path, foreign: Path, episodes: list[Trajectory]) -> None:
-    teacher, batch = foreign_teacher(world, foreign, WholeText()), window(world, episodes)
+def test_the_sequence_credit_is_that_of_all_turns(world: Path, foreign: Path, episodes: list[Trajectory]) -> None:
+    teacher, batch = foreign_teacher(world, foreign, SequenceCredit()), rollouts(world, episodes)
     scores = teacher.score(batch, LOGPROBS)
     log_ratio = scores.logprobs - batch.rollout_logprobs
     for row in range(len(episodes)):
-        counted = scores.comparable_mask[row]
+        counted = scores.aligned_mask[row]
         assert torch.equal(counted, batch.response_mask[row]) or not counted.any()
         if counted.any():
             assert float(log_ratio[row, counted].std(unbiased=False)) < 1e-3
-    assert scores.comparable_mask.any()
+    assert scores.aligned_mask.any()
 
 
-def test_with_one_tokenizer_episodes_are_graded_to_the_last_bit(world: Path, episodes: list[Trajectory]) -> None:
-    batch, plain = window(world, episodes), LocalTeacher(str(world / "math"))
+def test_with_one_tokenizer_episodes_are_scored_to_the_last_bit(world: Path, episodes: list[Trajectory]) -> None:
+    batch, plain = rollouts(world, episodes), LocalTeacher(str(world / "math"))
     plain.setup(CPU)
     expected = plain.score(batch, LOGPROBS)
-    for credit in (Strict(), Span(), Span("proportional"), Prefix()):
+    for credit in (ExactMatchCredit(), SpanCredit(), SpanCredit("proportional"), PrefixCredit()):
         scores = foreign_teacher(world, world / "math", credit).score(batch, LOGPROBS)
         assert torch.equal(scores.logprobs, expected.logprobs)
-        assert torch.equal(scores.comparable_mask, expected.comparable_mask)
+        assert torch.equal(scores.aligned_mask, expected.aligned_mask)

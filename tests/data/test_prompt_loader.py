@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lightning_opd.data.collate import balanced_parts, collate, cut
 from lightning_opd.data.evaluation import first_of_each_domain
-from lightning_opd.data.windows import PromptBatches, PromptWindows
+from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader
 from lightning_opd.types import Prompt, RolloutBatch, Trajectory
 
 
@@ -15,39 +15,39 @@ def prompts(count: int) -> list[Prompt]:
     return [Prompt((), str(i), "t", "ab"[i % 2]) for i in range(count)]
 
 
-def keys(loader: PromptWindows) -> list[tuple[int, int, tuple[str, ...]]]:
-    return [(b.window, b.micro_batch, tuple(p.key for p in b.prompts)) for b in loader]
+def keys(loader: PromptLoader) -> list[tuple[int, int, tuple[str, ...]]]:
+    return [(b.index, b.micro_batch, tuple(p.key for p in b.prompts)) for b in loader]
 
 
-def test_windows_have_a_length_and_drop_the_incomplete_last_one() -> None:
-    loader = PromptWindows(prompts(11), 4, micro_batches=2)
+def test_rollout_batches_have_a_length_and_drop_the_incomplete_last_one() -> None:
+    loader = PromptLoader(prompts(11), 4, micro_batches=2)
     assert len(loader) == 4
     seen = keys(loader)
     assert [(w, m) for w, m, _ in seen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert len({key for _, _, window in seen for key in window}) == 8
-    assert len(PromptWindows(prompts(4), 4)) == 1
+    assert len({key for _, _, index in seen for key in index}) == 8
+    assert len(PromptLoader(prompts(4), 4)) == 1
     with pytest.raises(ValueError, match="only 3 training prompts"):
-        PromptWindows(prompts(3), 4)
+        PromptLoader(prompts(3), 4)
 
 
 def test_every_epoch_has_its_own_order_unless_it_repeats() -> None:
-    shuffled, repeating = PromptWindows(prompts(8), 4), PromptWindows(prompts(8), 4, is_repeating=True)
+    shuffled, repeating = PromptLoader(prompts(8), 4), PromptLoader(prompts(8), 4, is_repeating=True)
     assert [k for _, _, k in keys(shuffled)] != [k for _, _, k in keys(shuffled)]
     assert [k for _, _, k in keys(repeating)] == [k for _, _, k in keys(repeating)]
-    assert [w for w, _, _ in keys(shuffled)] == [4, 5], "windows are counted over epochs"
+    assert [w for w, _, _ in keys(shuffled)] == [4, 5], "rollout batches are counted over epochs"
 
 
-def test_ranks_share_out_each_window() -> None:
-    whole = keys(PromptWindows(prompts(12), 4, seed=3))
-    shares = [keys(PromptWindows(prompts(12), 4, seed=3, rank=rank, num_ranks=2)) for rank in range(2)]
-    for (_, _, window), (_, _, even), (_, _, odd) in zip(whole, *shares, strict=True):
-        assert window[0::2] == even
-        assert window[1::2] == odd
+def test_ranks_share_out_each_rollout_batch() -> None:
+    whole = keys(PromptLoader(prompts(12), 4, seed=3))
+    fractions = [keys(PromptLoader(prompts(12), 4, seed=3, rank=rank, num_ranks=2)) for rank in range(2)]
+    for (_, _, index), (_, _, even), (_, _, odd) in zip(whole, *fractions, strict=True):
+        assert index[0::2] == even
+        assert index[1::2] == odd
 
 
 @given(st.integers(0, 14), st.integers(1, 3), st.sampled_from([None, 1, 2]))
 def test_a_restored_loader_goes_on_with_the_next_micro_batch(stop: int, micro_batches: int, limit: int | None) -> None:
-    def stream(loader: PromptWindows):  # noqa: ANN202
+    def stream(loader: PromptLoader):  # noqa: ANN202
         """As Lightning reads it: epoch after epoch, each cut off at the limit."""
         while True:
             for i, batch in enumerate(loader):
@@ -55,11 +55,11 @@ def test_a_restored_loader_goes_on_with_the_next_micro_batch(stop: int, micro_ba
                 if limit is not None and i + 1 == limit * micro_batches:
                     break
 
-    def make() -> PromptWindows:
-        return PromptWindows(prompts(12), 4, micro_batches, windows_per_epoch=limit)
+    def make() -> PromptLoader:
+        return PromptLoader(prompts(12), 4, micro_batches, batches_per_epoch=limit)
 
     whole = make()
-    expected = [(b.window, b.micro_batch, b.prompts) for b, _ in zip(stream(whole), range(24), strict=False)]
+    expected = [(b.index, b.micro_batch, b.prompts) for b, _ in zip(stream(whole), range(24), strict=False)]
     first = make()
     for _ in zip(range(stop), stream(first), strict=False):
         pass
@@ -67,11 +67,11 @@ def test_a_restored_loader_goes_on_with_the_next_micro_batch(stop: int, micro_ba
     again.load_state_dict(first.state_dict())
     limit = None if limit is None else limit  # the rest of a limited epoch is Lightning's to count
     rest = stream(again) if limit is None else iter_rest(again)
-    got = [(b.window, b.micro_batch, b.prompts) for b, _ in zip(rest, range(24 - stop), strict=False)]
+    got = [(b.index, b.micro_batch, b.prompts) for b, _ in zip(rest, range(24 - stop), strict=False)]
     assert got == expected[stop:]
 
 
-def iter_rest(loader: PromptWindows):  # noqa: ANN201
+def iter_rest(loader: PromptLoader):  # noqa: ANN201
     """A new pass for each micro-batch: the loader's own state says where to go on."""
     while True:
         yield next(iter(loader))
@@ -104,7 +104,7 @@ def test_balanced_parts_hold_every_row_once_and_are_even(lengths: list[int], num
         assert max(totals) - min(totals) <= max(lengths) - min(lengths)
 
 
-def window(lengths: list[int]) -> RolloutBatch:
+def index(lengths: list[int]) -> RolloutBatch:
     trajectories = []
     for i, length in enumerate(lengths):
         mask = (False, *(True,) * length)
@@ -117,8 +117,8 @@ def window(lengths: list[int]) -> RolloutBatch:
     return collate(trajectories, rows, [0] * len(rows), ["t"], 1.0, 99, torch.float32, torch.device("cpu"))
 
 
-def test_a_collated_window_holds_every_token_once() -> None:
-    batch = window([3, 1, 2])
+def test_a_collated_rollout_batch_holds_every_token_once() -> None:
+    batch = index([3, 1, 2])
     assert batch.token_ids.tolist() == [[7, 0, 1, 2], [7, 0, 99, 99], [7, 0, 1, 99]]
     assert batch.attention_mask.sum(1).tolist() == [4, 2, 3]
     assert batch.response_mask.tolist() == [
@@ -130,8 +130,8 @@ def test_a_collated_window_holds_every_token_once() -> None:
     assert batch.num_trajectories == 3
 
 
-def test_a_cut_window_loses_nothing_and_keeps_the_update_denominators() -> None:
-    batch = window([5, 1, 4, 2, 3, 3])
+def test_a_cut_rollout_batch_loses_nothing_and_keeps_the_update_denominators() -> None:
+    batch = index([5, 1, 4, 2, 3, 3])
     batch.metrics = {"x": (torch.tensor(1.0), torch.tensor(1.0))}
     parts = cut(batch, num_updates=2, num_micro_batches=2)
     assert sorted(len(part) for part in parts) == [1, 1, 2, 2]
@@ -144,7 +144,7 @@ def test_a_cut_window_loses_nothing_and_keeps_the_update_denominators() -> None:
 
 
 def test_selected_rows_are_cut_to_the_columns_they_use() -> None:
-    batch = window([5, 1, 2])
+    batch = index([5, 1, 2])
     part = batch.select(torch.tensor([2, 1]))
     assert part.token_ids.tolist() == [[7, 0, 1], [7, 0, 99]]
     assert part.group_ids.tolist() == [2, 1]

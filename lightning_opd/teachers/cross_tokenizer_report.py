@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_opd.teachers.retokenized import RetokenizedTeacher, View
+from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher, View
 from lightning_opd.types import RolloutBatch, Signal
 
 NUM_WORST = 10
 
 
 @dataclass(frozen=True)
-class GradedToken:
+class ScoredToken:
     """One token of the student and what it was compared with.
 
     Args:
@@ -32,15 +32,15 @@ class GradedToken:
 
 
 @dataclass(frozen=True)
-class RetokenizationReport:
-    """How well a teacher of another tokenizer can grade a batch.
+class CrossTokenizerReport:
+    """How well a teacher of another tokenizer can score a batch.
 
     Args:
-        kept_tokens: Share of the response tokens that get a grade.
-        dropped_logprob: Share of Σ|log π| on the tokens that do not.
+        kept_tokens: Fraction of the response tokens that get a score.
+        dropped_logprob: Fraction of Σ|log π| on the tokens that do not.
         role_log_ratios: Mean log-ratio in nats of each kind of control token that occurs.
-        dominant_token: Token id with the largest share of Σ|r|, as text.
-        dominant_share: That share; above .2 one token rules the gradient.
+        dominant_token: Token id with the largest fraction of Σ|r|, as text.
+        dominant_fraction: That fraction; above .2 one token rules the gradient.
         worst: The tokens of largest |r|.
         native: Log-prob of the texts in the teacher's own tokens, nats per response.
         spliced: The same texts assembled from the student's pieces.
@@ -51,25 +51,25 @@ class RetokenizationReport:
     dropped_logprob: float
     role_log_ratios: dict[str, float]
     dominant_token: str
-    dominant_share: float
-    worst: tuple[GradedToken, ...]
+    dominant_fraction: float
+    worst: tuple[ScoredToken, ...]
     native: float
     spliced: float
     per_character: float
 
 
-def retokenization_report(teacher: RetokenizedTeacher, batch: RolloutBatch) -> RetokenizationReport:
-    """Grade a batch and say what re-tokenising cost.
+def cross_tokenizer_report(teacher: CrossTokenizerTeacher, batch: RolloutBatch) -> CrossTokenizerReport:
+    """Score a batch and say what re-encoding cost.
 
     Args:
         teacher: Introduced and set up.
-        batch: Rollouts of the student with their trajectories; needs no grades.
+        batch: Rollouts of the student with their trajectories; needs no scores.
     """
     scores = teacher.score(batch, frozenset({Signal.LOGPROBS}))
-    log_ratio = torch.where(scores.comparable_mask, scores.logprobs - batch.rollout_logprobs, 0.0)
+    log_ratio = torch.where(scores.aligned_mask, scores.logprobs - batch.rollout_logprobs, 0.0)
     views = teacher.views(batch)
-    token, share = _dominant(teacher, batch, log_ratio)
-    return RetokenizationReport(
+    token, fraction = _dominant(teacher, batch, log_ratio)
+    return CrossTokenizerReport(
         kept_tokens=_quotient(*scores.metrics["kept_tokens"]),
         dropped_logprob=_quotient(*scores.metrics["dropped_logprob"]),
         role_log_ratios={
@@ -78,11 +78,11 @@ def retokenization_report(teacher: RetokenizedTeacher, batch: RolloutBatch) -> R
             if name.startswith("role_log_ratio_") and pair[1] > 0
         },
         dominant_token=token,
-        dominant_share=share,
+        dominant_fraction=fraction,
         worst=tuple(_worst(teacher, batch, views, log_ratio)),
-        native=_nats_per_response(teacher.grade(views, batch), batch),
-        spliced=_nats_per_response(teacher.grade(teacher.views(batch, lambda pieces: pieces), batch), batch),
-        per_character=_nats_per_response(teacher.grade(teacher.views(batch, _characters), batch), batch),
+        native=_nats_per_response(teacher.score_views(views, batch), batch),
+        spliced=_nats_per_response(teacher.score_views(teacher.views(batch, lambda pieces: pieces), batch), batch),
+        per_character=_nats_per_response(teacher.score_views(teacher.views(batch, _characters), batch), batch),
     )
 
 
@@ -90,16 +90,16 @@ def _characters(pieces: list[bytes]) -> list[bytes]:
     return [character.encode() for character in b"".join(pieces).decode(errors="replace")]
 
 
-def _nats_per_response(grades: list[Tensor], batch: RolloutBatch) -> float:
-    return float(torch.cat(grades).sum()) / max(1, len(batch))
+def _nats_per_response(token_scores: list[Tensor], batch: RolloutBatch) -> float:
+    return float(torch.cat(token_scores).sum()) / max(1, len(batch))
 
 
 def _quotient(value: Tensor, count: Tensor) -> float:
     return float(value / count.clamp(min=1e-30))
 
 
-def _dominant(teacher: RetokenizedTeacher, batch: RolloutBatch, log_ratio: Tensor) -> tuple[str, float]:
-    """Return the token id with the largest share of Σ|r|, as text, and the share."""
+def _dominant(teacher: CrossTokenizerTeacher, batch: RolloutBatch, log_ratio: Tensor) -> tuple[str, float]:
+    """Return the token id with the largest fraction of Σ|r|, as text, and the fraction."""
     sizes: Counter[int] = Counter()
     for token_id, size in zip(batch.token_ids.flatten().tolist(), log_ratio.abs().flatten().tolist(), strict=True):
         sizes[token_id] += size
@@ -107,7 +107,9 @@ def _dominant(teacher: RetokenizedTeacher, batch: RolloutBatch, log_ratio: Tenso
     return str(teacher.translator.student.decode([token_id])), size / max(sizes.total(), 1e-30)
 
 
-def _worst(teacher: RetokenizedTeacher, batch: RolloutBatch, views: list[View], log_ratio: Tensor) -> list[GradedToken]:
+def _worst(
+    teacher: CrossTokenizerTeacher, batch: RolloutBatch, views: list[View], log_ratio: Tensor
+) -> list[ScoredToken]:
     """Return the tokens of largest |r| with the run of tokens on either side that they belong to."""
     ours, theirs = teacher.translator.student, teacher.translator.teacher
     found = []
@@ -117,5 +119,5 @@ def _worst(teacher: RetokenizedTeacher, batch: RolloutBatch, views: list[View], 
         for student, other in view.alignment.spans:
             own = batch.token_ids[view.row, view.columns[student.start : student.stop]].tolist()
             pieces = tuple(str(ours.decode([i])) for i in own), tuple(str(theirs.decode([reply[j]])) for j in other)
-            found += [GradedToken(view.row, float(log_ratio[view.row, columns[i]]), *pieces) for i in student]
+            found += [ScoredToken(view.row, float(log_ratio[view.row, columns[i]]), *pieces) for i in student]
     return sorted(found, key=lambda token: -abs(token.log_ratio))[:NUM_WORST]

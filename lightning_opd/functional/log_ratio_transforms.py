@@ -16,7 +16,7 @@ from lightning_opd.functional.divergences import IMPOSSIBLE_LOGPROB
 from lightning_opd.functional.logprobs import promote
 
 
-class Shaping(ABC):
+class LogRatioTransform(ABC):
     """Changes the log-ratio r of one token; the same on sampled tokens and on the whole vocabulary.
 
     Attributes:
@@ -33,10 +33,10 @@ class Shaping(ABC):
         teacher_logprobs: Float[Tensor, "*shape"],
         reference_logprobs: Float[Tensor, "*shape"] | None = None,
     ) -> Float[Tensor, "*shape"]:
-        """Return the shaped log-ratio.
+        """Return the transformed log-ratio.
 
         Args:
-            log_ratio: What the shapings before this one made of log T − log π.
+            log_ratio: What the log-ratio transforms before this one made of log T − log π.
             student_logprobs: log π in nats.
             teacher_logprobs: log T in nats.
             reference_logprobs: log-probs of a reference model in nats, or None.
@@ -44,7 +44,7 @@ class Shaping(ABC):
 
 
 @dataclass(frozen=True)
-class Clip(Shaping):
+class Clip(LogRatioTransform):
     """r → min(max(r, −c), c), in nats: one token cannot outweigh all others.
 
     Keeps the sign, so under `Immediate` π = T stays the only full-support fixed point (tabular, exact
@@ -74,11 +74,11 @@ class Clip(Shaping):
 
 
 @dataclass(frozen=True)
-class BoundedDifference(Shaping):
+class BoundedDifference(LogRatioTransform):
     """r → T^α − π^α, without unit and within [−1, 1]; α → 0 is α·r.
 
     Bounded by construction where the log-ratio has a heavy negative tail. Keeps the sign, hence the
-    fixed point π = T of `Immediate`. Replaces what earlier shapings did, so it comes first. Tokens
+    fixed point π = T of `Immediate`. Replaces what earlier log-ratio transforms did, so it comes first. Tokens
     rare under both models barely count: not where rare tokens carry the lesson, and the learning
     rate has to be chosen anew.
 
@@ -109,7 +109,7 @@ class BoundedDifference(Shaping):
 
 
 @dataclass(frozen=True)
-class Extrapolation(Shaping):
+class Extrapolation(LogRatioTransform):
     """r → r + (λ − 1)(log T − log ref), which is λ(log T − log ref) − (log π − log ref) of a plain r, in nats.
 
     Goes on in the direction that led from the reference to the teacher. The fixed point is no longer
@@ -141,23 +141,23 @@ class Extrapolation(Shaping):
         if reference_logprobs is None:
             msg = (
                 "Extrapolation needs `reference_logprobs`, got None. "
-                "Configure a reference model, or drop this shaping (a scale of 1 is plain distillation)."
+                "Configure a reference model, or drop this log-ratio transform (a scale of 1 is plain distillation)."
             )
             raise ValueError(msg)
         return log_ratio + (self.scale - 1) * (teacher_logprobs - reference_logprobs)
 
 
 @dataclass(frozen=True)
-class OneSidedTrustRegion(Shaping):
+class OneSidedTrustRegion(LogRatioTransform):
     """r → 0 where r > 0 and log π − log T > c_high, or r < 0 and log T − log π > c_low; else r. In nats.
 
     Drops the push that leads further away from the teacher once the student has left the region
     around it on that side; the way back is never closed. A plain or clipped r always points to the
     teacher, so there it changes nothing and π = T is the fixed point as before. It acts after
-    shapings that aim elsewhere: after `Extrapolation` with λ > 1, under `Immediate`, the fixed point is
+    log-ratio transforms that aim elsewhere: after `Extrapolation` with λ > 1, under `Immediate`, the fixed point is
     π = T·min(e^c_high, (T/ref)^(λ−1) e^−k) with k normalising, if that k is ≥ 0. If not (and mostly for
     λ < 1) a dropped push is one beside others that are not 0, and the bound does not hold. Not a guard
-    against stale rollouts: those are measured against the policy that sampled (`ClippedRatio`, `KeepInside`).
+    against stale rollouts: those are measured against the policy that sampled (`PPOClip`, `MaskedImportance`).
 
     Args:
         low: c_low in nats, the room below the teacher.
@@ -190,17 +190,17 @@ class OneSidedTrustRegion(Shaping):
 
 
 def shape(
-    shapings: Sequence[Shaping],
+    transforms: Sequence[LogRatioTransform],
     student_logprobs: Float[Tensor, "*shape"],
     teacher_logprobs: Float[Tensor, "*shape"],
     reference_logprobs: Float[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """Return the detached log-ratio log T − log π, shaped in the given order, in at least float32.
+    """Return the detached log-ratio log T − log π, transformed in the given order, in at least float32.
 
     Log-probs are floored at −100 nats, so that what a model cannot say repels with finite force.
 
     Args:
-        shapings: Applied one after the other.
+        transforms: Applied one after the other.
         student_logprobs: log π in nats.
         teacher_logprobs: log T in nats.
         reference_logprobs: log-probs of a reference model in nats, or None.
@@ -212,29 +212,29 @@ def shape(
     student, teacher = _floored(student_logprobs), _floored(teacher_logprobs)
     reference = None if reference_logprobs is None else _floored(reference_logprobs)
     log_ratio = teacher - student
-    for shaping in shapings:
-        log_ratio = shaping(log_ratio, student, teacher, reference)
+    for log_ratio_transform in transforms:
+        log_ratio = log_ratio_transform(log_ratio, student, teacher, reference)
     return log_ratio
 
 
 def expected_log_ratio(
-    shapings: Sequence[Shaping],
+    transforms: Sequence[LogRatioTransform],
     student_logprobs: Float[Tensor, "*shape vocab"],
     teacher_logprobs: Float[Tensor, "*shape vocab"],
     reference_logprobs: Float[Tensor, "*shape vocab"] | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """Return −E_{a∼π}[shaped r(s, a)] at every state, detached: the `kl` of `KLToGo` and `StateKL`, in nats.
+    """Return −E_{a∼π}[transformed r(s, a)] at every state, detached: the `kl` of `KLToGo` and `StateKL`, in nats.
 
-    Without shapings this is KL(π ‖ T).
+    Without log-ratio transforms this is KL(π ‖ T).
 
     Args:
-        shapings: As given to `shape` for the sampled tokens.
+        transforms: As given to `shape` for the sampled tokens.
         student_logprobs: log π(·|s) in nats, summing to 1.
         teacher_logprobs: log T(·|s) in nats.
         reference_logprobs: log-probs of a reference model in nats, or None.
     """
-    shaped = shape(shapings, student_logprobs, teacher_logprobs, reference_logprobs)
-    return -(promote(student_logprobs).detach().exp() * shaped).sum(-1)
+    transformed = shape(transforms, student_logprobs, teacher_logprobs, reference_logprobs)
+    return -(promote(student_logprobs).detach().exp() * transformed).sum(-1)
 
 
 def _floored(logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
