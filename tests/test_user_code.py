@@ -31,7 +31,7 @@ class Signs(AdvantageEstimator):
 
     scale: float = 1.0
 
-    def __call__(self, log_ratio, response_mask, kl=None, group_ids=None, values=None):
+    def __call__(self, log_ratio, response_mask, kl=None, values=None):
         return torch.where(response_mask, self.scale * log_ratio.sign(), 0.0).detach()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from typing_extensions import override
 
-from lightning_opd.interfaces import RolloutEngine, Task
+from lightning_opd.interfaces import Generates, RolloutEngine, Task
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.teachers import TeacherPool
@@ -115,11 +115,11 @@ class TeacherResponses(ResponseSource):
         num_samples = len(seeds) // len(prompts)
         generated: dict[int, Trajectory] = {}
         for name in context.teachers.names:  # every rank, every teacher, one order
-            model = context.teachers[name].generator()
-            if model is None:
+            teacher = context.teachers[name]
+            if not isinstance(teacher, Generates):
                 msg = f"Teacher `{name}` cannot generate responses here; use a LocalTeacher, or `DatasetResponses`."
                 raise ValueError(msg)
-            self._engine.sync(model, 0)
+            self._engine.sync(teacher.generator(), 0)
             chosen = [i for i, prompt in enumerate(prompts) if prompt.teacher == name]
             rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
             # played even without any prompt: another rank may have some, and this one joins its collectives

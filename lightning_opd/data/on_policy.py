@@ -21,7 +21,7 @@ from lightning_opd.data.limits import batches_per_epoch, check_batch_limits
 from lightning_opd.data.off_policy import GenerationContext, OffPolicyResponses
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatch, PromptBatches, PromptLoader
-from lightning_opd.data.resume_state import as_mapping, from_mapping
+from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
 from lightning_opd.data.statistics import rollout_statistics
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Split, Task
 from lightning_opd.rollouts import InProcessEngine
@@ -77,6 +77,7 @@ class OPDDataModule(L.LightningDataModule):
         self.engine = engine if engine is not None else InProcessEngine()
         self.off_policy_responses, self.seed = off_policy_responses, seed
         self._micro_batches: list[RolloutBatch] = []
+        self._is_restored = False
 
     # --- what Lightning calls --------------------------------------------------------------------
 
@@ -172,6 +173,9 @@ class OPDDataModule(L.LightningDataModule):
             return self._evaluate(batch)
         if batch.micro_batch == 0:
             self._micro_batches = self._make_rollouts(batch)
+        elif self._is_restored:
+            heads = self._module().teachers.heads()
+            self._micro_batches, self._is_restored = [with_heads(m, heads) for m in self._micro_batches], False
         return self._micro_batches[batch.micro_batch]
 
     @override
@@ -179,8 +183,7 @@ class OPDDataModule(L.LightningDataModule):
         """Keep the rest of a rollout batch that several updates share; its tensors, never its texts."""
         if self.updates_per_batch == 1 or not self._micro_batches:
             return {}
-        own = [dataclasses.replace(m, trajectories=(), metrics={}) for m in self._micro_batches]
-        rollout_batches = [[as_mapping(m) for m in own]]
+        rollout_batches = [[as_mapping(m) for m in self._micro_batches]]
         _, num_ranks = self._place()
         if num_ranks > 1:
             gathered: list[Any] = [None] * num_ranks
@@ -193,6 +196,7 @@ class OPDDataModule(L.LightningDataModule):
         if "rollout_batches" in state_dict:
             rank, _ = self._place()
             self._micro_batches = [from_mapping(m) for m in state_dict["rollout_batches"][rank]]
+            self._is_restored = True
 
     @override
     def teardown(self, stage: str) -> None:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lightning_opd.types import RolloutBatch, TeacherScores
+from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores
 
 
 def as_mapping(batch: RolloutBatch) -> dict[str, Any]:
-    """Return a micro-batch's fields."""
-    state = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    """Return a micro-batch's fields, without its texts, its metrics, and the teachers' weights."""
+    own = dataclasses.replace(batch, trajectories=(), metrics={})
+    state = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
     scores = batch.teacher_scores
-    state["teacher_scores"] = (
-        None if scores is None else {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
-    )
+    if scores is not None:
+        state["teacher_scores"] = {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
+        state["teacher_scores"]["heads"] = ()
     return state
 
 
 def from_mapping(state: dict[str, Any]) -> RolloutBatch:
-    """Return the micro-batch that `as_mapping` took apart."""
+    """Return the micro-batch that `as_mapping` took apart; `with_heads` completes it once the teachers are loaded."""
     scores = state["teacher_scores"]
     return RolloutBatch(**{**state, "teacher_scores": None if scores is None else TeacherScores(**scores)})
+
+
+def with_heads(batch: RolloutBatch, heads: tuple[LinearHead | None, ...]) -> RolloutBatch:
+    """Return a restored micro-batch with the teachers' output layers beside their states."""
+    scores = batch.teacher_scores
+    if scores is None or scores.hidden_states is None:
+        return batch
+    return dataclasses.replace(batch, teacher_scores=dataclasses.replace(scores, heads=heads))

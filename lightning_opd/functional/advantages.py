@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
@@ -35,7 +35,6 @@ class AdvantageEstimator(ABC):
         log_ratio: Float[Tensor, "batch time"],
         response_mask: Bool[Tensor, "batch time"],
         kl: Float[Tensor, "batch time"] | None = None,
-        group_ids: Int[Tensor, " batch"] | None = None,
         values: Float[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         """Return the detached advantage of every token in nats, 0 outside the response.
@@ -44,7 +43,6 @@ class AdvantageEstimator(ABC):
             log_ratio: Teacher minus student log-prob, possibly transformed.
             response_mask: True where the student generated the token.
             kl: −E_{a∼π}[transformed log-ratio] at the state that chose token t.
-            group_ids: Equal for siblings of one prompt.
             values: V(s_t), subtracted where given.
         """
 
@@ -72,7 +70,6 @@ class Immediate(AdvantageEstimator):
         log_ratio: Float[Tensor, "batch time"],
         response_mask: Bool[Tensor, "batch time"],
         kl: Float[Tensor, "batch time"] | None = None,
-        group_ids: Int[Tensor, " batch"] | None = None,
         values: Float[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         return _inside(promote(log_ratio), response_mask, values)
@@ -115,7 +112,6 @@ class LogRatioToGo(AdvantageEstimator):
         log_ratio: Float[Tensor, "batch time"],
         response_mask: Bool[Tensor, "batch time"],
         kl: Float[Tensor, "batch time"] | None = None,
-        group_ids: Int[Tensor, " batch"] | None = None,
         values: Float[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         return _inside(to_go(promote(log_ratio), response_mask, self.discount), response_mask, values)
@@ -146,7 +142,6 @@ class FullTrajectory(AdvantageEstimator):
         log_ratio: Float[Tensor, "batch time"],
         response_mask: Bool[Tensor, "batch time"],
         kl: Float[Tensor, "batch time"] | None = None,
-        group_ids: Int[Tensor, " batch"] | None = None,
         values: Float[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         total = torch.where(response_mask, promote(log_ratio), 0.0).sum(-1, keepdim=True)
@@ -181,7 +176,6 @@ class KLToGo(AdvantageEstimator):
         log_ratio: Float[Tensor, "batch time"],
         response_mask: Bool[Tensor, "batch time"],
         kl: Float[Tensor, "batch time"] | None = None,
-        group_ids: Int[Tensor, " batch"] | None = None,
         values: Float[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time"]:
         if kl is None:

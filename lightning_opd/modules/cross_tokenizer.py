@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_opd.functional.credit import ExactMatchCredit, PrefixCredit
-from lightning_opd.interfaces import Objective, Teacher
+from lightning_opd.interfaces import Objective, ReadsOwnTokens, Teacher
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.teachers import CrossTokenizerTeacher
 from lightning_opd.types import Signal
@@ -22,7 +22,9 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
         ValueError: The estimator sums other positions' log-ratios, the objective needs the teacher's
             states, or the credit is a mere diagnostic.
     """
-    names = [name for name, teacher in teachers.items() if teacher.is_cross_tokenizer]
+    names = [
+        name for name, teacher in teachers.items() if isinstance(teacher, ReadsOwnTokens) and teacher.is_cross_tokenizer
+    ]
     credits = {name: t.credit for name, t in teachers.items() if isinstance(t, CrossTokenizerTeacher)}
     twice = [name for name in names if name not in credits or not credits[name].adds_up]
     if twice and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:

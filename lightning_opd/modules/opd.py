@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_opd.interfaces import Objective, PrepareContext, StudentForward, Teacher
+from lightning_opd.interfaces import (
+    Objective,
+    PrepareContext,
+    ReadsOwnTokens,
+    ReadsStudentTokens,
+    StudentForward,
+    Teacher,
+)
 from lightning_opd.models import StudentConfig, shard_whole
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
@@ -82,7 +89,7 @@ class OPDModule(StudentModule):
         self, batch: RolloutBatch, student: StudentForward, advantages: Float[Tensor, "batch time"]
     ) -> LossTerms:
         """Return the micro-batch's loss, divided by the global denominator, and what to log."""
-        return self.objective.loss(batch, student, advantages, self.teachers.heads())
+        return self.objective.loss(batch, student, advantages)
 
     def log_terms(self, terms: LossTerms) -> None:
         """Add a micro-batch's metrics to the step's; `training_step` logs their quotients once per step."""
@@ -97,10 +104,10 @@ class OPDModule(StudentModule):
         super().configure_model()
         own = {} if self.reference is None else {"reference": self.reference}
         for name, teacher in {**self.teachers.distinct, **own}.items():
-            tokenizer = teacher.tokenizer()
-            if tokenizer is not None:
-                check_same_vocabulary(self.tokenizer, tokenizer, name)
-            teacher.set_student_tokenizer(self.tokenizer)
+            if isinstance(teacher, ReadsStudentTokens):
+                check_same_vocabulary(self.tokenizer, teacher.tokenizer(), name)
+            if isinstance(teacher, ReadsOwnTokens):
+                teacher.set_student_tokenizer(self.tokenizer)
         if self.trainer.state.fn == "fit":
             check_cross_tokenizer_teachers(self.objective, self.teachers.distinct)
         mesh = self.data_mesh()
@@ -164,8 +171,8 @@ class OPDModule(StudentModule):
 
         was_training = self.language_model.model.training
         self.language_model.model.eval()
-        context = PrepareContext(self.teachers.heads(), num_updates, self.data_parallel_sum)
-        self.objective.prepare(rollouts, over_batch, context)
+        context = PrepareContext(over_batch, num_updates, self.data_parallel_sum)
+        self.objective.prepare(rollouts, context)
         critic = self.critic
         if critic is not None and num_updates > 1:
             rollouts.baselines = over_batch(lambda part, student: critic(student.hidden_states))
@@ -180,7 +187,7 @@ class OPDModule(StudentModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         self._metric_stage = "off_policy" if batch.is_off_policy else "train"
         student = self.forward_student(batch)
-        batch.kl = self.objective.state_kl(batch, student, self.teachers.heads())
+        batch.kl = self.objective.state_kl(batch, student)
         critic_loss = self._fit_critic(batch, student)
         advantages = self.compute_advantages(batch, student)
         terms = self.compute_loss(batch, student, advantages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +15,10 @@ from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.functional.top_k import TopK, support_statistics, top_k_divergence
-from lightning_opd.interfaces import BatchForward, Objective, PrepareContext, StudentForward
+from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
-from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
+from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
 SUPPORT_METRICS = ("top_k_overlap", "student_mass", "teacher_mass")
 
@@ -95,10 +94,10 @@ class DistributionMatching(Objective):
             raise ValueError(msg)
 
     @override
-    def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
+    def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
         has_outcome = context.sum_over_ranks(rollouts.outcome_advantages.abs().sum())  # the same on every rank
         if bool(has_outcome > 0):
-            super().prepare(rollouts, over_batch, context)
+            super().prepare(rollouts, context)
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
@@ -110,12 +109,11 @@ class DistributionMatching(Objective):
         batch: RolloutBatch,
         student: StudentForward,
         advantages: Float[Tensor, "batch time"] | None = None,
-        heads: Sequence[LinearHead | None] = (),
     ) -> LossTerms:
         if advantages is None:
             advantages = self.advantages(batch, student)
         mask = batch.response_mask & batch.aligned_mask
-        divergences = self._divergences(batch, student, heads)
+        divergences = self._divergences(batch, student)
         losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
         if bool(advantages.any()):
             losses = losses + self.policy_loss(student.logprobs, student.old_logprobs, advantages)
@@ -125,18 +123,14 @@ class DistributionMatching(Objective):
             {
                 **per_teacher("teacher_kl", divergences, mask, batch),
                 "advantage": mean_over(advantages, batch.response_mask),
-                **self._support_metrics(batch, student, heads),
+                **self._support_metrics(batch, student),
             },
         )
 
-    def _divergences(
-        self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
-    ) -> Float[Tensor, "batch time"]:
+    def _divergences(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         mask = batch.response_mask & batch.aligned_mask
         if self.teacher_signal == "hidden_states":
-            return against_each_teacher(
-                lambda _, ours, theirs: self.divergence(ours, theirs), batch, student, heads, mask
-            )
+            return against_each_teacher(lambda _, ours, theirs: self.divergence(ours, theirs), batch, student, mask)
         assert isinstance(self.divergence, TopK)
         top_k, scores = self.divergence, batch.teacher_scores
         if scores is None or scores.top_ids is None or scores.top_logprobs is None:
@@ -160,9 +154,7 @@ class DistributionMatching(Objective):
         )
 
     @torch.no_grad()
-    def _support_metrics(
-        self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _support_metrics(self, batch: RolloutBatch, student: StudentForward) -> dict[str, tuple[Tensor, Tensor]]:
         """Return how far both sides agree on their likeliest tokens, where only those are compared."""
         if self.teacher_signal == "top_k" or not isinstance(self.divergence, TopK):
             return {}
@@ -171,5 +163,5 @@ class DistributionMatching(Objective):
         def statistics(_: int, ours: Tensor, theirs: Tensor) -> Tensor:
             return torch.stack(support_statistics(ours, theirs, k), dim=-1)
 
-        values = against_each_teacher(statistics, batch, student, heads, mask)
+        values = against_each_teacher(statistics, batch, student, mask)
         return {name: mean_over(values[..., i], mask) for i, name in enumerate(SUPPORT_METRICS)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.interfaces import BatchForward, Objective, PrepareContext, StudentForward
+from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.metrics import mean_over
-from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
+from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Likelihood(Objective):
             raise ValueError(msg)
 
     @override
-    def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
+    def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
         pass  # nothing is held against the student as it was
 
     @override
@@ -64,7 +63,6 @@ class Likelihood(Objective):
         batch: RolloutBatch,
         student: StudentForward,
         advantages: Float[Tensor, "batch time"] | None = None,
-        heads: Sequence[LinearHead | None] = (),
     ) -> LossTerms:
         mask = batch.response_mask
         losses = torch.where(mask & batch.distill_mask, -student.logprobs * batch.distill_weights[:, None], 0.0)

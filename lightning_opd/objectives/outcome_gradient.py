@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives.metrics import mean_over
-from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
+from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ class OutcomeGradient(Objective):
         batch: RolloutBatch,
         student: StudentForward,
         advantages: Float[Tensor, "batch time"] | None = None,
-        heads: Sequence[LinearHead | None] = (),
     ) -> LossTerms:
         if advantages is None:
             advantages = self.advantages(batch, student)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,10 @@ from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.interfaces import BatchForward, Objective, PrepareContext, StudentForward
+from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
-from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
+from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
 
 @dataclass(frozen=True)
@@ -151,27 +151,27 @@ class PolicyGradient(Objective):
     # --- the rollout batch ------------------------------------------------------------------------------
 
     @override
-    def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
-        super().prepare(rollouts, over_batch, context)
+    def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
+        super().prepare(rollouts, context)
         if self.baseline is None or not self.baseline.needs_other_rows:
             return
 
         def returns(part: RolloutBatch, student: StudentForward) -> Tensor:
-            part.kl = self.state_kl(part, student, context.heads)
+            part.kl = self.state_kl(part, student)
             return self.returns(part, student.logprobs)
 
         def kl(part: RolloutBatch, student: StudentForward) -> Tensor:
-            values = self.state_kl(part, student, context.heads)
+            values = self.state_kl(part, student)
             assert values is not None
             return values
 
         # a baseline may be off by the engine's rounding: it only must not know the row's own tokens
-        own = over_batch(returns) if self._needs_kl else self.returns(rollouts, rollouts.rollout_logprobs)
+        own = context.over_batch(returns) if self._needs_kl else self.returns(rollouts, rollouts.rollout_logprobs)
         rollouts.baselines = self.baseline(
             own,
             rollouts.response_mask,
             rollouts.group_ids,
-            over_batch(kl) if self.baseline.needs_kl else None,
+            context.over_batch(kl) if self.baseline.needs_kl else None,
             context.sum_over_ranks,
             is_constant_in_time=self.estimator.is_constant_in_time,
         )
@@ -195,9 +195,7 @@ class PolicyGradient(Objective):
 
     @override
     @torch.no_grad()
-    def state_kl(
-        self, batch: RolloutBatch, student: StudentForward, heads: Sequence[LinearHead | None]
-    ) -> Float[Tensor, "batch time"] | None:
+    def state_kl(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"] | None:
         if not self._needs_kl:
             return None
 
@@ -205,12 +203,12 @@ class PolicyGradient(Objective):
             transforms = self._transforms(batch.teacher_names[index])
             return expected_log_ratio(transforms, log_softmax(ours), log_softmax(theirs))
 
-        return against_each_teacher(expected, batch, student, heads, self._signal_mask(batch))
+        return against_each_teacher(expected, batch, student, self._signal_mask(batch))
 
     def returns(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
         """Return the estimator's value at every token before any baseline, in nats, detached."""
         ratio = self._transformed(batch, student_logprobs.detach())
-        return self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids)
+        return self.estimator(ratio, batch.response_mask, batch.kl)
 
     @override
     def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
@@ -225,9 +223,9 @@ class PolicyGradient(Objective):
         ratio = self._transformed(batch, student.logprobs.detach())
         values = batch.baselines
         if values is None and self.baseline is not None:
-            own = self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids)
+            own = self.estimator(ratio, batch.response_mask, batch.kl)
             values = self.baseline(own, batch.response_mask, batch.group_ids, batch.kl)
-        distilled = self.estimator(ratio, batch.response_mask, batch.kl, batch.group_ids, values)
+        distilled = self.estimator(ratio, batch.response_mask, batch.kl, values)
         distilled = torch.where(self._signal_mask(batch), distilled * batch.distill_weights[:, None], 0.0)
         outcome = torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
         return distilled + outcome
@@ -238,10 +236,9 @@ class PolicyGradient(Objective):
         batch: RolloutBatch,
         student: StudentForward,
         advantages: Float[Tensor, "batch time"] | None = None,
-        heads: Sequence[LinearHead | None] = (),
     ) -> LossTerms:
         if batch.kl is None:
-            batch.kl = self.state_kl(batch, student, heads)
+            batch.kl = self.state_kl(batch, student)
         if advantages is None:
             advantages = self.advantages(batch, student)
         logprobs, mask = student.logprobs, batch.response_mask

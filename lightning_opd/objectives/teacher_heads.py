@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from jaxtyping import Bool, Float
@@ -12,14 +12,13 @@ from torch import Tensor
 from lightning_opd.functional.divergences import linear_divergence
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
 from lightning_opd.interfaces import StudentForward
-from lightning_opd.types import LinearHead, RolloutBatch
+from lightning_opd.types import RolloutBatch
 
 
 def against_each_teacher(
     compare: Callable[[int, Tensor, Tensor], Tensor],
     batch: RolloutBatch,
     student: StudentForward,
-    heads: Sequence[LinearHead | None],
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time *more"]:
     """Compare the student's logits with those of each row's own teacher where `mask` holds; 0 elsewhere.
@@ -27,9 +26,8 @@ def against_each_teacher(
     Args:
         compare: From (teacher index, student logits, teacher logits), each `[positions, vocab]` and
             divided by its temperature, to one number (or several) per position.
-        batch: Rows with the teachers' hidden states.
+        batch: Rows with the teachers' hidden states and heads.
         student: The student's states and head.
-        heads: The teachers' heads in the order of `teacher_ids`.
         mask: Positions to compare.
 
     Raises:
@@ -43,7 +41,7 @@ def against_each_teacher(
         )
         raise ValueError(msg)
     total = student.hidden_states.new_zeros(())
-    for index, head in enumerate(heads):
+    for index, head in enumerate(scores.heads or (None,)):
         if head is None:
             msg = f"Teacher `{batch.teacher_names[index]}` has no output head; use the objective `PolicyGradient`."
             raise ValueError(msg)

@@ -17,13 +17,13 @@ from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit
 from lightning_opd.functional.prefixes import PrefixScorer
 from lightning_opd.functional.token_bytes import TokenBytes
-from lightning_opd.interfaces import Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.teachers.prefix_scores import prefix_scores, replies_of
 from lightning_opd.tokenization.roles import ROLES
 from lightning_opd.tokenization.translation import Translator
-from lightning_opd.types import LinearHead, RolloutBatch, Signal, TeacherScores
+from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -52,7 +52,7 @@ class View:
     alignment: Alignment
 
 
-class CrossTokenizerTeacher(Teacher):
+class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     """Score the student's text in the teacher's own tokens, and bring the scores back to the student's.
 
     The chat before each reply, tool schemas and tools' answers included, is rendered by the teacher's own
@@ -107,9 +107,9 @@ class CrossTokenizerTeacher(Teacher):
         return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, self.scorer.identity
 
     @override
-    def set_student_tokenizer(self, student: PreTrainedTokenizerBase) -> None:
+    def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         own = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
-        self._translator = Translator(student, own, self.roles)
+        self._translator = Translator(tokenizer, own, self.roles)
 
     @property
     def translator(self) -> Translator:
@@ -129,20 +129,20 @@ class CrossTokenizerTeacher(Teacher):
         self.scorer.setup(device, mesh)
 
     @override
-    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
+    def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         if self.is_cross_tokenizer and Signal.HIDDEN_STATES in signals:
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
             raise ValueError(msg)
         if self.is_cross_tokenizer and isinstance(self.credit, PrefixCredit):
             top_k = self.top_k if Signal.TOP_LOGPROBS in signals else 0
             scores = prefix_scores(
-                batch, self.translator, self.scorer, self._prefix_scorer(batch.token_ids.device), top_k
+                tokens, self.translator, self.scorer, self._prefix_scorer(tokens.token_ids.device), top_k
             )
-            return replace(scores, metrics=self._metrics(batch, scores.logprobs, scores.aligned_mask))
-        views = self.views(batch, (lambda pieces: pieces) if self.credit.is_spliced else None)
-        own = self._own_batch(views, batch)
+            return replace(scores, metrics=self._metrics(tokens, scores.logprobs, scores.aligned_mask))
+        views = self.views(tokens, (lambda pieces: pieces) if self.credit.is_spliced else None)
+        own = self._own_batch(views, tokens)
         scores = self.scorer.score(own, signals)
-        logprobs, aligned_mask = self._credited(batch, views, own, scores)
+        logprobs, aligned_mask = self._credited(tokens, views, own, scores)
         top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
         if top_ids is not None and top_logprobs is not None and self.is_cross_tokenizer:
             shared = self._shared.to(top_ids.device)[top_ids]
@@ -150,14 +150,15 @@ class CrossTokenizerTeacher(Teacher):
         return TeacherScores(
             logprobs,
             aligned_mask,
-            _strictly(top_ids, batch, views, own),
-            _strictly(top_logprobs, batch, views, own),
-            _strictly(scores.hidden_states, batch, views, own),
-            self._metrics(batch, logprobs, aligned_mask),
+            _strictly(top_ids, tokens, views, own),
+            _strictly(top_logprobs, tokens, views, own),
+            _strictly(scores.hidden_states, tokens, views, own),
+            () if self.is_cross_tokenizer else scores.heads,
+            self._metrics(tokens, logprobs, aligned_mask),
         )
 
     def _credited(
-        self, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch, scores: TeacherScores
+        self, batch: SampledTokens, views: Sequence[View], own: SampledTokens, scores: TeacherScores
     ) -> tuple[Tensor, Tensor]:
         """Return what each of the student's tokens is compared with, and which are, settled row by row."""
         logprobs = torch.zeros_like(batch.rollout_logprobs)
@@ -190,7 +191,7 @@ class CrossTokenizerTeacher(Teacher):
         pairs = self.translator.shared_tokens()
         return torch.tensor([pairs.get(token_id, -1) for token_id in range(len(self.translator.teacher))])
 
-    def views(self, batch: RolloutBatch, cut: Callable[[list[bytes]], list[bytes]] | None = None) -> list[View]:
+    def views(self, batch: SampledTokens, cut: Callable[[list[bytes]], list[bytes]] | None = None) -> list[View]:
         """Return what the teacher reads, one view per reply, row by row.
 
         Where both sides have the same tokens throughout, a whole episode is one view.
@@ -214,49 +215,26 @@ class CrossTokenizerTeacher(Teacher):
                 views.append(View(row, places, prompt_ids + reply.token_ids, mask, reply.alignment))
         return views
 
-    def score_views(self, views: Sequence[View], batch: RolloutBatch) -> list[Tensor]:
+    def score_views(self, views: Sequence[View], batch: SampledTokens) -> list[Tensor]:
         """Return the scorer's log-probs (nats) of the teacher's response tokens, view by view."""
         own = self._own_batch(views, batch)
         scores = self.scorer.score(own, frozenset({Signal.LOGPROBS}))
         return [scores.logprobs[row][mask] for row, mask in enumerate(own.response_mask)]
 
-    def _own_batch(self, views: Sequence[View], batch: RolloutBatch) -> RolloutBatch:
-        """Return the views as rollouts in the teacher's tokens, right padded."""
-        device, num_rows = batch.token_ids.device, len(views)
-        length = max((len(view.token_ids) for view in views), default=1)
+    def _own_batch(self, views: Sequence[View], batch: SampledTokens) -> SampledTokens:
+        """Return the views as sequences of the teacher's tokens."""
         pad = self.translator.teacher.pad_token_id
-        token_ids = torch.full((num_rows, length), 0 if pad is None else int(cast("int", pad)))
-        attention_mask = torch.zeros(num_rows, length, dtype=torch.bool)
-        response_mask = torch.zeros_like(attention_mask)
-        for row, view in enumerate(views):
-            token_ids[row, : len(view.token_ids)] = torch.tensor(view.token_ids)
-            attention_mask[row, : len(view.token_ids)] = True
-            response_mask[row, : len(view.token_ids)] = torch.tensor(view.response_mask)
-        rows = batch.rewards.new_zeros(num_rows)
-        tokens = rows.new_zeros(num_rows, length)
-        response_mask = response_mask.to(device)
-        return RolloutBatch(
-            token_ids=token_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            response_mask=response_mask,
-            rollout_logprobs=tokens,
-            teacher_logprobs=tokens,
-            aligned_mask=response_mask,
-            distill_mask=response_mask,
-            distill_weights=rows,
-            outcome_advantages=rows,
-            rewards=rows,
-            group_ids=rows.long(),
-            teacher_ids=rows.long(),
-            is_truncated=rows.bool(),
-            has_format_error=rows.bool(),
-            num_active_tokens=response_mask.sum().double(),
-            num_trajectories=rows.new_tensor(num_rows),
+        return SampledTokens.from_sequences(
+            [view.token_ids for view in views],
+            [view.response_mask for view in views],
+            0 if pad is None else int(cast("int", pad)),
+            batch.rollout_logprobs.dtype,
+            batch.token_ids.device,
             temperature=batch.temperature,
         )
 
     def _metrics(
-        self, batch: RolloutBatch, logprobs: Tensor, aligned_mask: Tensor
+        self, batch: SampledTokens, logprobs: Tensor, aligned_mask: Tensor
     ) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Return what re-encoding cost: fractions of tokens and of |log π|, and the mean r per role in nats."""
         mask, own = batch.response_mask, batch.rollout_logprobs.double()
@@ -292,14 +270,16 @@ class CrossTokenizerTeacher(Teacher):
 
     @override
     def output_head(self) -> LinearHead | None:
-        return None if self.is_cross_tokenizer else self.scorer.output_head()
+        if self.is_cross_tokenizer or not isinstance(self.scorer, HasOutputHead):
+            return None
+        return self.scorer.output_head()
 
     @override
     def close(self) -> None:
         self.scorer.close()
 
 
-def _strictly(x: Tensor | None, batch: RolloutBatch, views: Sequence[View], own: RolloutBatch) -> Tensor | None:
+def _strictly(x: Tensor | None, batch: SampledTokens, views: Sequence[View], own: SampledTokens) -> Tensor | None:
     """Bring what the scorer says about single tokens to the student's tokens of the same bytes; 0 elsewhere."""
     if x is None:
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher, View
-from lightning_opd.types import RolloutBatch, Signal
+from lightning_opd.types import SampledTokens, Signal
 
 NUM_WORST = 10
 
@@ -58,7 +58,7 @@ class CrossTokenizerReport:
     per_character: float
 
 
-def cross_tokenizer_report(teacher: CrossTokenizerTeacher, batch: RolloutBatch) -> CrossTokenizerReport:
+def cross_tokenizer_report(teacher: CrossTokenizerTeacher, batch: SampledTokens) -> CrossTokenizerReport:
     """Score a batch and say what re-encoding cost.
 
     Args:
@@ -90,7 +90,7 @@ def _characters(pieces: list[bytes]) -> list[bytes]:
     return [character.encode() for character in b"".join(pieces).decode(errors="replace")]
 
 
-def _nats_per_response(token_scores: list[Tensor], batch: RolloutBatch) -> float:
+def _nats_per_response(token_scores: list[Tensor], batch: SampledTokens) -> float:
     return float(torch.cat(token_scores).sum()) / max(1, len(batch))
 
 
@@ -98,7 +98,7 @@ def _quotient(value: Tensor, count: Tensor) -> float:
     return float(value / count.clamp(min=1e-30))
 
 
-def _dominant(teacher: CrossTokenizerTeacher, batch: RolloutBatch, log_ratio: Tensor) -> tuple[str, float]:
+def _dominant(teacher: CrossTokenizerTeacher, batch: SampledTokens, log_ratio: Tensor) -> tuple[str, float]:
     """Return the token id with the largest fraction of Σ|r|, as text, and the fraction."""
     sizes: Counter[int] = Counter()
     for token_id, size in zip(batch.token_ids.flatten().tolist(), log_ratio.abs().flatten().tolist(), strict=True):
@@ -108,7 +108,7 @@ def _dominant(teacher: CrossTokenizerTeacher, batch: RolloutBatch, log_ratio: Te
 
 
 def _worst(
-    teacher: CrossTokenizerTeacher, batch: RolloutBatch, views: list[View], log_ratio: Tensor
+    teacher: CrossTokenizerTeacher, batch: SampledTokens, views: list[View], log_ratio: Tensor
 ) -> list[ScoredToken]:
     """Return the tokens of largest |r| with the run of tokens on either side that they belong to."""
     ours, theirs = teacher.translator.student, teacher.translator.teacher

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_opd.interfaces import Teacher
-from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores
+from lightning_opd.interfaces import HasOutputHead, Teacher
+from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -71,19 +71,19 @@ class TeacherPool:
         index = {name: i for i, name in enumerate(self.names)}
         return [index.get(prompt.teacher, -1) for prompt in prompts]
 
-    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
+    def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         """Let each teacher score its own rows, and put the scores in one place.
 
         What it measured is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
         with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest.
         """
-        logprobs = torch.zeros_like(batch.rollout_logprobs)
-        aligned_mask = torch.zeros_like(batch.response_mask)
+        logprobs = torch.zeros_like(tokens.rollout_logprobs)
+        aligned_mask = torch.zeros_like(tokens.response_mask)
         parts: list[tuple[Tensor, slice, TeacherScores]] = []
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, name in enumerate(self.names):  # every rank, every teacher, one order
-            rows = (batch.teacher_ids == index).nonzero().squeeze(-1)
-            part, columns = batch.select(rows), batch.span(rows)
+            rows = (tokens.teacher_ids == index).nonzero().squeeze(-1)
+            part, columns = tokens.select(rows), tokens.span(rows)
             scores = self._teachers[name].score(part, signals)
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
             aligned_mask[rows, columns] = scores.aligned_mask
@@ -107,12 +107,14 @@ class TeacherPool:
             together(lambda s: s.top_ids, narrowest=True),
             together(lambda s: s.top_logprobs, narrowest=True),
             together(lambda s: s.hidden_states, narrowest=False),
+            self.heads() if Signal.HIDDEN_STATES in signals else (),
             metrics,
         )
 
-    def heads(self) -> list[LinearHead | None]:
+    def heads(self) -> tuple[LinearHead | None, ...]:
         """Return each teacher's output head, in the order of `names`."""
-        return [self._teachers[name].output_head() for name in self.names]
+        teachers = (self._teachers[name] for name in self.names)
+        return tuple(teacher.output_head() if isinstance(teacher, HasOutputHead) else None for teacher in teachers)
 
     def close(self) -> None:
         """Release every model."""

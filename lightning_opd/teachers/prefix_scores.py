@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
 from lightning_opd.functional.prefixes import PrefixScorer, Reply
-from lightning_opd.interfaces import Teacher
+from lightning_opd.interfaces import ReadsTrees, Teacher
 from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.tokenization.translation import Translator
-from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores, Trajectory, Turn
+from lightning_opd.types import LinearHead, SampledTokens, TeacherScores, Trajectory, Turn
 
 IMPOSSIBLE = -1e3
 """Stands in nats for a token to which the teacher gives no probability at all: bad, yet known."""
@@ -19,7 +19,7 @@ IMPOSSIBLE = -1e3
 
 @torch.no_grad()
 def prefix_scores(
-    batch: RolloutBatch, translator: Translator, scorer: Teacher, prefix_scorer: PrefixScorer, top_k: int = 0
+    batch: SampledTokens, translator: Translator, scorer: Teacher, prefix_scorer: PrefixScorer, top_k: int = 0
 ) -> TeacherScores:
     """Score a batch by the credit `PrefixCredit`, reply by reply.
 
@@ -33,6 +33,12 @@ def prefix_scores(
     Raises:
         ValueError: The scorer has no states and no output layer to give.
     """
+    if not isinstance(scorer, ReadsTrees):
+        msg = (
+            f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
+            "teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
+        )
+        raise ValueError(msg)
     ids = batch.token_ids
     replies = [
         (row, columns, translator.prompt(turn.messages), prefix_tree(translator, ids[row, columns].tolist()))
@@ -41,12 +47,7 @@ def prefix_scores(
     ]
     packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], ids.device)
     states, head = scorer.tree_hidden_states(*packed), scorer.output_head()
-    if head is None or states is None:
-        msg = (
-            f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
-            "teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
-        )
-        raise ValueError(msg)
+    assert head is not None  # it read a tree
     logprobs = torch.zeros_like(batch.rollout_logprobs)
     aligned_mask = torch.zeros_like(batch.response_mask)
     top_ids = top_logprobs = None

@@ -11,17 +11,17 @@ from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.interfaces import Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.types import LinearHead, Message, Messages, Prompt, RolloutBatch, Signal, TeacherScores
+from lightning_opd.types import LinearHead, Message, Messages, Prompt, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
 
 
-class PrivilegedTeacher(Teacher):
+class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead):
     """Scores the student's tokens behind a prompt of its own, for example one that holds a hint.
 
     With the student's own weights as the teacher this is self-distillation: the student learns to
@@ -91,34 +91,35 @@ class PrivilegedTeacher(Teacher):
         return hinted
 
     @override
-    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
-        if len(batch) == 0:  # another rank has rows: join its collectives
-            return self._teacher.score(batch, signals)
+    def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
+        if len(tokens) == 0:  # another rank has rows: join its collectives
+            return self._teacher.score(tokens, signals)
         tokenizer = self.tokenizer()
         prompts = [
             render_prompt(tokenizer, self.messages(t.prompt, t.turns[0].messages if t.turns else t.prompt.messages))
-            for t in batch.trajectories
+            for t in tokens.trajectories
         ]
-        has_response = batch.response_mask.any(dim=1)
-        starts = torch.where(has_response, batch.response_mask.long().argmax(dim=1), batch.token_ids.shape[1])
+        has_response = tokens.response_mask.any(dim=1)
+        starts = torch.where(has_response, tokens.response_mask.long().argmax(dim=1), tokens.token_ids.shape[1])
         lengths = torch.tensor([len(ids) for ids in prompts], device=starts.device)
-        ends = torch.where(batch.attention_mask, torch.arange(batch.token_ids.shape[1], device=starts.device), -1)
+        ends = torch.where(tokens.attention_mask, torch.arange(tokens.token_ids.shape[1], device=starts.device), -1)
         num_columns = int((ends.amax(dim=1) + 1 - starts).clamp(min=0).add(lengths).max())
-        own = batch.map(lambda x: _moved(x, starts, lengths, num_columns) if x.ndim >= 2 else x)
+        own = tokens.map(lambda x: _moved(x, starts, lengths, num_columns) if x.ndim >= 2 else x)
         for row, ids in enumerate(prompts):
             own.token_ids[row, : len(ids)] = torch.tensor(ids, device=starts.device)
             own.attention_mask[row, : len(ids)] = True
         scores = self._teacher.score(own, signals)
 
         def back(x: Tensor | None) -> Tensor | None:
-            return None if x is None else _moved(x, lengths, starts, batch.token_ids.shape[1])
+            return None if x is None else _moved(x, lengths, starts, tokens.token_ids.shape[1])
 
         return TeacherScores(
-            _moved(scores.logprobs, lengths, starts, batch.token_ids.shape[1]),
-            _moved(scores.aligned_mask, lengths, starts, batch.token_ids.shape[1]),
+            _moved(scores.logprobs, lengths, starts, tokens.token_ids.shape[1]),
+            _moved(scores.aligned_mask, lengths, starts, tokens.token_ids.shape[1]),
             back(scores.top_ids),
             back(scores.top_logprobs),
             back(scores.hidden_states),
+            scores.heads,
         )
 
 

@@ -31,7 +31,6 @@ def random_rows(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         "log_ratio": torch.randn(3, 5).to(dtype),
         "response_mask": mask,
         "kl": torch.rand(3, 5).to(dtype),
-        "group_ids": torch.tensor([0, 0, 1]),
     }
 
 
@@ -98,7 +97,7 @@ def test_an_all_masked_batch_gives_zeros(estimator: AdvantageEstimator) -> None:
 @every_estimator
 def test_a_response_of_one_token_gets_its_own_log_ratio(estimator: AdvantageEstimator) -> None:
     mask = torch.tensor([[False, True, False]])
-    advantages = estimator(torch.tensor([[5.0, -2.0, 7.0]]), mask, kl=torch.ones(1, 3), group_ids=torch.tensor([0]))
+    advantages = estimator(torch.tensor([[5.0, -2.0, 7.0]]), mask, kl=torch.ones(1, 3))
     assert advantages.tolist() == [[0.0, -2.0, 0.0]]
 
 
@@ -150,25 +149,25 @@ def test_neither_padding_nor_order_nor_micro_batches_change_an_advantage(
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(4, 6, generator=generator) < 0.6
     log_ratio, kl = torch.randn(2, 4, 6, dtype=torch.float64, generator=generator)
-    whole = {"log_ratio": log_ratio, "kl": kl, "response_mask": mask, "group_ids": torch.tensor([0, 1, 0, 1])}
+    whole = {"log_ratio": log_ratio, "kl": kl, "response_mask": mask}
+    groups = torch.tensor([0, 1, 0, 1])
 
-    def with_baselines(rows: dict[str, Tensor]) -> list[Tensor]:
+    def with_baselines(rows: dict[str, Tensor], group_ids: Tensor) -> list[Tensor]:
         returns = estimator(**rows)
         kinds = {"kl": rows["kl"], "is_constant_in_time": estimator.is_constant_in_time}
-        baselines = [b(returns, rows["response_mask"], rows["group_ids"], **kinds) for b in BASELINES]
+        baselines = [b(returns, rows["response_mask"], group_ids, **kinds) for b in BASELINES]
         return [returns, *(returns - b for b in baselines)]
 
-    expected = with_baselines(whole)
+    expected = with_baselines(whole, groups)
     order = torch.randperm(4, generator=generator)
     padded = {name: torch.nn.functional.pad(x, (1, 2)) if x.ndim == 2 else x for name, x in whole.items()}
-    for permuted, row in zip(with_baselines({name: x[order] for name, x in whole.items()}), expected, strict=True):
+    shuffled = {name: x[order] for name, x in whole.items()}
+    for permuted, row in zip(with_baselines(shuffled, groups[order]), expected, strict=True):
         torch.testing.assert_close(permuted, row[order], rtol=0, atol=1e-12)
-    for wide, row in zip(with_baselines(padded), expected, strict=True):
+    for wide, row in zip(with_baselines(padded, groups), expected, strict=True):
         torch.testing.assert_close(wide[:, 1:-2], row, rtol=0, atol=1e-12)
     for baseline, row in zip(BASELINES, expected[1:], strict=True):  # on the rollout batch, then cut
-        values = baseline(
-            expected[0], mask, whole["group_ids"], kl=kl, is_constant_in_time=estimator.is_constant_in_time
-        )
+        values = baseline(expected[0], mask, groups, kl=kl, is_constant_in_time=estimator.is_constant_in_time)
         parts = [
             estimator(**{name: x[part] for name, x in whole.items()}, values=values[part])
             for part in torch.arange(4).split(cut)

@@ -57,11 +57,17 @@ class World:
         logprobs = torch.log_softmax(shift_right(self.teacher_logits) / temperature, -1)
         self.batch.teacher_logprobs = logprobs.gather(-1, self.batch.token_ids[..., None]).squeeze(-1)
         self.batch.teacher_scores = TeacherScores(
-            self.batch.teacher_logprobs, self.batch.response_mask, hidden_states=shift_right(states)
+            self.batch.teacher_logprobs,
+            self.batch.response_mask,
+            hidden_states=shift_right(states),
+            heads=tuple(LinearHead(weight, None, VOCAB) for weight in self.teacher_weights),
         )
         ours = token_logprobs(self.student_logits().detach(), self.batch.token_ids, temperature)
         self.batch.rollout_logprobs = torch.where(self.batch.response_mask, ours, 0.0)
-        self.heads = [LinearHead(weight, None, VOCAB) for weight in self.teacher_weights]
+
+    def set_heads(self, *heads: LinearHead | None) -> None:
+        assert self.batch.teacher_scores is not None
+        self.batch.teacher_scores = dataclasses.replace(self.batch.teacher_scores, heads=heads)
 
     def forward(self, batch: RolloutBatch | None = None) -> StudentForward:
         head = LinearHead(self.weight, None, VOCAB)
@@ -95,7 +101,7 @@ def test_policy_gradient_is_the_clipped_log_ratio_times_the_score(temperature: f
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_distribution_matching_is_the_mean_divergence_of_each_rows_own_teacher(temperature: float) -> None:
     world = World(temperature)
-    terms = DistributionMatching().loss(world.batch, world.forward(), heads=world.heads)
+    terms = DistributionMatching().loss(world.batch, world.forward())
     mask = world.batch.response_mask
     student, teacher = (shift_right(x) / temperature for x in (world.student_logits(), world.teacher_logits))
     expected = ReverseKL()(student, teacher)[mask].sum() / mask.sum()
@@ -106,12 +112,10 @@ def test_distribution_matching_is_the_mean_divergence_of_each_rows_own_teacher(t
 def test_a_teachers_own_temperature_moves_the_fixed_point() -> None:
     """At z_student = (sampling temperature / teacher temperature) · z_teacher the loss is zero."""
     world = World(temperature=0.7, same=True)
-    heads = [dataclasses.replace(head, temperature=1.4) for head in world.heads]
+    world.set_heads(*(LinearHead(weight, None, VOCAB, temperature=1.4) for weight in world.teacher_weights))
     shifted = dataclasses.replace(world.forward(), head=LinearHead(world.weight * 0.5, None, VOCAB))
-    assert float(DistributionMatching().loss(world.batch, shifted, heads=heads).loss.detach()) == pytest.approx(
-        0, abs=1e-12
-    )
-    assert float(DistributionMatching().loss(world.batch, world.forward(), heads=heads).loss.detach()) > 0.01
+    assert float(DistributionMatching().loss(world.batch, shifted).loss.detach()) == pytest.approx(0, abs=1e-12)
+    assert float(DistributionMatching().loss(world.batch, world.forward()).loss.detach()) > 0.01
 
 
 def objectives() -> list[Objective]:
@@ -137,7 +141,7 @@ def label(objective: Objective) -> str:
 @pytest.mark.parametrize("objective", objectives(), ids=label)
 def test_student_equal_to_teacher_has_no_gradient(objective: Objective) -> None:
     world = World(same=True)
-    loss = objective.loss(world.batch, world.forward(), heads=world.heads).loss
+    loss = objective.loss(world.batch, world.forward()).loss
     assert float(world.gradient(loss).abs().max()) < 1e-12
 
 
@@ -148,7 +152,7 @@ def test_masked_tokens_receive_no_gradient(objective: Objective) -> None:
     world.batch.distill_mask[0, 2] = False
     world.batch.aligned_mask[2, 3] = False
     world.batch.distill_weights[1] = 0.0
-    loss = objective.loss(world.batch, world.forward(), heads=world.heads).loss
+    loss = objective.loss(world.batch, world.forward()).loss
     (gradient,) = torch.autograd.grad(loss, world.hidden)
     counts = world.batch.response_mask & world.batch.distill_mask & world.batch.aligned_mask
     counts[1] = False
@@ -163,7 +167,7 @@ def test_outcome_advantages_stay_where_the_distillation_is_masked(objective: Obj
     world = World()
     world.batch.distill_weights = torch.zeros(4, dtype=torch.float64)
     world.batch.outcome_advantages = torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64)
-    loss = objective.loss(world.batch, world.forward(), heads=world.heads).loss
+    loss = objective.loss(world.batch, world.forward()).loss
     logprobs = token_logprobs(world.student_logits(), world.batch.token_ids)
     mask = world.batch.response_mask
     weighted = torch.where(mask, world.batch.outcome_advantages[:, None] * logprobs, 0.0)
@@ -178,28 +182,30 @@ def test_impossible_tokens_give_finite_gradients(objective: Objective, value: fl
     world.batch.teacher_logprobs[0, 1:3] = value
     bias = torch.zeros(VOCAB, dtype=torch.float64)
     bias[3] = value
-    heads = [LinearHead(weight, bias, VOCAB) for weight in world.teacher_weights]
-    loss = objective.loss(world.batch, world.forward(), heads=heads).loss
+    world.set_heads(*(LinearHead(weight, bias, VOCAB) for weight in world.teacher_weights))
+    loss = objective.loss(world.batch, world.forward()).loss
     assert torch.isfinite(world.gradient(loss)).all()
 
 
 @pytest.mark.parametrize("objective", objectives(), ids=label)
 def test_low_precision_states_give_float32_losses(objective: Objective) -> None:
     world = World()
+    world.set_heads(*(LinearHead(weight.to(torch.bfloat16), None, VOCAB) for weight in world.teacher_weights))
     low = world.batch.map(lambda x: x.to(torch.bfloat16) if x.is_floating_point() else x)
     head = LinearHead(world.weight.to(torch.bfloat16), None, VOCAB)
-    heads = [LinearHead(weight.to(torch.bfloat16), None, VOCAB) for weight in world.teacher_weights]
     student = StudentForward(shift_right(world.hidden).to(torch.bfloat16), head, low)
-    assert objective.loss(low, student, heads=heads).loss.dtype in (torch.float32, torch.float64)
+    assert objective.loss(low, student).loss.dtype in (torch.float32, torch.float64)
 
 
 def test_missing_signals_are_explained() -> None:
     world = World()
-    with pytest.raises(ValueError, match=r"no output head.*PolicyGradient"):
-        DistributionMatching().loss(world.batch, world.forward(), heads=[None, None])
+    for heads in ((None, None), ()):
+        world.set_heads(*heads)
+        with pytest.raises(ValueError, match=r"no output head.*PolicyGradient"):
+            DistributionMatching().loss(world.batch, world.forward())
     world.batch.teacher_scores = None
     with pytest.raises(ValueError, match="hidden states"):
-        DistributionMatching().loss(world.batch, world.forward(), heads=world.heads)
+        DistributionMatching().loss(world.batch, world.forward())
 
 
 def test_every_objective_says_what_it_requires() -> None:

@@ -24,7 +24,7 @@ from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.teachers.cross_tokenizer_report import cross_tokenizer_report
-from lightning_opd.types import RolloutBatch, Signal
+from lightning_opd.types import RolloutBatch, SampledTokens, Signal, TeacherScores
 from tests.implementations import implementations
 from tests.teachers.foreign import foreign_teacher, scored_batch
 from tests.tiny import save_model
@@ -226,11 +226,19 @@ def test_prefixes_carry_whole_distributions_over(world: Path, foreign: Path, tmp
 
 
 def test_a_prefix_needs_distributions(world: Path, foreign: Path) -> None:
-    class Served(LocalTeacher):
-        def output_head(self) -> None:
-            return None
+    class Served(Teacher):
+        """Answers log-probs only, as a server does."""
 
-    teacher = CrossTokenizerTeacher(str(foreign), PrefixCredit(), scorer=Served(str(foreign)))
+        def __init__(self) -> None:
+            self.model = LocalTeacher(str(foreign))
+
+        def setup(self, device: torch.device, mesh: object = None) -> None:
+            self.model.setup(device)
+
+        def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
+            return self.model.score(tokens, signals)
+
+    teacher = CrossTokenizerTeacher(str(foreign), PrefixCredit(), scorer=Served())
     teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
     teacher.setup(torch.device("cpu"))
     with pytest.raises(ValueError, match="takes whole distributions"):

@@ -1,0 +1,35 @@
+"""The abstract classes: one file for each thing that a user may write anew."""
+
+from lightning_opd.interfaces.callback import OPDCallback
+from lightning_opd.interfaces.engine import RolloutEngine
+from lightning_opd.interfaces.objective import BatchForward, Objective, PrepareContext, StudentForward
+from lightning_opd.interfaces.task import Environment, FormatRule, RewardFunction, SingleTurn, Split, Task
+from lightning_opd.interfaces.teacher import (
+    Generates,
+    HasOutputHead,
+    ReadsOwnTokens,
+    ReadsStudentTokens,
+    ReadsTrees,
+    Teacher,
+)
+
+__all__ = [
+    "BatchForward",
+    "Environment",
+    "FormatRule",
+    "Generates",
+    "HasOutputHead",
+    "OPDCallback",
+    "Objective",
+    "PrepareContext",
+    "ReadsOwnTokens",
+    "ReadsStudentTokens",
+    "ReadsTrees",
+    "RewardFunction",
+    "RolloutEngine",
+    "SingleTurn",
+    "Split",
+    "StudentForward",
+    "Task",
+    "Teacher",
+]

@@ -1,0 +1,28 @@
+"""What sees each rollout batch before it is split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.callbacks import Callback
+
+from lightning_opd.types import RolloutBatch
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+class OPDCallback(Callback):
+    """A Lightning callback that also sees each training rollout batch before it is cut.
+
+    It may write `distill_mask`, `distill_weights` and `outcome_advantages` of the rollouts,
+    nothing else. It is not called in validation.
+    """
+
+    @property
+    def adds_outcome(self) -> bool:
+        """Whether it writes outcome advantages."""
+        return False
+
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        """Called once per rollout batch, on every rank, after generation, reward and scoring."""

@@ -1,0 +1,49 @@
+"""What generates responses with the current student."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lightning_opd.types import Sample, Sampling
+
+
+class RolloutEngine(ABC):
+    """Generates responses with the current student."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its log-probs are the trainer's own, up to rounding."""
+        return False
+
+    @abstractmethod
+    def sync(self, student: torch.nn.Module, version: int) -> None:
+        """Take over the student's weights; `version` grows with every optimiser step."""
+
+    @abstractmethod
+    def generate(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        num_samples: int,
+        seeds: Sequence[int],
+        sampling: Sampling = Sampling(),  # frozen, hence safe to share
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Draw `num_samples` responses per prompt, prompt by prompt.
+
+        Args:
+            token_ids: Rendered prompts.
+            num_samples: Siblings per prompt.
+            seeds: One per response, in the order of the answer; a response depends on its prompt,
+                its seed and the weights alone.
+            sampling: Temperature, nucleus, length and stop tokens.
+            on_progress: Called now and then with the number of finished responses.
+        """
+
+    def finish(self) -> None:
+        """Release what was kept for further turns: these episodes are over."""
+
+    def close(self) -> None:
+        """Release what the engine holds."""

@@ -1,0 +1,141 @@
+"""What turns a scored micro-batch and the student's forward into a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
+from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
+
+
+@dataclass(frozen=True)
+class StudentForward:
+    """The student's forward pass over one micro-batch, with its graph.
+
+    Args:
+        hidden_states: States from which the head predicts token t (already on the token's axis).
+        head: The student's output layer.
+        batch: The micro-batch it was run on.
+    """
+
+    hidden_states: Float[Tensor, "batch time hidden"]
+    head: LinearHead
+    batch: RolloutBatch
+
+    @cached_property
+    def _statistics(self) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+        chunk_size = max(1, MAX_CHUNK_ELEMENTS // self.head.vocab_size)
+        return linear_token_statistics(
+            self.hidden_states,
+            self.head.logits,
+            self.batch.token_ids,
+            self.batch.response_mask,
+            self.batch.temperature,
+            chunk_size,
+        )
+
+    @property
+    def logprobs(self) -> Float[Tensor, "batch time"]:
+        """Log-prob of every response token in nats, with gradient; computed once."""
+        return self._statistics[0]
+
+    @property
+    def old_logprobs(self) -> Float[Tensor, "batch time"]:
+        """Log-probs in nats before the batch's first update, detached; the current ones if there is one update."""
+        return self.logprobs.detach() if self.batch.old_logprobs is None else self.batch.old_logprobs
+
+    @property
+    def entropies(self) -> Float[Tensor, "batch time"]:
+        """Entropy of the distribution each response token was drawn from, in nats, detached."""
+        return self._statistics[1]
+
+
+BatchForward: TypeAlias = Callable[[Callable[[RolloutBatch, StudentForward], Tensor]], Tensor]
+"""Runs the student over a whole rollout batch, part by part and without a graph: from what a function
+makes of a part (`[rows, time]`) to the same of all rows (`[batch, time]`)."""
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """What `Objective.prepare` may use beside the rollout batch.
+
+    Args:
+        over_batch: Runs the student over all rows, as it is before the batch's first update.
+        num_updates: Optimiser steps that the rollout batch serves.
+        sum_over_ranks: Adds a tensor up over all data-parallel ranks.
+    """
+
+    over_batch: BatchForward
+    num_updates: int
+    sum_over_ranks: Callable[[Tensor], Tensor]
+
+
+class Objective(ABC):
+    """Turns a scored micro-batch and the student's forward into a loss."""
+
+    @property
+    @abstractmethod
+    def signals(self) -> frozenset[Signal]:
+        """What every teacher must answer for this objective; empty where it learns without teachers."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `reference_logprobs` of the batch must be there."""
+        return False
+
+    def check(self, settings: RunSettings) -> None:
+        """Refuse settings under which this objective would learn something else than it says.
+
+        An override calls this one, too: by default there is no use for a critic.
+
+        Raises:
+            ValueError: With the setting and what to change, before anything runs.
+        """
+        if settings.has_critic:
+            msg = (
+                f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
+                "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
+            )
+            raise ValueError(msg)
+
+    def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
+        """Store on a rollout batch what needs all its rows, after the callbacks and before the split; on every rank.
+
+        By default the student's log-probs, with which later updates will be compared.
+        """
+        if context.num_updates > 1:
+            rollouts.old_logprobs = context.over_batch(lambda part, student: student.logprobs)
+
+    def state_kl(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"] | None:
+        """Return −E_{a∼π}[transformed log-ratio] at every state in nats, detached; None where it is not needed."""
+        return None
+
+    def value_targets(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
+        """Return what a critic's V(s_t) is fitted to, in nats, detached; only where `check` lets a critic pass."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
+        """Return the detached factor of each token's log-prob gradient; row-local terms only."""
+
+    @abstractmethod
+    def loss(
+        self,
+        batch: RolloutBatch,
+        student: StudentForward,
+        advantages: Float[Tensor, "batch time"] | None = None,
+    ) -> LossTerms:
+        """Return the loss of a micro-batch and what to log.
+
+        Args:
+            batch: Scored rollouts.
+            student: The forward pass to differentiate.
+            advantages: Per-token advantages; by default those of `advantages`.
+        """

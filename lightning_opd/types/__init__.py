@@ -1,0 +1,29 @@
+"""What travels through a training step, in the order in which it comes to be."""
+
+from lightning_opd.types.episodes import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
+from lightning_opd.types.tensors import (
+    LinearHead,
+    LossTerms,
+    RolloutBatch,
+    RunSettings,
+    SampledTokens,
+    Signal,
+    TeacherScores,
+)
+
+__all__ = [
+    "LinearHead",
+    "LossTerms",
+    "Message",
+    "Messages",
+    "Prompt",
+    "RolloutBatch",
+    "RunSettings",
+    "Sample",
+    "SampledTokens",
+    "Sampling",
+    "Signal",
+    "TeacherScores",
+    "Trajectory",
+    "Turn",
+]

@@ -1,0 +1,146 @@
+"""Prompts, how to sample, and what an episode leaves: samples, turns, trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Message: TypeAlias = Mapping[str, object]
+"""One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
+schemas that its template shows."""
+
+Messages: TypeAlias = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question of a task.
+
+    Args:
+        messages: The chat so far; the student generates the next assistant message.
+        key: Hash of the question; equal keys are the same question in every run and model.
+        teacher: Name of the teacher that scores this prompt.
+        domain: Name under which results are reported.
+        columns: Everything else the row carries, for example the right answer.
+    """
+
+    messages: Messages
+    key: str
+    teacher: str
+    domain: str
+    columns: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the student generates: the draw of a token, and how far it may go.
+
+    Args:
+        temperature: Softmax temperature; 0 is greedy (log-probs are then those at temperature 1).
+        top_p: Nucleus mass kept; 1 keeps the whole vocabulary.
+        max_new_tokens: Longest reply in tokens, the stop token included.
+        max_turns: Most replies of one episode; one that wants more ends truncated.
+        max_episode_tokens: Longest episode in tokens, everything included; by default what the
+            student has positions for. One that has no room for a whole reply ends truncated.
+        stop_token_ids: Tokens that end a response; the data module fills in the tokenizer's.
+        vocab_size: Ids from here on (padded rows of the output layer) are never drawn; the data
+            module fills in the tokenizer's.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    max_turns: int = 16
+    max_episode_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values no engine can draw with."""
+        if self.temperature < 0:
+            msg = f"`temperature` must be 0 (greedy) or positive, got {self.temperature}."
+            raise ValueError(msg)
+        if not 0 < self.top_p <= 1:
+            msg = f"`top_p` must lie in (0, 1], got {self.top_p}."
+            raise ValueError(msg)
+        for name in ("max_new_tokens", "max_turns", "max_episode_tokens"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                msg = f"`{name}` must be at least 1, got {limit}."
+                raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response as an engine drew it.
+
+    Args:
+        token_ids: Response tokens as sampled, the stop token included.
+        logprobs: Log-prob of each token under the distribution it was drawn from, in nats.
+        is_truncated: Whether the length limit ended it instead of a stop token.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    is_truncated: bool
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One reply of an episode, and the chat it answers.
+
+    Args:
+        messages: The whole chat before the reply, earlier replies and tools' answers included.
+        start: Where the reply begins in the trajectory's `token_ids`.
+        end: Where it ends, its stop token included.
+        text: The reply, decoded without the stop token.
+        format_errors: Names of the format rules it breaks.
+    """
+
+    messages: Messages
+    start: int
+    end: int
+    text: str
+    format_errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished episode: the prompt, the tokens of all turns, and the reward.
+
+    A format rule is shown the episode up to and including the reply it judges, `text` being that reply.
+
+    Args:
+        prompt: The question.
+        token_ids: Rendered prompt and everything after it.
+        response_mask: True where the student generated the token.
+        logprobs: Sampling log-prob of each token in nats, 0 where the student did not generate.
+        text: The student's words, decoded without the stop tokens; a line break between turns.
+        is_truncated: Whether a limit ended the episode: on a reply's tokens, on turns, on all tokens.
+        reward: The task's scores of the outcome.
+        format_errors: Names of the format rules that any turn breaks.
+        turns: The replies in order.
+        split: Split the prompt came from.
+        mode: "sampled" or "greedy".
+        is_repeat: Whether the episode only fills up an evaluation batch and counts nowhere.
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    response_mask: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    is_truncated: bool
+    reward: float = 0.0
+    format_errors: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    split: str = "train"
+    mode: str = "sampled"
+    is_repeat: bool = False
+
+    @property
+    def reply_ids(self) -> tuple[int, ...]:
+        """Tokens of the last reply, its stop token included."""
+        start, end = (self.turns[-1].start, self.turns[-1].end) if self.turns else (0, len(self.token_ids))
+        return self.token_ids[start:end]
