@@ -44,7 +44,7 @@ def probe(seed: int, student: str) -> dict[str, object]:
     from lightning_opd.rollouts.episodes import run_episodes
     from lightning_opd.tasks import Arithmetic
     from lightning_opd.teachers import CrossTokenizerTeacher
-    from lightning_opd.teachers.cross_tokenizer_report import cross_tokenizer_report
+    from lightning_opd.teachers.cross_tokenizer.report import cross_tokenizer_report
     from lightning_opd.types import Sampling
 
     path, cpu = str(folder(seed, student) / "model"), torch.device("cpu")

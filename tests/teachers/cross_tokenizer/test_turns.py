@@ -14,7 +14,7 @@ from lightning_opd.teachers import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, Sampling, Signal, Trajectory
 from tests.agents import RandomEngine, ScriptedChat
-from tests.teachers.foreign import CPU, foreign_teacher
+from tests.teachers.cross_tokenizer.foreign import CPU, foreign_teacher
 
 LOGPROBS = frozenset({Signal.LOGPROBS})
 TOOLS = ({"type": "function", "function": {"name": "talk", "parameters": {"type": "object", "properties": {}}}},)
