@@ -25,9 +25,9 @@ def translator(student: str, teacher: str) -> Translator:
 
 def check(translation: Translation, translator: Translator, token_ids: list[int], *, is_whole: bool) -> None:
     """Check that aligned runs spell the same bytes, are disjoint, and in order."""
-    ours = [translator.student_spelling.piece(i) for i in token_ids]
+    ours = [translator.student_spelling.token_bytes(i) for i in token_ids]
     kept = [i for i, counts in zip(translation.token_ids, translation.response_mask, strict=True) if counts]
-    theirs = [translator.teacher_spelling.piece(i) for i in kept]
+    theirs = [translator.teacher_spelling.token_bytes(i) for i in kept]
     spans = translation.alignment.spans
     for side in (0, 1):
         places = [i for pair in spans for i in pair[side]]
@@ -146,7 +146,7 @@ def test_an_empty_reply_is_empty() -> None:
 def test_pieces_can_be_cut_one_by_one() -> None:
     both = translator("chatml", "deepseek")
     token_ids = both.student_spelling.encode("15 😀".encode())
-    spliced = both.reply(token_ids, cut=lambda pieces: pieces)
+    spliced = both.reply(token_ids, split=each_token)
     assert all(len(student) == 1 for student, _ in spliced.alignment.spans)
     assert len(spliced.alignment.spans) == len(token_ids)
     assert spliced.token_ids != both.reply(token_ids).token_ids
@@ -172,4 +172,4 @@ def test_whatever_a_student_emits_is_aligned_where_it_can_be(
     both = random_translator(student, teacher)
     token_ids = [noise.randrange(len(random_tokenizer(student))) for _ in range(length)]
     check(both.reply(token_ids), both, token_ids, is_whole=both.is_identity)
-    check(both.reply(token_ids, cut=lambda pieces: pieces), both, token_ids, is_whole=both.is_identity)
+    check(both.reply(token_ids, split=each_token), both, token_ids, is_whole=both.is_identity)
