@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.interfaces import OPDCallback
+from lightning_opd.models import sum_over_ranks
 from lightning_opd.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ class HackDetector(OPDCallback):
             return
         tokenizer = cast("TokenizerOwner", module).tokenizer
         sums, weights = _measure(rollouts, len(tokenizer))
-        if trainer.world_size > 1:
-            sums = cast("Tensor", trainer.strategy.reduce(sums, reduce_op="sum"))
-            weights = cast("Tensor", trainer.strategy.reduce(weights, reduce_op="sum"))
+        sums, weights = sum_over_ranks(sums), sum_over_ranks(weights)
         has_alarm = self.observe(_values(sums))
         one = rollouts.num_trajectories.new_ones(())
         top = weights.max() / weights.sum().clamp(min=1e-30)

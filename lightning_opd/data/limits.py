@@ -1,9 +1,48 @@
-"""Trainer settings against rollout batches: what would cut one is refused before anything runs."""
+"""Settings that would cut a rollout batch, or teach something else: refused before anything runs."""
 
 from __future__ import annotations
 
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from lightning_opd.collection import Collector
+from lightning_opd.interfaces import OPDCallback
+from lightning_opd.types import RunSettings
+
+
+def check_training(trainer: L.Trainer, collector: Collector, prompts_per_batch: int, num_ranks: int) -> None:
+    """Refuse settings of a training run that do not go together.
+
+    Raises:
+        ValueError: With the setting, its value and the cure.
+    """
+    if prompts_per_batch % num_ranks:
+        msg = (
+            f"`data.prompts_per_batch` is {prompts_per_batch}, which {num_ranks} processes cannot share equally. "
+            f"Use a multiple of {num_ranks}."
+        )
+        raise ValueError(msg)
+    rows = prompts_per_batch // num_ranks * collector.samples_per_prompt
+    check_batch_limits(trainer, collector.updates_per_batch, rows)
+    if collector.sampling.temperature == 0:
+        msg = (
+            "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "
+            "`test` and `predict`."
+        )
+        raise ValueError(msg)
+    callbacks = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
+    learner, off_policy = collector.learner, collector.off_policy
+    learner.objective.check(
+        RunSettings(
+            updates_per_batch=collector.updates_per_batch,
+            draws_from_student=collector.sampling.top_p == 1 and collector.engine.is_exact,
+            off_policy_fraction=0.0 if off_policy is None else off_policy.fraction,
+            has_outcome=any(callback.adds_outcome for callback in callbacks),
+            has_reference=learner.reference is not None,
+            has_critic=learner.value is not None,
+            teacher_names=learner.teachers.names,
+        )
+    )
 
 
 def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank: int) -> None:

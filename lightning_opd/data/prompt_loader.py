@@ -7,37 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_opd.interfaces import Split
-from lightning_opd.types import Prompt
-
-
-class PromptBatch:
-    """The prompts behind one micro-batch; opaque to Lightning, which would copy a dataclass.
-
-    Args:
-        prompts: This rank's prompts of the rollout batch.
-        rows: Place of each prompt in the whole rollout batch over all ranks.
-        rollout batch: Rollout batches delivered before this one.
-        micro_batch: Which micro-batch of the rollout batch this is.
-        split: Split the prompts came from.
-        mode: "sampled" or "greedy".
-        num_real: Prompts before this count; the others repeat the first to fill up a rank.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        rows: Sequence[int],
-        index: int = 0,
-        micro_batch: int = 0,
-        split: Split = "train",
-        mode: str = "sampled",
-        num_real: int | None = None,
-    ) -> None:
-        """Bundle the prompts."""
-        self.prompts, self.rows, self.index, self.micro_batch = tuple(prompts), tuple(rows), index, micro_batch
-        self.split, self.mode = split, mode
-        self.num_real = len(prompts) if num_real is None else num_real
+from lightning_opd.types import Prompt, PromptBatch, Split
 
 
 class PromptLoader:

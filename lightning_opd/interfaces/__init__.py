@@ -3,7 +3,7 @@
 from lightning_opd.interfaces.callback import OPDCallback
 from lightning_opd.interfaces.engine import RolloutEngine
 from lightning_opd.interfaces.objective import BatchForward, Objective, PrepareContext, StudentForward
-from lightning_opd.interfaces.task import Environment, FormatRule, RewardFunction, SingleTurn, Split, Task
+from lightning_opd.interfaces.task import Environment, FormatRule, RewardFunction, SingleTurn, Task
 from lightning_opd.interfaces.teacher import (
     Generates,
     HasOutputHead,
@@ -12,6 +12,7 @@ from lightning_opd.interfaces.teacher import (
     ReadsTrees,
     Teacher,
 )
+from lightning_opd.types import Split
 
 __all__ = [
     "BatchForward",

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 from typing_extensions import override
 
-from lightning_opd.types import Message, Messages, Prompt, Trajectory
-
-Split: TypeAlias = Literal["train", "validation", "test"]
+from lightning_opd.types import Message, Messages, Prompt, Split, Trajectory
 
 
 class FormatRule(ABC):

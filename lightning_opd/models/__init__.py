@@ -1,8 +1,9 @@
 """Causal language models: loading, LoRA, sharding, and forwards that never hold all logits."""
 
+from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer
-from lightning_opd.models.sharding import any_rank, shard, shard_whole, unsharded
+from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm, export_student
 
 __all__ = [
@@ -13,9 +14,13 @@ __all__ = [
     "build_student",
     "causal_lm",
     "export_student",
+    "gather_objects",
     "load_causal_lm",
     "load_tokenizer",
+    "max_over",
+    "num_ranks",
     "shard",
     "shard_whole",
+    "sum_over_ranks",
     "unsharded",
 ]

@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # Lightning's own convention
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -59,6 +58,14 @@ class StudentModule(L.LightningModule, ABC):
         tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
         check_student_tokenizer(tokenizer)
         return tokenizer
+
+    @property
+    def loaded_student(self) -> nn.Module:
+        """The student with its adapter; there from `configure_model` on."""
+        if self.student is None:
+            msg = "The student is not loaded yet; it is from `configure_model` on."
+            raise RuntimeError(msg)
+        return self.student
 
     @property
     def language_model(self) -> LanguageModel:
@@ -137,14 +144,6 @@ class StudentModule(L.LightningModule, ABC):
                 "Use the student settings (full or LoRA, targets, rank) it was trained with."
             )
             raise ValueError(msg)
-
-    def data_parallel_sum(self, values: Tensor) -> Tensor:
-        """Return the element-wise sum over all ranks."""
-        if self.trainer.world_size == 1:
-            return values
-        total = values.clone()
-        torch.distributed.all_reduce(total)
-        return total
 
     def loss_scale(self) -> float:
         """Undo Lightning's averages: gradients of ranks and micro-batches must add up, not average."""

@@ -1,4 +1,4 @@
-"""From prompts to judged trajectories: many episodes at once, one call of the engine per turn."""
+"""From prompts to episodes and their rewards: many episodes at once, one call of the engine per turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def run_episodes(
+def generate_episodes(
     task: Task,
     prompts: Sequence[Prompt],
     engine: RolloutEngine,
@@ -25,8 +25,8 @@ def run_episodes(
     sampling: Sampling,
     max_length: int,
     on_progress: Callable[[int], None] | None = None,
-) -> list[Trajectory]:
-    """Play `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
+) -> list[Episode]:
+    """Generate `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
 
     All episodes advance together: in each turn the engine writes the replies of those that are not over,
     the environments answer, and the finished ones leave; a process whose episodes are all over still calls
@@ -48,13 +48,13 @@ def run_episodes(
     """
     num_samples = max(1, len(seeds) // max(1, len(prompts)))
     max_length = min(max_length, sampling.max_episode_tokens or max_length)
-    episodes: list[_Episode] = []
+    episodes: list[Episode] = []
     for i, prompt in enumerate(prompts):
         environments = [task.environment(prompt) for _ in range(num_samples)]
         messages, *_ = [environment.reset() for environment in environments]
         prompt_ids = render_prompt(tokenizer, messages)
         for environment, seed in zip(environments, seeds[i * num_samples : (i + 1) * num_samples], strict=True):
-            episodes.append(_Episode(environment, prompt, messages, prompt_ids, seed, tokenizer, sampling))
+            episodes.append(Episode(environment, prompt, messages, prompt_ids, seed, tokenizer, sampling))
     check_lengths([e.token_ids for e in episodes[::num_samples]], prompts, sampling.max_new_tokens, max_length)
     active, turn = episodes, 0
     while turn == 0 or any_rank(bool(active)):  # writing with sharded weights takes all ranks
@@ -70,6 +70,11 @@ def run_episodes(
             episode.advance(sample, max_length)
         active, turn = [episode for episode in active if not episode.is_over], turn + 1
     engine.finish()
+    return episodes
+
+
+def reward_episodes(episodes: Sequence[Episode], task: Task) -> list[Trajectory]:
+    """Return finished episodes with the reward of their environment and the format rules that they break."""
     rules = task.format_rules()
     return [_apply_format_rules(episode.trajectory(), rules) for episode in episodes]
 
@@ -88,7 +93,7 @@ def check_lengths(
             raise ValueError(msg)
 
 
-class _Episode:
+class Episode:
     """One episode while it is played."""
 
     def __init__(
@@ -136,7 +141,7 @@ class _Episode:
         self._mask += [is_reply] * len(token_ids)
 
     def trajectory(self) -> Trajectory:
-        """Return the finished episode, not yet judged by format rules."""
+        """Return the finished episode, with its reward, not yet checked by format rules."""
         return Trajectory(
             prompt=self._prompt,
             token_ids=tuple(self.token_ids),

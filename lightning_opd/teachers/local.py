@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
-from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, shard
+from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, max_over, shard
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
@@ -201,9 +201,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         rounds = math.ceil(num_rows / self.batch_size)
         if self._mesh is None:
             return rounds
-        most = torch.tensor(max(rounds, 1), device=self._mesh.device_type)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._mesh.get_group())
-        return int(most)
+        return max_over(self._mesh, max(rounds, 1))
 
     def _gather_head(self, signals: frozenset[Signal]) -> None:
         """Keep a whole copy of a sharded head for the objective, and free the gathered weights."""

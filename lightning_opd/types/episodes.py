@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 Message: TypeAlias = Mapping[str, object]
 """One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
 schemas that its template shows."""
 
 Messages: TypeAlias = Sequence[Message]
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+
+Mode: TypeAlias = Literal["sampled", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -144,3 +148,32 @@ class Trajectory:
         """Tokens of the last reply, its stop token included."""
         start, end = (self.turns[-1].start, self.turns[-1].end) if self.turns else (0, len(self.token_ids))
         return self.token_ids[start:end]
+
+
+class PromptBatch:
+    """The prompts behind one micro-batch; opaque to Lightning, which would copy a dataclass.
+
+    Args:
+        prompts: This rank's prompts of the rollout batch.
+        rows: Index of each prompt in the whole rollout batch over all ranks.
+        index: Rollout batches delivered before this one.
+        micro_batch: Which micro-batch of the rollout batch this is.
+        split: Split the prompts came from.
+        mode: "sampled" or "greedy".
+        num_real: Prompts before this count; the others repeat the first to fill up a rank.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[int],
+        index: int = 0,
+        micro_batch: int = 0,
+        split: Split = "train",
+        mode: str = "sampled",
+        num_real: int | None = None,
+    ) -> None:
+        """Bundle the prompts."""
+        self.prompts, self.rows, self.index, self.micro_batch = tuple(prompts), tuple(rows), index, micro_batch
+        self.split, self.mode = split, mode
+        self.num_real = len(prompts) if num_real is None else num_real

@@ -12,7 +12,8 @@ from training import Comparison, Ingredients, Ledger, cosine_to_a_tenth, make_tr
 
 from lightning_opd import OPDDataModule, OPDModule, Sampling, SFTDataModule, SFTModule, StudentConfig
 from lightning_opd.callbacks import ExportHuggingFace
-from lightning_opd.data import Evaluation, OffPolicyResponses, TeacherResponses
+from lightning_opd.collection import OffPolicyResponses, TeacherResponses
+from lightning_opd.data import Evaluation
 from lightning_opd.tokenization.training import train_tokenizer
 
 ARMS = {

@@ -51,12 +51,12 @@ class GradientMeter(OPDModule):
         return super().compute_loss(batch, student, advantages)
 
     def _gradient(self, arm: Arm, batch: RolloutBatch, student: StudentForward) -> Tensor:
-        heads, objective = self.teachers.heads(), arm.objective
+        objective = arm.objective
         own = dataclasses.replace(batch, baselines=batch.baselines if arm.has_critic else None, kl=None)
         still = StudentForward(student.hidden_states.detach(), student.head, own)
         with torch.no_grad():  # the one micro-batch is the whole rollout batch
-            objective.prepare(own, lambda function: function(own, still), PrepareContext(heads, 1, lambda x: x))
-        loss = objective.loss(own, student, heads=heads).loss
+            objective.prepare(own, PrepareContext(lambda function: function(own, still), 1, lambda x: x))
+        loss = objective.loss(own, student).loss
         weights = [p for p in self.language_model.model.parameters() if p.requires_grad]
         return -torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)])
 

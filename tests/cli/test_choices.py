@@ -63,7 +63,9 @@ CHOICES: dict[str, dict[str, object]] = {
     },
     "given": {
         "model": {"objective": part("lightning_opd.objectives.Likelihood")},
-        "data": {"off_policy_responses": {"source": part("lightning_opd.data.DatasetResponses"), "fraction": 1.0}},
+        "data": {
+            "off_policy_responses": {"source": part("lightning_opd.collection.DatasetResponses"), "fraction": 1.0}
+        },
     },
     "hints": {
         "model": {

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import StateKL
 from lightning_opd.functional.divergences import ForwardKL, JensenShannon, ReverseKL
@@ -18,6 +17,7 @@ from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives import DistributionMatching, Likelihood, OutcomeGradient, PolicyGradient
 from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
+from tests.world import collate
 
 HIDDEN, VOCAB = 6, 11
 

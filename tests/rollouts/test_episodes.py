@@ -13,14 +13,13 @@ from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import FormatRule
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
 from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Sample, Sampling, Trajectory
 from tests.agents import ADVERSARIAL_OUTPUTS, RandomEngine, ScriptedChat, Talk
 from tests.tiny import SPECIAL_TOKENS, TEXTS
-from tests.world import STOPS, Letters
+from tests.world import STOPS, Letters, run_episodes
 
 TOKENIZER = train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS)
 ONE_STOP = stop_token_ids(TOKENIZER)

@@ -11,13 +11,12 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Qwen3C
 
 from lightning_opd.models import StudentConfig, build_student
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.types import Sample, Sampling, Trajectory
 from tests.agents import ScriptedChat
 from tests.rollouts.test_episodes import TOKENIZER
-from tests.world import STOPS
+from tests.world import STOPS, run_episodes
 
 SAMPLING = Sampling(max_new_tokens=8, stop_token_ids=STOPS)
 

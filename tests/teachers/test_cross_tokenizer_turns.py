@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
 from lightning_opd.models import load_tokenizer
-from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, Sampling, Signal, Trajectory
 from tests.agents import RandomEngine, ScriptedChat
 from tests.teachers.foreign import CPU, foreign_teacher
+from tests.world import collate, run_episodes
 
 LOGPROBS = frozenset({Signal.LOGPROBS})
 TOOLS = ({"type": "function", "function": {"name": "talk", "parameters": {"type": "object", "properties": {}}}},)

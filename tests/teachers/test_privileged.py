@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm, load_tokenizer
 from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
+from tests.world import collate
 
 CPU = torch.device("cpu")
 EVERYTHING = frozenset(Signal)

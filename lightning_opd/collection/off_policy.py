@@ -12,16 +12,17 @@ from typing_extensions import override
 
 from lightning_opd.interfaces import Generates, RolloutEngine, Task
 from lightning_opd.rollouts import InProcessEngine
+from lightning_opd.rollouts.episodes import Episode
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.teachers import TeacherPool
 from lightning_opd.tokenization.chat import render_demonstration
-from lightning_opd.types import Prompt, Sample, Sampling, Trajectory
+from lightning_opd.types import Prompt, Sample, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RolloutFn: TypeAlias = Callable[[RolloutEngine, Sequence[Prompt], Sequence[int]], list[Trajectory]]
-"""Plays episodes of (prompts, one seed per episode) with an engine, prompt by prompt."""
+RolloutFn: TypeAlias = Callable[[RolloutEngine, Sequence[Prompt], Sequence[int]], list[Episode]]
+"""Generates the episodes of (prompts, one seed per episode) with an engine, prompt by prompt."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,31 @@ class GenerationContext:
         task: Gives the prompts' demonstrations.
         teachers: The loaded teachers.
         tokenizer: The student's.
-        play: Turns an engine into judged episodes.
+        rollout: Generates episodes with an engine.
     """
 
     task: Task
     teachers: TeacherPool
     tokenizer: PreTrainedTokenizerBase
-    play: RolloutFn
+    rollout: RolloutFn
 
 
 class ResponseSource(ABC):
     """Who generates the responses of an off-policy rollout batch."""
 
     @abstractmethod
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Trajectory]:
-        """Return one judged episode per seed, prompt by prompt; every rank calls it for the same rollout batches."""
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Episode]:
+        """Return one episode per seed, prompt by prompt; every rank calls it for the same rollout batches."""
 
 
 class DatasetResponses(ResponseSource):
     """The task's own demonstrations: `Task.demonstration`, by default the row's `response` column."""
 
     @override
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Trajectory]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Episode]:
         num_samples = len(seeds) // len(prompts)
         responses = [self._response(prompt, context) for prompt in prompts for _ in range(num_samples)]
-        return context.play(ReplayEngine(responses), prompts, seeds)
+        return context.rollout(ReplayEngine(responses), prompts, seeds)
 
     def _response(self, prompt: Prompt, context: GenerationContext) -> tuple[int, ...]:
         text = context.task.demonstration(prompt)
@@ -111,9 +112,9 @@ class TeacherResponses(ResponseSource):
         self._engine = InProcessEngine(batch_size)
 
     @override
-    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Trajectory]:
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Episode]:
         num_samples = len(seeds) // len(prompts)
-        generated: dict[int, Trajectory] = {}
+        generated: dict[int, Episode] = {}
         for name in context.teachers.names:  # every rank, every teacher, one order
             teacher = context.teachers[name]
             if not isinstance(teacher, Generates):
@@ -122,8 +123,8 @@ class TeacherResponses(ResponseSource):
             self._engine.sync(teacher.generator(), 0)
             chosen = [i for i, prompt in enumerate(prompts) if prompt.teacher == name]
             rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
-            # played even without any prompt: another rank may have some, and this one joins its collectives
-            episodes = context.play(self._engine, [prompts[i] for i in chosen], [seeds[row] for row in rows])
+            # called even without any prompt: another rank may have some, and this one joins its collectives
+            episodes = context.rollout(self._engine, [prompts[i] for i in chosen], [seeds[row] for row in rows])
             generated.update(zip(rows, episodes, strict=True))
         return [generated[row] for row in range(len(seeds))]
 

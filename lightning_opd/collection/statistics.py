@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
 from lightning_opd.types import RolloutBatch
+
+
+class Stopwatch:
+    """Measures the seconds spent inside it."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        """Start."""
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self._started
 
 
 def rollout_statistics(

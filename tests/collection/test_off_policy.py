@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_opd.data import DatasetResponses, OffPolicyResponses, TeacherResponses
+from lightning_opd.collection import DatasetResponses, OffPolicyResponses, TeacherResponses
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.models import load_tokenizer
 from lightning_opd.objectives import DistributionMatching, Likelihood, PolicyGradient
