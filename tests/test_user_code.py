@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from lightning_opd import OPDCallback, OPDModule, Prompt, Task
-from lightning_opd.formats import NamedRule
+from lightning_opd.tasks.format_rules import NamedRule
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
 
@@ -71,8 +71,8 @@ class Shop(Echo):
     """The same words as an agent that may look prices up."""
 
     def environment(self, prompt):
-        judge = lambda reply: self.reward(prompt, reply)
-        return ToolEnvironment(prompt.messages, [Tool(price)], judge, shows_tools=False)
+        reward_of = lambda reply: self.reward(prompt, reply)
+        return ToolEnvironment(prompt.messages, [Tool(price)], reward_of, shows_tools=False)
 
     def format_rules(self):
         return [NoShouting()]

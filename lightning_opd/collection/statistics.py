@@ -32,7 +32,7 @@ def rollout_statistics(
 
     Rewards, truncation, format errors and turns are per trajectory, lengths in tokens, the entropy estimate
     in nats per token, `time/…` in seconds per rollout batch; `token_fraction` is each teacher's fraction of the
-    response tokens. What a data set or a teacher wrote goes under `off_policy/…` instead of `train/…`.
+    response tokens. What a data set or a teacher generated goes under `off_policy/…` instead of `train/…`.
     """
     stage = "off_policy" if rollouts.is_off_policy else "train"
     rows = torch.ones_like(rollouts.rewards, dtype=torch.float64)

@@ -21,7 +21,7 @@ class PromptLoader:
         prompts_per_batch: Over all ranks; a last incomplete rollout batch is dropped.
         micro_batches: Items per rollout batch.
         seed: Of the order.
-        rank: This process among those that fraction the data.
+        rank: This process among those that share the data.
         num_ranks: How many there are.
         batches_per_epoch: Fewer rollout batches than there are, if the trainer is limited.
         is_repeating: Whether every epoch brings the same rollout batches (overfitting on purpose).
@@ -102,7 +102,7 @@ class PromptBatches:
     Args:
         parts: (split, mode, prompts) to go through.
         batch_size: Prompts per batch and rank.
-        rank: This process among those that fraction the data.
+        rank: This process among those that share the data.
         num_ranks: How many there are.
     """
 

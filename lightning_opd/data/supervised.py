@@ -103,7 +103,7 @@ class SFTDataModule(L.LightningDataModule):
         rank, num_ranks = place.get("rank", 0), place.get("num_replicas", 1)
         if self.batch_size % num_ranks:
             msg = (
-                f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot fraction equally. "
+                f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally. "
                 f"Use a multiple of {num_ranks}."
             )
             raise ValueError(msg)
@@ -127,7 +127,7 @@ class ExampleBatches:
         batch_size: Over all ranks; a last incomplete batch is dropped.
         pad_token_id: Fills rows up on the right.
         seed: Of the order.
-        rank: This process among those that fraction the data.
+        rank: This process among those that share the data.
         num_ranks: How many there are.
         shuffle: Whether each epoch has an order of its own.
     """

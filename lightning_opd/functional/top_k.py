@@ -34,7 +34,7 @@ class TopK(Divergence):
         k: Likeliest tokens per side, at least 1; a vocabulary of at most k is compared in full.
         support: Whose likeliest tokens. `student` sees what the student would do wrong, `teacher` what
             it misses (the only one a top-k server can answer), `union` both; `intersection` is the
-            weakest, with `renormalise` it is 0 where the two sides fraction one token or none.
+            weakest, with `renormalise` it is 0 where the two sides have one token in common or none.
         correction: What becomes of the other tokens' mass.
 
     Reference:

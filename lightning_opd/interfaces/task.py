@@ -27,7 +27,7 @@ class FormatRule(ABC):
 
 
 class RewardFunction(ABC):
-    """Judges a finished episode, beside the task's own outcome."""
+    """Rewards a finished episode, beside the task's own outcome."""
 
     @abstractmethod
     def __call__(self, trajectory: Trajectory) -> float:
@@ -53,7 +53,7 @@ class Environment(ABC):
 class Task(ABC):
     """A data set of environments with a verifiable outcome.
 
-    A single-turn task writes `prompts` and `reward`; a task with turns overrides `environment`.
+    A single-turn task defines `prompts` and `reward`; a task with turns overrides `environment`.
     """
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Task(ABC):
         raise NotImplementedError(msg)
 
     def environment(self, prompt: Prompt) -> Environment:
-        """Return the episode that belongs to a prompt; by default one turn, judged by `reward`."""
+        """Return the episode that belongs to a prompt; by default one turn, rewarded by `reward`."""
         return SingleTurn(self, prompt)
 
     def format_rules(self) -> Sequence[FormatRule]:
@@ -85,7 +85,7 @@ class Task(ABC):
 
 
 class SingleTurn(Environment):
-    """An episode of one reply, judged by the task's `reward`."""
+    """An episode of one reply, rewarded by the task's `reward`."""
 
     def __init__(self, task: Task, prompt: Prompt) -> None:
         """Bind the episode to its prompt."""

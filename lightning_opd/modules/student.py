@@ -87,7 +87,7 @@ class StudentModule(L.LightningModule, ABC):
             shard(model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
-        """Return the ranks that fraction the weights, or None where every rank holds them all.
+        """Return the ranks that share the weights, or None where every rank holds them all.
 
         Raises:
             ValueError: The strategy would split matrices (tensor parallelism), which is not supported.

@@ -28,7 +28,7 @@ def generate_episodes(
 ) -> list[Episode]:
     """Generate `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
 
-    All episodes advance together: in each turn the engine writes the replies of those that are not over,
+    All episodes advance together: in each turn the engine generates the replies of those that are not over,
     the environments answer, and the finished ones leave; a process whose episodes are all over still calls
     the engine as long as another one plays. Tokens stay as sampled: a reply is decoded for
     the environment, never encoded again.

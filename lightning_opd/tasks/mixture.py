@@ -62,7 +62,7 @@ class Mixture(Task):
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:
-        """Return each task's rules, which judge only its own prompts."""
+        """Return each task's rules, which apply to its own prompts only."""
         names: dict[str, list[tuple[str, FormatRule]]] = {}
         for domain, task in self.tasks.items():
             for rule in task.format_rules():
@@ -81,7 +81,7 @@ class Mixture(Task):
 
 @dataclass(frozen=True)
 class _OwnDomain(FormatRule):
-    """One rule name, judged by the rule of the prompt's own task."""
+    """One rule name, checked by the rule of the prompt's own task."""
 
     rule_name: str
     rules: tuple[tuple[str, FormatRule], ...]

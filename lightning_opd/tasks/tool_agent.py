@@ -10,7 +10,8 @@ from typing import Literal
 
 from typing_extensions import override
 
-from lightning_opd.formats import (
+from lightning_opd.interfaces import Environment, FormatRule, Split, Task
+from lightning_opd.tasks.format_rules import (
     SpecialTokenInside,
     TextAfterFinalTag,
     Truncated,
@@ -19,7 +20,6 @@ from lightning_opd.formats import (
     UnparsableToolCall,
     WrongArguments,
 )
-from lightning_opd.interfaces import Environment, FormatRule, Split, Task
 from lightning_opd.tasks.splits import in_split
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
 from lightning_opd.tokenization.tool_calls import CLOSE, TaggedJson, ToolCall, render_tool_call

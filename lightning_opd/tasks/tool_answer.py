@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from lightning_opd.formats import (
+from lightning_opd.interfaces import FormatRule, Split, Task
+from lightning_opd.tasks.format_rules import (
     TextAfterFinalTag,
     ThinkOnce,
     Truncated,
@@ -19,7 +20,6 @@ from lightning_opd.formats import (
     UnknownTool,
     UnparsableToolCall,
 )
-from lightning_opd.interfaces import FormatRule, Split, Task
 from lightning_opd.tasks.splits import in_split
 from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, only_call
 from lightning_opd.types import Messages, Prompt

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TeacherPool:
-    """All teachers by name; names with one identity fraction one loaded model.
+    """All teachers by name; names with one identity share one loaded model.
 
     Args:
         teachers: Name → teacher. Every rank visits them in the order of their sorted names.

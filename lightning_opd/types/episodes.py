@@ -113,7 +113,7 @@ class Turn:
 class Trajectory:
     """A finished episode: the prompt, the tokens of all turns, and the reward.
 
-    A format rule is shown the episode up to and including the reply it judges, `text` being that reply.
+    A format rule is shown the episode up to and including the reply it checks, `text` being that reply.
 
     Args:
         prompt: The question.

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_opd.callbacks import FormatErrorMask, OutcomeReward, TaskReward, WeightedReward, WellFormed
-from lightning_opd.formats import NamedRule
 from lightning_opd.interfaces import FormatRule, Objective, RewardFunction
+from lightning_opd.tasks.format_rules import NamedRule
 from lightning_opd.types import RolloutBatch, Trajectory
 from tests.agents import ScriptedChat
 from tests.world import OBJECTIVES, Letters, Recorder, largest_difference, make_data, make_module, make_trainer

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_opd.callbacks import ExportHuggingFace, FormatErrorMask, OutcomeReward, RolloutTable
-from lightning_opd.formats import Truncated
 from lightning_opd.interfaces import FormatRule, OPDCallback
 from lightning_opd.models import Lora, load_causal_lm
+from lightning_opd.tasks.format_rules import Truncated
 from lightning_opd.types import RolloutBatch, Trajectory
 from tests.world import Letters, Recorder, largest_difference, make_data, make_module, make_trainer
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_opd.formats import NamedRule
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import FormatRule
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.tasks.format_rules import NamedRule
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
 from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Sample, Sampling, Trajectory

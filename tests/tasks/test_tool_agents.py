@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_opd.formats import Truncated
 from lightning_opd.tasks import CalculatorAgent, TextAgent
+from lightning_opd.tasks.format_rules import Truncated
 from lightning_opd.tasks.tool_agent import ToolAgent
 from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, render_tool_call
 from lightning_opd.types import Messages, Prompt, Trajectory

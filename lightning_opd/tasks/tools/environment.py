@@ -23,7 +23,7 @@ class ToolEnvironment(Environment):
     Args:
         messages: What the student sees first.
         tools: What it may call.
-        judge: Reward of the final answer. An episode without one is worth 0.
+        reward: Reward of the final answer. An episode without one is worth 0.
         parser: Finds the calls.
         shows_tools: Whether the chat template shows the tools' schemas; False for a student that knows them.
     """
@@ -32,13 +32,13 @@ class ToolEnvironment(Environment):
         self,
         messages: Messages,
         tools: Sequence[Tool],
-        judge: Callable[[str], float],
+        reward: Callable[[str], float],
         parser: ToolCallParser = TaggedJson(),  # frozen, hence safe to share
         *,
         shows_tools: bool = True,
     ) -> None:
         """Bind the episode to its question."""
-        self._messages, self._apply_format_rules, self._parser = messages, judge, parser
+        self._messages, self._final_reward, self._parser = messages, reward, parser
         self._tools = {tool.name: tool for tool in tools}
         self._shows_tools = shows_tools
         self._final: str | None = None
@@ -70,4 +70,4 @@ class ToolEnvironment(Environment):
 
     @override
     def reward(self) -> float:
-        return 0.0 if self._final is None else float(self._apply_format_rules(self._final))
+        return 0.0 if self._final is None else float(self._final_reward(self._final))

@@ -1,6 +1,6 @@
 """Format rules: what a well-formed reply must not do, each rule named and counted.
 
-Each reply of an episode is judged by itself; a rule sees the episode up to and including it.
+Each reply of an episode is checked by itself; a rule sees the episode up to and including it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_opd.formats import (
+from lightning_opd.interfaces import FormatRule
+from lightning_opd.tasks.format_rules import (
     NamedRule,
     SpecialTokenInside,
     TextAfterFinalTag,
@@ -15,7 +16,6 @@ from lightning_opd.formats import (
     UnparsableToolCall,
     WrongArguments,
 )
-from lightning_opd.interfaces import FormatRule
 from lightning_opd.tokenization.tool_calls import BareJson
 from lightning_opd.types import Prompt, Trajectory, Turn
 
