@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 import lightning as L  # Lightning's own convention
 from typing_extensions import override
 
 from lightning_opd.functional.special_tokens import first_special_token_mask
 from lightning_opd.interfaces import OPDCallback
+from lightning_opd.models import student_owner
 from lightning_opd.types import RolloutBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class _TokenizerOwner(Protocol):
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
+    pass
 
 
 class FirstSpecialTokenMask(OPDCallback):
@@ -44,7 +39,7 @@ class FirstSpecialTokenMask(OPDCallback):
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        tokenizer = cast("_TokenizerOwner", module).tokenizer
+        tokenizer = student_owner(module).tokenizer
         known = tokenizer.get_added_vocab()
         unknown = [token for token in self.tokens or () if token not in known]
         if unknown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.interfaces import OPDCallback
-from lightning_opd.models import sum_over_ranks
+from lightning_opd.models import student_owner, sum_over_ranks
 from lightning_opd.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -29,14 +29,6 @@ UNITS: Mapping[str, str] = {
     "repeated": f"repeated {NGRAM}-grams",
     "entropy": "entropy (nats per token)",
 }
-
-
-class TokenizerOwner(Protocol):
-    """What names a token."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
 
 
 class HackDetector(OPDCallback):
@@ -87,7 +79,7 @@ class HackDetector(OPDCallback):
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         if not rollouts.teacher_names or rollouts.is_off_policy:  # no signal, or not the student's words
             return
-        tokenizer = cast("TokenizerOwner", module).tokenizer
+        tokenizer = student_owner(module).tokenizer
         sums, weights = _measure(rollouts, len(tokenizer))
         sums, weights = sum_over_ranks(sums), sum_over_ranks(weights)
         has_alarm = self.observe(_values(sums))

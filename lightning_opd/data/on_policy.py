@@ -90,16 +90,18 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
             self._stage,
             RolloutProgress(trainer).show,
         )
-        is_fit = trainer.state.fn == "fit"
-        if is_fit:
+        if trainer.state.fn == "fit":
             check_training(trainer, self._collector, self.prompts_per_batch, self._data_rank()[1])
-        stages: dict[str, list[Split]] = {"fit": ["train", "validation"], "validate": ["validation"]}
-        for split in stages.get(str(getattr(trainer.state.fn, "value", "")), self.evaluation.splits):
-            prompts = self._prompts(split, may_be_empty=split == "validation" or not is_fit)
-            if split == "validation" and is_fit and not prompts:
+            self._check_prompts("train", "validation")
+            if not self._prompts("validation", may_be_empty=True):
                 trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
-            if len(learner.teachers):  # without any, an evaluation scores nothing
-                learner.teachers.check_routes(prompts)
+        else:
+            self._check_prompts(*(["validation"] if trainer.state.fn == "validate" else self.evaluation.splits))
+
+    def _check_prompts(self, *splits: Split) -> None:
+        teachers = self._connected().learner.teachers
+        for split in splits if len(teachers) else ():  # without any, an evaluation scores nothing
+            teachers.check_routes(self._prompts(split, may_be_empty=split != "train"))
 
     # --- what Lightning calls --------------------------------------------------------------------
 
@@ -124,24 +126,21 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
         prompts = self._prompts("validation", may_be_empty=True)
         if not prompts:
             return []
-        return self._evaluation_batches([("validation", "sampled", prompts)], self.evaluation.num_validation_prompts)
+        chosen = first_of_each_domain(prompts, self.evaluation.num_validation_prompts)
+        return PromptBatches([("validation", "sampled", chosen)], self.evaluation.batch_size, *self._data_rank())
 
     @override
     def test_dataloader(self) -> PromptBatches:
         parts = [
-            (split, mode, self._prompts(split)) for split in self.evaluation.splits for mode in self.evaluation.modes
+            (split, mode, first_of_each_domain(self._prompts(split), self.evaluation.num_prompts))
+            for split in self.evaluation.splits
+            for mode in self.evaluation.modes
         ]
-        return self._evaluation_batches(parts, self.evaluation.num_prompts)
+        return PromptBatches(parts, self.evaluation.batch_size, *self._data_rank())
 
     @override
     def predict_dataloader(self) -> PromptBatches:
         return self.test_dataloader()
-
-    def _evaluation_batches(
-        self, parts: Sequence[tuple[Split, str, Sequence[Prompt]]], num_prompts: int | dict[str, int] | None
-    ) -> PromptBatches:
-        chosen = [(split, mode, first_of_each_domain(prompts, num_prompts)) for split, mode, prompts in parts]
-        return PromptBatches(chosen, self.evaluation.batch_size, *self._data_rank())
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -12,20 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.interfaces import Split, Task
+from lightning_opd.models import student_owner
 from lightning_opd.tokenization.chat import render_demonstration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = tuple[list[int], list[bool]]
-
-
-class TokenizerOwner(Protocol):
-    """What the data needs of the module."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
 
 
 class SFTDataModule(L.LightningDataModule):
@@ -95,7 +88,7 @@ class SFTDataModule(L.LightningDataModule):
         return self.trainer
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return cast("TokenizerOwner", self._trainer().lightning_module).tokenizer
+        return student_owner(self._trainer().lightning_module).tokenizer
 
     def _batches(self, examples: Sequence[Example], *, shuffle: bool) -> ExampleBatches:
         pad = int(cast("int", self._tokenizer().pad_token_id))

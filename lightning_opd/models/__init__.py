@@ -3,6 +3,7 @@
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer
+from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm, export_student
 
@@ -10,6 +11,7 @@ __all__ = [
     "LanguageModel",
     "Lora",
     "StudentConfig",
+    "StudentOwner",
     "any_rank",
     "build_student",
     "causal_lm",
@@ -21,6 +23,7 @@ __all__ = [
     "num_ranks",
     "shard",
     "shard_whole",
+    "student_owner",
     "sum_over_ranks",
     "unsharded",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +13,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from lightning_opd.interfaces import StudentForward
-from lightning_opd.models import LanguageModel, StudentConfig, build_student, causal_lm, load_tokenizer, shard
+from lightning_opd.models import (
+    LanguageModel,
+    StudentConfig,
+    StudentOwner,
+    build_student,
+    causal_lm,
+    load_tokenizer,
+    shard,
+)
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.types import RolloutBatch
 
@@ -28,7 +35,7 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
-class StudentModule(L.LightningModule, ABC):
+class StudentModule(L.LightningModule, StudentOwner):
     """What supervised training and distillation fraction: the student and how it is kept.
 
     Checkpoints hold the trainable weights only, and load strictly for what they hold.
@@ -51,6 +58,7 @@ class StudentModule(L.LightningModule, ABC):
         return build_student(self.student_config)
 
     @cached_property
+    @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's tokenizer, checked for what training needs."""
         config = self.student_config
@@ -60,6 +68,7 @@ class StudentModule(L.LightningModule, ABC):
         return tokenizer
 
     @property
+    @override
     def loaded_student(self) -> nn.Module:
         """The student with its adapter; there from `configure_model` on."""
         if self.student is None:
