@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, UnsupportedError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
 from lightning_opd.types import (
     LinearHead,
@@ -91,7 +92,7 @@ class Task(ABC):
     def reward(self, prompt: Prompt, text: str) -> float:
         """Judge the student's whole reply (stop token cut); usually 0 or 1."""
         msg = f"{type(self).__name__} must override `reward` (one turn) or `environment` (several)."
-        raise NotImplementedError(msg)
+        raise UnsupportedError(msg)
 
     def environment(self, prompt: Prompt) -> Environment:
         """Return the episode that belongs to a prompt; by default one turn, judged by `reward`."""
@@ -109,7 +110,7 @@ class Task(ABC):
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         """Return example chats that end with an assistant message, for supervised training."""
         msg = f"{type(self).__name__} has no demonstrations; override `demonstrations` to train on it supervised."
-        raise NotImplementedError(msg)
+        raise UnsupportedError(msg)
 
 
 class SingleTurn(Environment):
@@ -300,7 +301,7 @@ class Objective(ABC):
                 f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
                 "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def prepare(self, rollouts: RolloutBatch, over_batch: BatchForward, context: PrepareContext) -> None:
         """Store on a rollout batch what needs all its rows, after the callbacks and before it is cut; on every rank.

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
+
 Message: TypeAlias = Mapping[str, object]
 """One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
 schemas that its template shows."""
@@ -69,15 +71,15 @@ class Sampling:
         """Refuse values no engine can draw with."""
         if self.temperature < 0:
             msg = f"`temperature` must be 0 (greedy) or positive, got {self.temperature}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not 0 < self.top_p <= 1:
             msg = f"`top_p` must lie in (0, 1], got {self.top_p}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         for name in ("max_new_tokens", "max_turns", "max_episode_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 msg = f"`{name}` must be at least 1, got {limit}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True)

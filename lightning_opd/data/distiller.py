@@ -8,6 +8,7 @@ import lightning as L  # Lightning's own convention
 import torch
 
 from lightning_opd.data.off_policy import OffPolicyResponses
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Objective, OPDCallback, Teacher
 from lightning_opd.models import LanguageModel
 from lightning_opd.teachers import TeacherPool
@@ -65,4 +66,4 @@ def check_shapes(rollouts: RolloutBatch, callback: OPDCallback) -> None:
         got = getattr(rollouts, name).shape
         if got != expected:
             msg = f"{type(callback).__name__} left `{name}` with shape {tuple(got)}, expected {tuple(expected)}."
-            raise ValueError(msg)
+            raise ConfigError(msg)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from lightning_opd.errors import ConfigError
+
 
 def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank: int) -> None:
     """Refuse settings that would end an epoch, or an optimiser step, inside a rollout batch.
@@ -18,14 +20,14 @@ def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank
             "GradientAccumulationScheduler would change the number of micro-batches per rollout batch while training. "
             "Remove it and set a constant `trainer.accumulate_grad_batches`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     if micro_batches > rows_per_rank:
         msg = (
             f"A rollout batch has {rows_per_rank} trajectories per process, which cannot be cut into {micro_batches} "
             f"micro-batches (`accumulate_grad_batches` {trainer.accumulate_grad_batches} × `updates_per_batch` "
             f"{updates_per_batch}). Raise `data.prompts_per_batch`, or lower one of the two."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     # a smoke test may end anywhere
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
         return
@@ -38,7 +40,7 @@ def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank
                 f"(`accumulate_grad_batches` × `updates_per_batch`). Use a multiple, for example "
                 f"{below or micro_batches}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
 
 def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) -> int:
@@ -56,5 +58,5 @@ def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) 
             f"Limiting the epoch to {limit} of it leaves {num_batches} of {num_batches * micro_batches} batches, "
             f"which would cut a rollout batch of {micro_batches} micro-batches. Use a whole number that is a multiple."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return max(1, num_batches // micro_batches)

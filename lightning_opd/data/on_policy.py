@@ -23,6 +23,7 @@ from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatch, PromptBatches, PromptLoader
 from lightning_opd.data.resume_state import as_mapping, from_mapping
 from lightning_opd.data.statistics import rollout_statistics
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Split, Task
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import run_episodes
@@ -70,7 +71,7 @@ class OPDDataModule(L.LightningDataModule):
         ):
             if value < 1:
                 msg = f"`data.{name}` must be at least 1, got {value}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.task, self.sampling, self.evaluation = task, sampling, evaluation
         self.prompts_per_batch, self.samples_per_prompt = prompts_per_batch, samples_per_prompt
         self.updates_per_batch = updates_per_batch
@@ -104,7 +105,7 @@ class OPDDataModule(L.LightningDataModule):
                 f"`data.prompts_per_batch` is {self.prompts_per_batch}, which {num_ranks} processes cannot fraction "
                 f"equally. Use a multiple of {num_ranks}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         rows = self.prompts_per_batch // num_ranks * self.samples_per_prompt
         check_batch_limits(trainer, self.updates_per_batch, rows)
         if self._sampling.temperature == 0:
@@ -112,7 +113,7 @@ class OPDDataModule(L.LightningDataModule):
                 "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "
                 "`test` and `predict`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         is_exact = self._sampling.top_p == 1 and self.engine.is_exact
         check_objective(trainer, module, self.updates_per_batch, self.off_policy_responses, is_exact=is_exact)
         validation = self._prompts("validation", may_be_empty=True)
@@ -325,7 +326,7 @@ class OPDDataModule(L.LightningDataModule):
         prompts = self.task.prompts(split)
         if not prompts and not may_be_empty:
             msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return prompts
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:

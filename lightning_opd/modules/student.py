@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.models import LanguageModel, StudentConfig, build_student, causal_lm, load_tokenizer, shard
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
@@ -93,7 +94,7 @@ class StudentModule(L.LightningModule, ABC):
                 "`data_parallel_size` of the ModelParallelStrategy to the number of processes "
                 "(see configs/trainer/fsdp.yaml)."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return self.device_mesh["data_parallel"]
 
     def forward_student(self, batch: RolloutBatch) -> StudentForward:
@@ -136,7 +137,7 @@ class StudentModule(L.LightningModule, ABC):
                 f"({', '.join(missing[:3])}…), {len(unexpected)} are unexpected ({', '.join(unexpected[:3])}…). "
                 "Use the student settings (full or LoRA, targets, rank) it was trained with."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def data_parallel_sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum over all ranks."""

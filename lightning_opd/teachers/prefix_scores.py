@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
 from lightning_opd.functional.prefixes import PrefixScorer, Reply
 from lightning_opd.interfaces import Teacher
@@ -46,7 +47,7 @@ def prefix_scores(
             f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
             "teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     logprobs = torch.zeros_like(batch.rollout_logprobs)
     aligned_mask = torch.zeros_like(batch.response_mask)
     top_ids = top_logprobs = None
