@@ -20,7 +20,7 @@ LAYERS = {
     3: {"formats"},
     4: {"tasks", "rollouts", "teachers", "objectives"},
     5: {"preflight"},
-    6: {"modules", "data", "callbacks"},
+    6: {"modules", "data", "callbacks", "analysis"},
     7: {"cli", "__main__"},
 }
 LAYER_OF = {room: layer for layer, rooms in LAYERS.items() for room in rooms}

@@ -39,7 +39,7 @@ SHORT_VERBS = {
         "lightning_opd.cli.recipe.run", "Run a recipe's steps in order; skip finished ones, resume interrupted ones."
     ),
     "parity": ShortVerb(
-        "lightning_opd.cli.parity.verb", "Compare student, teachers and baselines from their `scores.json`."
+        "lightning_opd.cli.parity", "Compare student, teachers and baselines from their `scores.json`."
     ),
     "average": ShortVerb(
         "lightning_opd.cli.average", "Merge models by averaging weights or by task arithmetic (the baselines)."

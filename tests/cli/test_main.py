@@ -9,7 +9,7 @@ import pytest
 
 import lightning_opd
 from lightning_opd.cli.verbs import SHORT_VERBS, verb_names
-from tests.cli.conftest import Cli
+from tests.commands import Cli
 
 
 def seconds(words: Sequence[str]) -> float:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
-
-Write = Callable[[str, object], Path]
+from tests.commands import Cli, Write
 
 
 @pytest.mark.parametrize(

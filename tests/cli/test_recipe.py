@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.conftest import Cli
+from tests.commands import Cli, Write
 from tests.tiny import model_config
-
-Write = Callable[[str, object], Path]
 
 SCORES = {"rows": [{"key": "a", "domain": "d", "teacher": "t", "split": "test", "mode": "greedy", "reward": 1.0}]}
 """Both sides of a comparison."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.commands import Cli
 
 SCRIPT = """
 from pathlib import Path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_opd.cli.recipe.spec import read_recipe
-from tests.cli.conftest import Cli
+from tests.commands import Cli
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/recipe.yaml"))
