@@ -1,4 +1,4 @@
-"""The verb `parity`."""
+"""The command `parity`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parity(
 ) -> None:
     """Compare student, teachers and baselines, prompt by prompt.
 
-    Joins the `scores.json` files that the `test` verb writes and writes `parity.json`, `parity.md` and `curves.png`.
+    Joins the `scores.json` files that the command `test` writes and writes `parity.json`, `parity.md` and `curves.png`.
     Parity is the student's mean outcome over that of each prompt's own teacher, on the prompts both answered.
 
     Args:
