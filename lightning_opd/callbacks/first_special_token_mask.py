@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import lightning as L  # Lightning's own convention
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.special_tokens import first_special_token_mask
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.models import student_owner
@@ -44,7 +45,7 @@ class FirstSpecialTokenMask(OPDCallback):
         unknown = [token for token in self.tokens or () if token not in known]
         if unknown:
             msg = f"`tokens` names {unknown}, which the tokenizer does not have as added tokens: {sorted(known)}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         ids = [known[token] for token in (known if self.tokens is None else self.tokens)]
         kept = first_special_token_mask(rollouts.token_ids, rollouts.response_mask, ids)
         rollouts.distill_mask = rollouts.distill_mask & kept

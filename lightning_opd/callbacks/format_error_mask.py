@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RolloutBatch, Trajectory
 
@@ -34,7 +35,7 @@ class FormatErrorMask(OPDCallback):
         """Check the fraction."""
         if not 0 <= warn_above <= 1:
             msg = f"`warn_above` is a fraction between 0 and 1, got {warn_above}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.warn_above, self.from_erring_turn = warn_above, from_erring_turn
         self._has_warned = False
 

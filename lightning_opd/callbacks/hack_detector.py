@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.models import student_owner, sum_over_ranks
 from lightning_opd.types import RolloutBatch
@@ -63,11 +64,11 @@ class HackDetector(OPDCallback):
         """Check the numbers."""
         if span < 1:
             msg = f"`span` must be at least 1 rollout batch, got {span}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         for name, fraction in (("reward_drop", reward_drop), ("kl_drop", kl_drop), ("token_fraction", token_fraction)):
             if not 0 < fraction < 1:
                 msg = f"`{name}` is a fraction between 0 and 1, got {fraction}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.span, self.reward_drop, self.kl_drop = span, reward_drop, kl_drop
         self.token_fraction, self.stop = token_fraction, stop
         self.alarm_batch: int | None = None

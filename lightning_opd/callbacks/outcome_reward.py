@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.outcomes import RLOO, OutcomeAdvantage
 from lightning_opd.interfaces import OPDCallback, RewardFunction
 from lightning_opd.types import RolloutBatch, Trajectory
@@ -76,10 +77,10 @@ class OutcomeReward(OPDCallback):
         for name, value in (("coef", coef), ("final_coef", final_coef or 0.0)):
             if value < 0:
                 msg = f"`{name}` must not be negative, got {value}: it would reward failure."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         if not 0 < final_from <= 1:
             msg = f"`final_from` is a fraction of training, above 0 and at most 1, got {final_from}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.coef, self.final_coef, self.final_from = coef, final_coef, final_from
         self.advantage, self.rewards = advantage, rewards or []
 
@@ -91,10 +92,10 @@ class OutcomeReward(OPDCallback):
                 f"OutcomeReward compares the siblings of a prompt, got `data.samples_per_prompt` {num_samples}. "
                 "Set it to 2 or more."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.final_coef is not None and trainer.estimated_stepping_batches == float("inf"):
             msg = "`final_coef` needs to know where training ends; set `trainer.max_steps` or `trainer.max_epochs`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @property
     @override

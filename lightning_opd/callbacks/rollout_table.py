@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RolloutBatch
 
@@ -25,7 +26,7 @@ class RolloutTable(OPDCallback):
         for name, value in (("num_samples", num_samples), ("every_n_batches", every_n_batches)):
             if value < 1:
                 msg = f"`{name}` must be at least 1, got {value}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.num_samples, self.every_n_batches, self.console = num_samples, every_n_batches, console
         self._num_batches = 0
 

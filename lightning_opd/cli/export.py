@@ -1,12 +1,12 @@
-"""The verb `export`: a training checkpoint becomes a Hugging Face folder."""
+"""The command `export`: a training checkpoint becomes a Hugging Face folder."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from lightning_opd.cli.errors import UsageError
+from lightning_opd.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:
     from lightning_opd.modules.student import StudentModule
@@ -27,10 +27,10 @@ def export(checkpoint: str, config: str, output: str, merge: bool = True) -> Non
             f"`checkpoint` must be one file, got the folder `{checkpoint}` of a sharded checkpoint; gather it first "
             f"with `python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}`."
         )
-        raise UsageError(msg)
+        raise ConfigError(msg)
     if not path.is_file():
         msg = f"checkpoint `{checkpoint}` does not exist; `fit` saves one as `checkpoints/last.ckpt`."
-        raise UsageError(msg)
+        raise MissingFileError(msg)
 
     import torch
 
@@ -49,19 +49,14 @@ def export(checkpoint: str, config: str, output: str, merge: bool = True) -> Non
 
 
 def _build_module(config: str) -> StudentModule:
-    from lightning_opd.cli.messages import Written
-    from lightning_opd.cli.short import ShortParser
-    from lightning_opd.cli.sources import read_sources
+    from lightning_opd.cli.messages import build_from_config
+    from lightning_opd.cli.sources import ConfigSources
     from lightning_opd.modules.student import StudentModule
 
-    sources = read_sources(["--config", config])
-    model = sources[0].tree.get("model")
+    sources = ConfigSources.read(["--config", config])
+    model = sources.sources[0].tree.get("model")
     if not isinstance(model, dict):
         msg = f"`{config}` has no `model`; give the configuration that `fit` ran with."
-        raise UsageError(msg)
-    parser = ShortParser(prog="python -m lightning_opd export")
-    parser.written = Written(sources)
-    parser.add_subclass_arguments(StudentModule, "model", required=True)
-    parser.set_defaults({"model": {"class_path": "lightning_opd.OPDModule"}})
-    module: StudentModule = parser.instantiate(parser.parse_object({"model": model})).model
-    return module
+        raise ConfigError(msg)
+    built = build_from_config(StudentModule, "model", model, sources, default="lightning_opd.OPDModule")
+    return cast("StudentModule", built)

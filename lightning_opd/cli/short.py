@@ -1,4 +1,4 @@
-"""Builds a short verb's command line from the signature and docstring of its function."""
+"""Builds a short command's options from the signature and docstring of its function, and runs it."""
 
 from __future__ import annotations
 
@@ -6,53 +6,32 @@ import importlib
 import inspect
 import typing
 from argparse import SUPPRESS
-from typing import TYPE_CHECKING, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser
-from typing_extensions import override
 
-from lightning_opd.cli.errors import UsageError, find_settings_error, message_of
-from lightning_opd.cli.messages import Written, explain
+from lightning_opd.cli.messages import BriefParser, explained
+from lightning_opd.cli.sources import ConfigSources
+from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-_OWN_OPTIONS = ("--help", "--print_config", "--print_shtab")
+def short_parser(command: str, function: Callable[..., None]) -> BriefParser:
+    """Return a parser for a command's function.
 
-
-class ShortParser(ArgumentParser):
-    """A parser whose errors are one or two lines."""
-
-    written: Written | None = None
-    """What the user wrote about classes; None for a verb's own options."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a parser inside the parser, whose caller may have an alternative
-            super().error(message, ex)
-        raise UsageError(explain(message, self.written or Written(keys=self._options()))) from ex
-
-    def _options(self) -> list[str]:
-        options = [key for action in self._actions if action.help != SUPPRESS for key in action.option_strings]
-        return [key for key in options if key.startswith("--") and not key.endswith("+") and key not in _OWN_OPTIONS]
-
-
-def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
-    """Return a parser for a verb's function.
-
-    A first parameter without default, or one that is a list of strings, is given as plain words; the others
-    are options. A trailing underscore of a parameter (`from_`) is a Python keyword escaped.
+    A positional-only parameter is given as plain words; the others are options. A trailing underscore of a parameter
+    (`from_`) is a Python keyword escaped.
 
     Args:
-        verb: Name of the verb.
+        command: Name of the command.
         function: Its parameters become the options, its docstring the help.
     """
     docstring = docstring_parser.parse(function.__doc__ or "")
     about = {param.arg_name: param.description for param in docstring.params}
     description = "\n\n".join(filter(None, (docstring.short_description, docstring.long_description)))
-    parser = ShortParser(prog=f"python -m lightning_opd {verb}", description=description, allow_abbrev=False)
+    parser = BriefParser(prog=f"python -m lightning_opd {command}", description=description, allow_abbrev=False)
     if "config" not in inspect.signature(function).parameters:
         parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     hints = get_type_hints(function)
@@ -69,32 +48,30 @@ def short_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
     return parser
 
 
-def run_short_verb(name: str, home: str, words: Sequence[str]) -> None:
-    """Parse a short verb's command line and call its function.
+def run_short_command(name: str, words: Sequence[str]) -> None:
+    """Parse a short command's words and call its function.
 
     Args:
-        name: The verb, also the name of its function.
-        home: Module of that function.
-        words: Command line after the verb.
+        name: The command, also the name of its function and of the module that holds it.
+        words: The command line after the command.
+
+    Raises:
+        ConfigError: If an option or a config file is wrong, or the function refuses its arguments.
     """
-    function = getattr(importlib.import_module(home), name)
-    parser = short_parser(name, function)
-    values = parser.parse_args(list(words)).as_dict()
+    function = getattr(importlib.import_module(f"lightning_opd.cli.{name}"), name)
+    parameters = inspect.signature(function).parameters
+    sources = ConfigSources(words, ()) if "config" in parameters else ConfigSources.read(words)
+    with explained(sources):
+        values = short_parser(name, function).parse_args(sources.inlined()).as_dict()
     positional, options = [], {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
             value = values[parameter.name.upper()] or values[parameter.name]
             if not value:
                 usage = f"python -m lightning_opd {name} {parameter.name.upper()} [--key value ...]"
-                msg = f"`{name}` expects `{parameter.name}` after the verb: `{usage}`."
-                raise UsageError(msg)
+                msg = f"`{name}` expects `{parameter.name}` after the command: `{usage}`."
+                raise ConfigError(msg)
             positional.append(value)
         else:
             options[parameter.name] = values[parameter.name.rstrip("_")]
-    try:
-        function(*positional, **options)
-    except Exception as error:
-        settings_error = find_settings_error(error)
-        if settings_error is None:
-            raise
-        raise UsageError(message_of(settings_error)) from error
+    function(*positional, **options)

@@ -1,24 +1,67 @@
-"""What the user wrote, file by file and word by word, before any parser has an opinion on it."""
+"""What the user wrote, file by file and option by option, before any parser has an opinion on it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import yaml
 from jsonargparse import get_loader
+from typing_extensions import override
 
-from lightning_opd.cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
 
 Tree: TypeAlias = dict[str, object]
 KeyPath: TypeAlias = tuple[str, ...]
 
-_CONFIG_WORDS = ("--config", "-c")
+COMPOSED = ("model.teachers", "data.task.tasks")
+"""Mappings that several config files build together: merged by name, null removes an entry."""
+
+
+@dataclass(frozen=True)
+class Variables:
+    """What `${run}`, `${runs}`, `${recipe}` and `${seed}` in a configuration stand for.
+
+    Args:
+        recipe: Folder of the recipe.
+        output: Folder for the outputs of all recipes.
+        seed: Seed of the run.
+    """
+
+    recipe: Path
+    output: str = "runs"
+    seed: int = 0
+
+    def resolve(self, node: object, place: str) -> object:
+        """Return a configuration, or a part of one, with the variables filled in.
+
+        Args:
+            node: Mapping, list, or value; only strings can change.
+            place: Where it stands, for the message.
+
+        Raises:
+            ConfigError: If there is no such variable.
+        """
+        if isinstance(node, Mapping):
+            return {key: self.resolve(value, place) for key, value in node.items()}
+        if isinstance(node, list):
+            return [self.resolve(value, place) for value in node]
+        if isinstance(node, str):
+            return re.sub(r"\$\{(\w*)\}", lambda found: self._value(found[1], place), node)
+        return node
+
+    def _value(self, name: str, place: str) -> str:
+        run = f"{self.output}/{self.recipe.resolve().name}/seed{self.seed}"
+        values = {"run": run, "runs": self.output, "recipe": str(self.recipe), "seed": str(self.seed)}
+        if name not in values:
+            known = ", ".join(f"${{{known}}}" for known in values)
+            msg = f"`${{{name}}}` {place} is not a variable.{did_you_mean(name, values)} Variables: {known}."
+            raise ConfigError(msg)
+        return values[name]
 
 
 @dataclass(frozen=True)
@@ -26,89 +69,176 @@ class Source:
     """One config file, or one option of the command line.
 
     Args:
-        name: Where messages say it stands.
+        place: Where messages say it stands.
         tree: What it says.
-        word: Index of its value among the command line's words; -1 where it is not a config file.
+        word: Index of its value among the words of the command line; -1 where it is not a config file.
     """
 
-    name: str
+    place: str
     tree: Tree
     word: int = -1
 
 
-def read_sources(words: Sequence[str]) -> list[Source]:
-    """Read the config files and options of a command line, in order.
+@dataclass(frozen=True)
+class ConfigSources:
+    """Everything the user wrote, in order.
 
     Args:
-        words: The command line after the verb.
+        words: The command line after the command.
+        sources: Its config files and options.
+    """
+
+    words: Sequence[str]
+    sources: Sequence[Source]
+
+    @classmethod
+    def read(cls, words: Sequence[str]) -> ConfigSources:
+        """Read the config files and options of a command line, and fill in the variables.
+
+        `${run}` belongs to the recipe of the last config file that stands in a recipe's folder, with seed 0.
+
+        Raises:
+            MissingFileError: If a config file does not exist.
+            ConfigError: If a config file is not YAML or not a mapping, or uses an unknown variable.
+        """
+        sources: list[Source] = []
+        folders: list[Path] = []
+        for index, option, value in _options(words):
+            if option in {"--config", "-c"} and value:
+                sources.append(_read_config(value, index))
+                folders += [] if _is_inline(value) else [Path(value).parent]
+            else:
+                sources.append(Source("on the command line", _nested(option.removeprefix("--"), value)))
+        if not folders:
+            return cls(tuple(words), tuple(sources))
+        recipes = [folder for folder in folders if (folder / "recipe.yaml").is_file()]
+        variables = Variables((recipes or folders)[-1])
+        resolved = [Source(s.place, _mapping(variables.resolve(s.tree, s.place)), s.word) for s in sources]
+        return cls([str(variables.resolve(word, "on the command line")) for word in words], resolved)
+
+    def inlined(self) -> list[str]:
+        """Return the command line with every config file in place of its name, and the mappings composed."""
+        files = [source for source in self.sources if source.word >= 0]
+        words = list(self.words)
+        for file, tree in zip(files, _compose([file.tree for file in files]), strict=True):
+            prefix = "--config=" if words[file.word].startswith("-") else ""
+            words[file.word] = prefix + dump_yaml(tree, in_one_line=True)
+        return words
+
+    def mentions(self) -> Iterator[tuple[KeyPath, object, str]]:
+        """Yield key path, value and place of everything that was written, the last first.
+
+        The keys `init_args` and `class_path` are left out of the paths.
+        """
+        for source in reversed(self.sources):
+            for path, value in reversed(list(_walk(source.tree))):
+                yield (
+                    tuple(k.removesuffix("+") for k in path if k not in {"init_args", "class_path"}),
+                    value,
+                    source.place,
+                )
+
+
+def read_yaml(name: str, text: str) -> object:
+    """Parse YAML; an empty text is an empty mapping.
+
+    Args:
+        name: What the message calls it.
+        text: The YAML.
 
     Raises:
-        UsageError: If a config file is missing, is not YAML, or is not a mapping.
+        ConfigError: If it is not YAML.
     """
-    sources: list[Source] = []
+    try:
+        content = get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        msg = f"{name} is not valid YAML: {' '.join(str(error).split())}"
+        raise ConfigError(msg) from error
+    return {} if content is None else content
+
+
+def dump_yaml(tree: object, *, in_one_line: bool = False) -> str:
+    """Return YAML that `read_yaml` reads back as it was."""
+    return yaml.dump(
+        tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9, default_flow_style=in_one_line
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that could be read as numbers (`1e-4` is one for the parser, though not for PyYAML)."""
+
+    @override
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if text[:1] in "0123456789+-." else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield every option with its value and the index of the word that holds the value."""
     index = 0
     while index < len(words):
         option, equals, value = words[index].partition("=")
-        if not equals and index + 1 < len(words) and not words[index + 1].startswith("--"):
+        if option.startswith("-") and not equals and index + 1 < len(words) and not words[index + 1].startswith("--"):
             index += 1
             value = words[index]
-        if option in _CONFIG_WORDS and value:
-            sources.append(_read_config(value, index))
-        elif option.startswith("--"):
-            sources.append(Source("on the command line", _nested(option.removeprefix("--").split("."), _scalar(value))))
+        if option.startswith("-"):
+            yield index, option, value
         index += 1
-    return sources
-
-
-def walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
-    """Yield every key path of a tree with its value, parents first; list items count as keys."""
-    items: list[tuple[str, object]] = []
-    if isinstance(tree, Mapping):
-        items = [(str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list):
-        items = [(str(index), value) for index, value in enumerate(tree)]
-    for key, value in items:
-        yield (*path, key), value
-        yield from walk(value, (*path, key))
-
-
-def readable(path: KeyPath) -> str:
-    """Return a key path as the command line spells it.
-
-    Example:
-        >>> readable(("model", "init_args", "student", "path"))
-        'model.student.path'
-    """
-    return ".".join(key for key in path if key != "init_args")
 
 
 def _read_config(value: str, word: int) -> Source:
-    is_inline = value.lstrip().startswith("{")
-    name = "an inline --config" if is_inline else f"`{value}`"
-    if not is_inline and not Path(value).is_file():
+    name = "an inline --config" if _is_inline(value) else f"`{value}`"
+    if not _is_inline(value) and not Path(value).is_file():
         msg = f"config file `{value}` does not exist (looked in `{Path.cwd()}`)."
-        raise UsageError(msg)
-    try:
-        tree = get_loader("yaml")(value if is_inline else Path(value).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        msg = f"{name} is not valid YAML: {' '.join(str(error).split())}"
-        raise UsageError(msg) from error
-    if tree is None:
-        tree = {}
+        raise MissingFileError(msg)
+    tree = read_yaml(name, value if _is_inline(value) else Path(value).read_text(encoding="utf-8"))
     if not isinstance(tree, dict):
         msg = f"{name} must be a mapping with keys such as `model`, `data` and `trainer`, got {type(tree).__name__}."
-        raise UsageError(msg)
+        raise ConfigError(msg)
     return Source(f"in {name}", tree, word)
 
 
-def _scalar(text: str) -> object:
+def _is_inline(value: str) -> bool:
+    return value.lstrip().startswith("{")
+
+
+def _nested(key: str, value: str) -> Tree:
     try:
-        return get_loader("yaml")(text)
+        node: object = get_loader("yaml")(value)
     except yaml.YAMLError:
-        return text
+        node = value
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    return _mapping(node)
 
 
-def _nested(keys: Sequence[str], value: object) -> Tree:
-    for key in reversed(keys):
-        value = {key: value}
-    return value if isinstance(value, dict) else {}
+def _mapping(node: object) -> Tree:
+    return node if isinstance(node, dict) else {}
+
+
+def _walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
+    """Yield every key path with its value, parents first; indices of lists count as keys."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*path, str(key)), value
+        yield from _walk(value, (*path, str(key)))
+
+
+def _compose(trees: Sequence[Tree]) -> list[Tree]:
+    """Return copies in which a later file's composed mapping holds the entries of the earlier ones, too."""
+    composed = copy.deepcopy(list(trees))
+    for key in COMPOSED:
+        merged: Tree = {}
+        for tree in composed:
+            for path, entries in list(_walk(tree)):
+                if ".".join(part for part in path if part != "init_args") == key and isinstance(entries, dict):
+                    merged = {name: entry for name, entry in (merged | entries).items() if entry is not None}
+                    entries.clear()
+                    entries.update(copy.deepcopy(merged))
+    return composed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.types import RolloutBatch
 
 
@@ -12,4 +13,4 @@ def check_shapes(rollouts: RolloutBatch, culprit: str) -> None:
         got = getattr(rollouts, name).shape
         if got != expected:
             msg = f"{culprit} left `{name}` with shape {tuple(got)}, expected {tuple(expected)}."
-            raise ValueError(msg)
+            raise ConfigError(msg)

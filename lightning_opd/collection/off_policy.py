@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Generates, RolloutEngine, Task
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import Episode
@@ -67,7 +68,7 @@ class DatasetResponses(ResponseSource):
                 f"{sorted(prompt.columns)}. Add a `response` column, override `Task.demonstration`, or use "
                 "`TeacherResponses`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         messages = (*prompt.messages, {"role": "assistant", "content": text})
         token_ids, mask = render_demonstration(context.tokenizer, messages)
         return tuple(token for token, is_own in zip(token_ids, mask, strict=True) if is_own)
@@ -95,7 +96,7 @@ class ReplayEngine(RolloutEngine):
         responses, self._responses = self._responses, []
         if not responses:
             msg = "Off-policy responses have one turn, and the environment asks for another. Use `TeacherResponses`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         longest = sampling.max_new_tokens
         return [Sample(ids[:longest], (0.0,) * len(ids[:longest]), len(ids) > longest) for ids in responses]
 
@@ -119,7 +120,7 @@ class TeacherResponses(ResponseSource):
             teacher = context.teachers[name]
             if not isinstance(teacher, Generates):
                 msg = f"Teacher `{name}` cannot generate responses here; use a LocalTeacher, or `DatasetResponses`."
-                raise ValueError(msg)
+                raise ConfigError(msg)
             self._engine.sync(teacher.generator(), 0)
             chosen = [i for i, prompt in enumerate(prompts) if prompt.teacher == name]
             rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
@@ -148,7 +149,7 @@ class OffPolicyResponses:
         """Check the fraction."""
         if not 0 < self.fraction <= 1:
             msg = f"`fraction` of off-policy batches must lie in (0, 1], got {self.fraction}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def covers(self, seed: int, index: int) -> bool:
         """Return whether a rollout batch is off-policy; the same on every rank and after a resume."""

@@ -6,6 +6,7 @@ import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_opd.collection import Collector
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RunSettings
 
@@ -21,7 +22,7 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_batch: 
             f"`data.prompts_per_batch` is {prompts_per_batch}, which {num_ranks} processes cannot share equally. "
             f"Use a multiple of {num_ranks}."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     rows = prompts_per_batch // num_ranks * collector.samples_per_prompt
     check_batch_limits(trainer, collector.updates_per_batch, rows)
     if collector.sampling.temperature == 0:
@@ -29,7 +30,7 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_batch: 
             "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "
             "`test` and `predict`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     callbacks = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
     learner, off_policy = collector.learner, collector.off_policy
     learner.objective.check(
@@ -57,14 +58,14 @@ def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank
             "GradientAccumulationScheduler would change the number of micro-batches per rollout batch while training. "
             "Remove it and set a constant `trainer.accumulate_grad_batches`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     if micro_batches > rows_per_rank:
         msg = (
             f"A rollout batch has {rows_per_rank} trajectories per process, which cannot be cut into {micro_batches} "
             f"micro-batches (`accumulate_grad_batches` {trainer.accumulate_grad_batches} × `updates_per_batch` "
             f"{updates_per_batch}). Raise `data.prompts_per_batch`, or lower one of the two."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     # a smoke test may end anywhere
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
         return
@@ -77,7 +78,7 @@ def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank
                 f"(`accumulate_grad_batches` × `updates_per_batch`). Use a multiple, for example "
                 f"{below or micro_batches}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
 
 def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) -> int:
@@ -95,5 +96,5 @@ def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) 
             f"Limiting the epoch to {limit} of it leaves {num_batches} of {num_batches * micro_batches} batches, "
             f"which would cut a rollout batch of {micro_batches} micro-batches. Use a whole number that is a multiple."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return max(1, num_batches // micro_batches)

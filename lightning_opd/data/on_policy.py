@@ -19,6 +19,7 @@ from lightning_opd.data.limits import batches_per_epoch, check_training
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader
 from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
@@ -63,7 +64,7 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
         for name in ("prompts_per_batch", "samples_per_prompt", "updates_per_batch"):
             if getattr(self, name) < 1:
                 msg = f"`data.{name}` must be at least 1, got {getattr(self, name)}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.engine = engine if engine is not None else InProcessEngine()
         self.off_policy_responses, self.seed = off_policy_responses, seed
         self._collector: Collector | None = None
@@ -215,5 +216,5 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
         prompts = self.task.prompts(split)
         if not prompts and not may_be_empty:
             msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return prompts

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.types import Prompt, PromptBatch, Split
 
 
@@ -46,7 +47,7 @@ class PromptLoader:
                 f"`prompts_per_batch` is {prompts_per_batch}, but there are only {len(prompts)} training prompts. "
                 "Lower it, or give more prompts."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._prompts, self._size, self._micro_batches = prompts, prompts_per_batch, micro_batches
         self._seed, self._rank, self._num_ranks = seed, rank, num_ranks
         self._last = min(self._num_batches, batches_per_epoch or self._num_batches)

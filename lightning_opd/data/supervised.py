@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.models import student_owner
 from lightning_opd.tokenization.chat import render_demonstration
@@ -48,7 +49,7 @@ class SFTDataModule(L.LightningDataModule):
         super().__init__()
         if not 1 <= batch_size <= num_examples:
             msg = f"`data.batch_size` must lie between 1 and `data.num_examples` ({num_examples}), got {batch_size}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
         self.shuffle, self.seed = shuffle, seed
         self.num_examples, self.num_validation_examples = num_examples, num_validation_examples
@@ -78,7 +79,7 @@ class SFTDataModule(L.LightningDataModule):
                 f"A demonstration has {longest} tokens, more than `data.max_length` {self.max_length}. "
                 "Raise it, or shorten the data."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return examples
 
     def _trainer(self) -> L.Trainer:
@@ -99,7 +100,7 @@ class SFTDataModule(L.LightningDataModule):
                 f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally. "
                 f"Use a multiple of {num_ranks}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         size = min(self.batch_size, len(examples) // num_ranks * num_ranks)
         return ExampleBatches(examples, size, pad, self._seed, rank, num_ranks, shuffle=shuffle)
 

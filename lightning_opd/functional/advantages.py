@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 
@@ -104,7 +105,7 @@ class LogRatioToGo(AdvantageEstimator):
         """Refuse a discount that grows with distance."""
         if not 0 <= self.discount <= 1:
             msg = f"`discount` must lie in [0, 1], got {self.discount}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -183,7 +184,7 @@ class KLToGo(AdvantageEstimator):
                 "KLToGo needs `kl`, the expectation −E_{a∼π}[log-ratio] over the whole vocabulary at every state, "
                 "got None. Use a teacher with full distributions (a local one), or `LogRatioToGo`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         following = to_go(promote(kl), response_mask) - promote(kl)
         return _inside(promote(log_ratio) - following, response_mask, values)
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 Sum: TypeAlias = Callable[[Tensor], Tensor]
@@ -96,7 +97,7 @@ class LeaveOneOut(Baseline):
                 "Expected at least 2 samples per prompt for the leave-one-out baseline, got a group of 1. "
                 "Set `data.samples_per_prompt` to 2 or more, or use the baseline `BatchMean`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         returns = torch.where(response_mask, promote(returns), 0.0).detach()
         ordinals = (response_mask.cumsum(-1) - 1).clamp(min=0)
         # masked positions add 0 wherever they land
@@ -149,7 +150,7 @@ class BatchMean(Baseline):
         )
         if int(num_rows) < 2:  # a row and another one
             msg = f"Expected at least 2 rows per rollout batch for the batch-mean baseline, got {int(num_rows)}."
-            raise ValueError(f"{msg} Set `data.prompts_per_batch` to 2 or more, or drop the baseline.")
+            raise ConfigError(f"{msg} Set `data.prompts_per_batch` to 2 or more, or drop the baseline.")
         others = (total - own) / (num_tokens - tokens).clamp(min=1)
         return torch.where(response_mask, others[:, None], 0.0)
 
@@ -186,5 +187,5 @@ class StateKL(Baseline):
                 "StateKL needs `kl`, the KL over the whole vocabulary at every state, got None. "
                 "Use a teacher with full distributions (a local one), or the baseline `LeaveOneOut`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return torch.where(response_mask, -promote(kl), 0.0).detach()

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax, over_positions, promote
 
 IMPOSSIBLE_LOGPROB = -100.0
@@ -114,7 +115,7 @@ class JensenShannon(Divergence):
         """Refuse the ends, where the divergence is identically 0."""
         if not 0 < self.weight < 1:
             msg = f"`weight` must lie in (0, 1), got {self.weight}. For the ends use `ForwardKL` or `ReverseKL`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import IMPOSSIBLE_LOGPROB
 from lightning_opd.functional.logprobs import promote
 
@@ -60,7 +61,7 @@ class Clip(LogRatioTransform):
         """Refuse a limit that leaves nothing."""
         if self.limit <= 0:
             msg = f"`limit` must be positive, got {self.limit}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -95,7 +96,7 @@ class BoundedDifference(LogRatioTransform):
         """Refuse an exponent that flattens or turns the sign."""
         if self.exponent <= 0:
             msg = f"`exponent` must be positive, got {self.exponent}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -143,7 +144,7 @@ class Extrapolation(LogRatioTransform):
                 "Extrapolation needs `reference_logprobs`, got None. "
                 "Configure a reference model, or drop this log-ratio transform (a scale of 1 is plain distillation)."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return log_ratio + (self.scale - 1) * (teacher_logprobs - reference_logprobs)
 
 
@@ -174,7 +175,7 @@ class OneSidedTrustRegion(LogRatioTransform):
         """Refuse a region without room."""
         if self.low < 0 or self.high < 0:
             msg = f"`low` and `high` must not be negative, got {self.low} and {self.high}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import bounded_log_ratio
 
 
@@ -56,7 +57,7 @@ class TruncatedImportance(OffPolicyWeight):
         """Refuse a limit below the weight of a token that is on-policy."""
         if self.max_weight < 1:
             msg = f"`max_weight` must be at least 1, got {self.max_weight}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -92,7 +93,7 @@ class MaskedImportance(OffPolicyWeight):
         """Refuse a range that drops tokens that are on-policy."""
         if not 0 <= self.low <= 1 <= self.high:
             msg = f"`low` and `high` must satisfy 0 ≤ low ≤ 1 ≤ high, got {self.low} and {self.high}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(

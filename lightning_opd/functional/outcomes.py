@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 
@@ -106,7 +107,7 @@ def _centred(
             "Expected at least 2 samples per prompt to compare rewards of siblings, got a group of 1. "
             "Set `data.samples_per_prompt` to 2 or more."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     best = torch.full_like(sizes, -torch.inf, dtype=rewards.dtype).scatter_reduce(0, group, rewards, "amax")
     rewards = rewards - best[group]
     means = torch.zeros_like(best).index_add(0, group, rewards) / sizes

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import bounded_log_ratio, promote
 
 
@@ -84,7 +85,7 @@ class TruncatedImportance(PolicyLoss):
         """Refuse a limit below the ratio of an unchanged student."""
         if self.max_ratio < 1:
             msg = f"`max_ratio` must be at least 1, got {self.max_ratio}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -122,7 +123,7 @@ class PPOClip(PolicyLoss):
         """Refuse bounds that leave no room."""
         if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
             msg = f"Expected 0 < `clip_low` ≤ 1 and `clip_high` > 0, got {self.clip_low} and {self.clip_high}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import Divergence
 from lightning_opd.functional.logprobs import log_softmax, promote
 
@@ -54,10 +55,10 @@ class TopK(Divergence):
         _check(self.correction)
         if self.support not in {"student", "teacher", "union", "intersection"}:
             msg = f"`support` must be student, teacher, union or intersection, got {self.support!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.k < 1:
             msg = f"`k` must be at least 1, got {self.k}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -151,7 +152,7 @@ def _check(correction: str) -> None:
             f"`correction` must be tail or renormalise, got {correction!r}. The raw sum Σ_S π log(π/T) is not offered: "
             'its gradient Σ_S π (log(π/T) + 1) ∇log π keeps a "+1" that drives mass off S even where π = T.'
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
 
 
 def _top(logprobs: Float[Tensor, "*shape vocab"], k: int) -> Int[Tensor, "*shape k"]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from typing_extensions import override
 
+from lightning_opd.errors import UnsupportedError
 from lightning_opd.types import Message, Messages, Prompt, Split, Trajectory
 
 
@@ -63,7 +64,7 @@ class Task(ABC):
     def reward(self, prompt: Prompt, text: str) -> float:
         """Judge the student's whole reply (stop token cut); usually 0 or 1."""
         msg = f"{type(self).__name__} must override `reward` (one turn) or `environment` (several)."
-        raise NotImplementedError(msg)
+        raise UnsupportedError(msg)
 
     def environment(self, prompt: Prompt) -> Environment:
         """Return the episode that belongs to a prompt; by default one turn, rewarded by `reward`."""
@@ -81,7 +82,7 @@ class Task(ABC):
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         """Return example chats that end with an assistant message, for supervised training."""
         msg = f"{type(self).__name__} has no demonstrations; override `demonstrations` to train on it supervised."
-        raise NotImplementedError(msg)
+        raise UnsupportedError(msg)
 
 
 class SingleTurn(Environment):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_opd.errors import MissingFileError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,13 +55,13 @@ def _explain_missing(what: str, path: str) -> Iterator[None]:
     )
     is_hub_name = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
     if not is_hub_name and not Path(path).is_dir():  # the hub would be asked, and asked again
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     try:
         yield
     except (OSError, ValueError) as error:
         if Path(path).is_dir() and any(Path(path).glob("*.json")):
             raise
-        raise FileNotFoundError(msg) from error
+        raise MissingFileError(msg) from error
 
 
 @contextlib.contextmanager

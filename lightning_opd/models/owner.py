@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lightning_opd.errors import ConfigTypeError
+
 if TYPE_CHECKING:
     import lightning as L
     from transformers import PreTrainedTokenizerBase
@@ -34,5 +36,5 @@ def student_owner(module: L.LightningModule) -> StudentOwner:
     """
     if not isinstance(module, StudentOwner):
         msg = f"Expected a module with a student (`OPDModule`, `SFTModule` or a subclass), got {type(module).__name__}."
-        raise TypeError(msg)
+        raise ConfigTypeError(msg)
     return module

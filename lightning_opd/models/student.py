@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer, quiet_files
 
 if TYPE_CHECKING:
@@ -68,13 +69,13 @@ class StudentConfig:
                 f"`student` needs either `path` or `random_init`, got path={self.path!r} and "
                 f"random_init={'a mapping' if self.random_init else self.random_init!r}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.path is None and self.tokenizer is None:
             msg = "`student.random_init` needs `student.tokenizer`: a folder with a tokenizer."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             msg = f"`student.dtype` must name a torch dtype such as float32 or bfloat16, got {self.dtype!r}."
-            raise ValueError(msg)  # the value is wrong, not its Python type
+            raise ConfigError(msg)  # the value is wrong, not its Python type
 
     @property
     def name(self) -> str:
@@ -114,7 +115,7 @@ def _random_model(student: StudentConfig) -> PreTrainedModel:
     settings = dict(student.random_init or {})
     if "model_type" not in settings:
         msg = f"`student.random_init` needs `model_type` (for example qwen3), got the keys {sorted(settings)}."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     tokenizer = load_tokenizer(str(student.tokenizer), trust_remote_code=student.trust_remote_code)
     settings.setdefault("vocab_size", len(tokenizer))
     settings |= {

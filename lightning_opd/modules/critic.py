@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 
@@ -39,7 +40,7 @@ class Critic(nn.Module):
         for name, value in (("width", width), ("lr", lr), ("max_norm", max_norm)):
             if value <= 0:
                 msg = f"`{name}` of the critic must be positive, got {value}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.width, self.lr, self.max_norm = width, lr, max_norm
         self.head: nn.Module | None = None
 

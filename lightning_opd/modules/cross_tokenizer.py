@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.credit import ExactMatchCredit, PrefixCredit
 from lightning_opd.interfaces import Objective, ReadsOwnTokens, Teacher
 from lightning_opd.objectives import PolicyGradient
@@ -33,14 +34,14 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
             f"teacher cuts the text in other places, and teacher {_listed(twice)} has another tokenizer than the "
             "student. Use the credit `PrefixCredit`, whose log-ratios add up, or `Immediate`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     if names and Signal.HIDDEN_STATES in objective.signals:
         msg = (
             f"`{type(objective).__name__}` compares whole distributions over one vocabulary, and teacher "
             f"{_listed(names)} has another tokenizer than the student. Use `PolicyGradient`, or `DistributionMatching` "
             "with `teacher_signal: top_k`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     loose = [name for name in names if not isinstance(credits.get(name), PrefixCredit | ExactMatchCredit)]
     if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
@@ -48,7 +49,7 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
             f"the text alike, and teacher {_listed(loose)} has another one. Use `PrefixCredit`, or the objective "
             "`PolicyGradient`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     spliced = [name for name, credit in credits.items() if credit.is_spliced]
     if spliced:
         msg = (
@@ -56,7 +57,7 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
             "which no teacher was trained on: a diagnostic, not a training signal. Use the credit `PrefixCredit`, "
             "`ExactMatchCredit`, `SpanCredit` or `SequenceCredit`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
 
 
 def _listed(names: list[str]) -> str:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.models import (
     LanguageModel,
@@ -109,7 +110,7 @@ class StudentModule(L.LightningModule, StudentOwner):
                 "`data_parallel_size` of the ModelParallelStrategy to the number of processes "
                 "(see configs/trainer/fsdp.yaml)."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return self.device_mesh["data_parallel"]
 
     def forward_student(self, batch: RolloutBatch) -> StudentForward:
@@ -152,7 +153,7 @@ class StudentModule(L.LightningModule, StudentOwner):
                 f"({', '.join(missing[:3])}…), {len(unexpected)} are unexpected ({', '.join(unexpected[:3])}…). "
                 "Use the student settings (full or LoRA, targets, rank) it was trained with."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def loss_scale(self) -> float:
         """Undo Lightning's averages: gradients of ranks and micro-batches must add up, not average."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.divergences import Divergence, ReverseKL
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions, promote
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
@@ -55,7 +56,7 @@ class DistributionMatching(Objective):
                 "sampled token, differentiated as a loss (k1), has an expected gradient of zero. Use `ReverseKL`, or "
                 "`PolicyGradient`, in which the log-ratio is a factor of the gradient."
             )
-            raise TypeError(msg)
+            raise ConfigTypeError(msg)
         if self.teacher_signal == "top_k" and not (
             isinstance(self.divergence, TopK) and self.divergence.support == "teacher"
         ):
@@ -63,7 +64,7 @@ class DistributionMatching(Objective):
                 f"With `teacher_signal: top_k` only the teacher's own top tokens are known, got {self.divergence}. "
                 "Use `divergence: TopK` with `support: teacher`, or `teacher_signal: hidden_states`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @property
     @override
@@ -78,20 +79,20 @@ class DistributionMatching(Objective):
                 "DistributionMatching learns from teachers, and there is none. Name them under `model.teachers`, or "
                 "use `OutcomeGradient` to learn from outcome rewards alone."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.has_outcome and settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
                 f"`updates_per_batch` is {settings.updates_per_batch} and outcome rewards are on: their policy "
                 f"gradient is stale from the second update on, which {type(self.policy_loss).__name__} does not "
                 "correct. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.has_outcome and settings.off_policy_fraction > 0:
             msg = (
                 "Outcome rewards teach through the student's own tokens, but a fraction of the rollout batches is "
                 "off-policy. Remove `data.off_policy_responses`, or the callback `OutcomeReward`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
@@ -135,10 +136,10 @@ class DistributionMatching(Objective):
         top_k, scores = self.divergence, batch.teacher_scores
         if scores is None or scores.top_ids is None or scores.top_logprobs is None:
             msg = "The teachers returned no top-k log-probs. Use a teacher that answers them, or hidden states."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if scores.top_ids.shape[-1] < top_k.k:
             msg = f"`TopK` wants {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
         def compare(states: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
             logits = promote(student.head.logits(states)) / batch.temperature

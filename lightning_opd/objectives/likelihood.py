@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.metrics import mean_over
@@ -47,7 +48,7 @@ class Likelihood(Objective):
                 "`fraction: 1` and "
                 "no `OutcomeReward`, or use another objective."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
@@ -48,18 +49,18 @@ class OutcomeGradient(Objective):
                 "OutcomeGradient learns from outcome rewards, and no callback adds any. Add "
                 "`lightning_opd.callbacks.OutcomeReward` to `trainer.callbacks`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
                 f"`updates_per_batch` is {settings.updates_per_batch}, and {type(self.policy_loss).__name__} does not "
                 "correct for stale rollouts. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not settings.draws_from_student or settings.off_policy_fraction > 0:
             msg = (
                 "OutcomeGradient needs tokens of the student's whole distribution: `top_p: 1`, no off-policy responses."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:

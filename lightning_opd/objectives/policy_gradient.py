@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.advantages import AdvantageEstimator, Immediate
 from lightning_opd.functional.baselines import Baseline
 from lightning_opd.functional.log_ratio_transforms import Clip, LogRatioTransform, expected_log_ratio, shape
@@ -66,7 +67,7 @@ class PolicyGradient(Objective):
                 "advantage has an expected gradient of zero: it is the same for every token of a state. Match "
                 "distributions with `DistributionMatching`, or use `Immediate`."
             )
-            raise TypeError(msg)
+            raise ConfigTypeError(msg)
 
     @property
     @override
@@ -101,52 +102,52 @@ class PolicyGradient(Objective):
                 f"Both a critic and the baseline {type(self.baseline).__name__} would be subtracted. Remove "
                 "`model.critic` or `objective.baseline`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         unknown = sorted(set(self.teacher_log_ratio_transforms) - set(settings.teacher_names))
         if unknown:
             msg = (
                 f"`teacher_log_ratio_transforms` names {unknown}, the teachers are "
                 f"{list(settings.teacher_names)}. Correct the name, or add the teacher under `model.teachers`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not settings.teacher_names:
             msg = (
                 "PolicyGradient learns from teachers, and there is none. Name them under `model.teachers`, or use "
                 "`OutcomeGradient` to learn from outcome rewards alone."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
                 f"`updates_per_batch` is {settings.updates_per_batch}: from the second update on the rollouts are "
                 f"stale, which {type(self.policy_loss).__name__} does not correct. Use `policy_loss: PPOClip` or "
                 "`TruncatedImportance`, or one update per rollout batch."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not settings.draws_from_student and self.off_policy is None:
             msg = (
                 "The tokens are not drawn from the student's whole distribution (`top_p` below 1, or another engine), "
                 "which biases every log-ratio. Set `off_policy: TruncatedImportance`, or sample with `top_p: 1`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.off_policy_fraction > 0:
             msg = (
                 "A policy gradient learns from the student's own tokens only, but a fraction of the rollout batches is "
                 "off-policy. Use the objective `DistributionMatching`, or remove `data.off_policy_responses`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._check_reference(settings)
 
     def _check_reference(self, settings: RunSettings) -> None:
         if self.needs_reference and not settings.has_reference:
             msg = "A log-ratio transform extrapolates from a reference model, and there is none. Set `model.reference`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.needs_reference and self._needs_kl:
             msg = (
                 f"{type(self.estimator).__name__} needs the expectation of the transformed log-ratio over the "
                 "vocabulary, which a reference model's log-probs of the sampled tokens cannot give. Use `Immediate` or "
                 "`LogRatioToGo` with `Extrapolation`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     # --- the rollout batch ------------------------------------------------------------------------------
 

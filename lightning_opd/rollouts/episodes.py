@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task
 from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
@@ -90,7 +91,7 @@ def check_lengths(
                 f"The prompt that begins with {start!r} has {len(ids)} tokens; with `max_new_tokens` {max_new_tokens} "
                 f"it exceeds the student's context of {max_length}. Shorten it, or lower `max_new_tokens`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
 
 class Episode:

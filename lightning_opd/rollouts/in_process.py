@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import RolloutEngine
 from lightning_opd.models import causal_lm, unsharded
@@ -43,7 +44,7 @@ class InProcessEngine(RolloutEngine):
         """Remember the batch size; the student arrives with `sync`."""
         if batch_size < 1:
             msg = f"`batch_size` must be at least 1, got {batch_size}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
         self._num_tokens = self._num_row_steps = 0
@@ -91,7 +92,7 @@ class InProcessEngine(RolloutEngine):
             raise RuntimeError(msg)
         if len(seeds) != len(token_ids) * num_samples:
             msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         was_training = self._model.training
         self._model.eval()
         samples: dict[int, Sample] = {}

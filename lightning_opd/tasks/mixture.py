@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, Split, Task
 from lightning_opd.types import Messages, Prompt, Trajectory
 
@@ -29,7 +30,7 @@ class Mixture(Task):
         self.tasks = {name: task for name, task in tasks.items() if task is not None}
         if not self.tasks:
             msg = "`tasks` of a Mixture is empty; name at least one task."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def prompts(self, split: Split) -> Sequence[Prompt]:
@@ -57,7 +58,7 @@ class Mixture(Task):
                 f"A prompt of domain `{prompt.domain}` reached a Mixture of {sorted(self.tasks)}. "
                 "A Mixture inside a Mixture cannot tell its prompts apart: name all tasks in one."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return self.tasks[prompt.domain]
 
     @override
@@ -123,7 +124,7 @@ class Curriculum(Task):
         if abs(total - 1) > 1e-6 or any(phase.fraction < 0 for phase in phases):
             fractions = [phase.fraction for phase in phases]
             msg = f"The fractions of a curriculum's phases must be positive and add up to 1, got {fractions}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.phases = phases
 
     @override

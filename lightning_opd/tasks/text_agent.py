@@ -8,6 +8,7 @@ from itertools import permutations
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.tasks.tool_agent import Harness, ToolAgent
 from lightning_opd.tasks.tools import Tool, reverse_text, sort_text
@@ -48,7 +49,7 @@ class TextAgent(ToolAgent):
         super().__init__(right_fraction, open_fraction, harness)
         if not 3 <= num_letters <= len(ALPHABET):
             msg = f"`num_letters` must be between 3 and {len(ALPHABET)}, got {num_letters}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.num_letters = num_letters
 
     @override

@@ -10,6 +10,7 @@ from typing import Literal
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, Split, Task
 from lightning_opd.tasks.format_rules import (
     SpecialTokenInside,
@@ -46,10 +47,10 @@ class ToolAgent(Task):
         for name, fraction in (("right_fraction", right_fraction), ("open_fraction", open_fraction)):
             if not 0 <= fraction <= 1:
                 msg = f"`{name}` is a fraction between 0 and 1, got {fraction}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         if harness not in ("strict", "lenient"):
             msg = f"`harness` must be 'strict' or 'lenient', got {harness!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.right_fraction, self.open_fraction, self.harness = right_fraction, open_fraction, harness
         self._split = cache(lambda split: in_split(self.questions(), split))
 

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import FormatRule, Split, Task
 from lightning_opd.tasks.format_rules import (
     TextAfterFinalTag,
@@ -41,10 +42,10 @@ class ToolAnswer(Task):
         """Check who demonstrates."""
         if agent not in ("expert", "sloppy"):
             msg = f"`agent` must be 'expert' or 'sloppy', got {agent!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not 0 <= sloppy_right_fraction <= 1:
             msg = f"`sloppy_right_fraction` is a fraction between 0 and 1, got {sloppy_right_fraction}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.agent, self.sloppy_right_fraction = agent, sloppy_right_fraction
         self._split = cache(lambda split: in_split(self.questions(), split))
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit
 from lightning_opd.functional.prefixes import PrefixScorer
@@ -132,7 +133,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         if self.is_cross_tokenizer and Signal.HIDDEN_STATES in signals:
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.is_cross_tokenizer and isinstance(self.credit, PrefixCredit):
             top_k = self.top_k if Signal.TOP_LOGPROBS in signals else 0
             scores = prefix_scores(

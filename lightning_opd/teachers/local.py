@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
 from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, max_over, shard
@@ -52,7 +53,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         """Remember where the model lies; `setup` loads it."""
         if temperature is not None and temperature <= 0:
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
         self.top_k = top_k
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
@@ -171,7 +172,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
                 f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or "
                 "the credit `SpanCredit`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         longest = int(position_ids.max()) + 1 if len(position_ids) else 0
         self._check_length(longest, model.max_length)
         parts = []
@@ -194,7 +195,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
                 f"A trajectory has {longest} tokens, more than the {max_length} positions of teacher "
                 f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def _num_rounds(self, num_rows: int) -> int:
         """Return how often this rank must run the model: under sharding as often as every other."""

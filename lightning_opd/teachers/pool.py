@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, Teacher
 from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
 
@@ -59,7 +60,7 @@ class TeacherPool:
                     f"A prompt asks for teacher `{prompt.teacher}`; the known teachers are {list(self.names)}.{hint} "
                     "Add it under `model.teachers`, or correct the prompt's teacher field."
                 )
-                raise ValueError(msg)
+                raise ConfigError(msg)
 
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load every distinct model once."""

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
 from lightning_opd.functional.prefixes import PrefixScorer, Reply
 from lightning_opd.interfaces import ReadsTrees, Teacher
@@ -38,7 +39,7 @@ def prefix_scores(
             f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
             "teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     ids = batch.token_ids
     replies = [
         (row, columns, translator.prompt(turn.messages), prefix_tree(translator, ids[row, columns].tolist()))

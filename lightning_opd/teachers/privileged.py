@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
@@ -46,7 +47,7 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead):
         self._fields = [name for _, name, _, _ in Formatter().parse(context) if name is not None]
         if "content" not in self._fields:
             msg = f"`context` must hold {{content}}, the message that the student reads; got {context!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @property
     @override
@@ -84,7 +85,7 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead):
                 f"`context` of a PrivilegedTeacher needs {needed}, which the prompt {prompt.key} lacks; its columns "
                 f"are {sorted(prompt.columns)}. Add them to the data, or change `context`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         last = hinted[places[-1]]
         values: Mapping[str, object] = {**prompt.columns, "content": last.get("content", "")}
         hinted[places[-1]] = {**last, "content": self.context.format_map(values)}

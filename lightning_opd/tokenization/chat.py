@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.compatibility import missing_template
 from lightning_opd.types import Messages
 
@@ -40,7 +41,7 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     _, found, rest = _render(tokenizer, chat, add_generation_prompt=True).rpartition(stand_in)
     if not found:
         msg = "The chat template does not show an assistant's content, so an answer to it has no place. Use another."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return _encode(tokenizer, rest.removeprefix(_stop(tokenizer)))
 
 
@@ -60,7 +61,7 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     if not messages or messages[-1].get("role") != "assistant":
         role = messages[-1].get("role") if messages else "no message"
         msg = f"A demonstration must end with a message of role `assistant`, got {role}."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     replies = _replies([message.get("role") for message in messages])
     token_ids, mask = [], []
     for i, reply in enumerate(replies):
@@ -95,7 +96,7 @@ def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
             "The chat template renders an assistant message differently from its generation prompt, so that what is "
             "learned would not be what is sampled. Use a template whose generation prompt begins the assistant's turn."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     reply, stop = whole[len(prompt) :], _stop(tokenizer)
     if stop:  # what follows the stop token (a line break, usually) is never sampled
         before, _, _ = reply.rpartition(stop)
@@ -122,7 +123,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence
             "The tokenizer has no stop token (`eos_token`), so responses would never end. Set it in "
             "tokenizer_config.json, or name the ids in `data.sampling.stop_token_ids`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return tuple(dict.fromkeys([*own, *more]))
 
 
@@ -140,7 +141,7 @@ def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        raise ValueError(missing_template(tokenizer))
+        raise ConfigError(missing_template(tokenizer))
     chat = cast("list[dict[str, str]]", [{k: v for k, v in message.items() if k != "tools"} for message in messages])
     tools = cast("list[dict[str, object]] | None", messages[0].get("tools") if messages else None)
     return cast(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
+from lightning_opd.errors import ConfigError
+
 Schema = Mapping[str, object]
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -38,7 +40,7 @@ def function_schema(function: Callable[..., object]) -> Schema:
             f"`{name}` cannot become a tool: {error} A tool needs a type for every argument, and a Google docstring "
             "with a line for each under `Args:`."
         )
-        raise ValueError(msg) from error
+        raise ConfigError(msg) from error
 
 
 def argument_error(schema: Schema, arguments: Mapping[str, object]) -> str | None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from lightning_opd.errors import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -52,7 +54,7 @@ def train_tokenizer(
     if vocab_size < smallest:
         needed = f"{NUM_BYTES} bytes and {len(control)} special tokens"
         msg = f"`vocab_size` must be at least {smallest} ({needed}), got {vocab_size}."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     tokenizer = Tokenizer(models.BPE())
     borders = [pre_tokenizers.Digits(individual_digits=True)] if max_merge is None else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

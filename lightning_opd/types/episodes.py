@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lightning_opd.errors import ConfigError
+
 Message: TypeAlias = Mapping[str, object]
 """One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
 schemas that its template shows."""
@@ -64,15 +66,15 @@ class Sampling:
         """Refuse values no engine can draw with."""
         if self.temperature < 0:
             msg = f"`temperature` must be 0 (greedy) or positive, got {self.temperature}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not 0 < self.top_p <= 1:
             msg = f"`top_p` must lie in (0, 1], got {self.top_p}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         for name in ("max_new_tokens", "max_turns", "max_episode_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 msg = f"`{name}` must be at least 1, got {limit}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import MERGE, Cli
+from tests.cli.conftest import MERGE
+from tests.commands import Cli
 
 FUNCTIONAL = "lightning_opd.functional"
 

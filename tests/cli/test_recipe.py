@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.conftest import Cli
+from tests.commands import Cli, Write
 from tests.tiny import model_config
-
-Write = Callable[[str, object], Path]
 
 SCORES = {"rows": [{"key": "a", "domain": "d", "teacher": "t", "split": "test", "mode": "greedy", "reward": 1.0}]}
 """Both sides of a comparison."""
@@ -21,7 +18,7 @@ FIT = {
     "model": {
         "class_path": "lightning_opd.SFTModule",
         "init_args": {
-            "student": {"random_init": model_config(320), "tokenizer": "runs/small/seed0/tokenizer"},
+            "student": {"random_init": model_config(320), "tokenizer": "${run}/tokenizer"},
         },
     },
     "data": {
@@ -36,12 +33,12 @@ FIT = {
         "enable_model_summary": False,
         "limit_val_batches": 0,
         "log_every_n_steps": 1,
-        "default_root_dir": "runs/small/seed0/base",
+        "default_root_dir": "${run}/base",
         "callbacks": [
             {
                 "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
                 "init_args": {
-                    "dirpath": "runs/small/seed0/base/checkpoints",
+                    "dirpath": "${run}/base/checkpoints",
                     "save_last": True,
                     "every_n_train_steps": 2,
                     "enable_version_counter": False,
@@ -65,15 +62,15 @@ def recipe(write_yaml: Write) -> Path:
         "task": {"class_path": "lightning_opd.tasks.Strings"},
         "vocab_size": 320,
         "num_examples": 20,
-        "output": "runs/small/seed0/tokenizer",
+        "output": "${run}/tokenizer",
     }
-    parity = {"scores": ["student=scores.json"], "output": "runs/small/seed0/report", "bootstrap": 20}
+    parity = {"scores": ["student=scores.json"], "output": "${run}/report", "bootstrap": 20}
     write_yaml("scores.json", json.dumps(SCORES))
     write_yaml("small/tokenizer.yaml", tokenizer)
     write_yaml("small/parity.yaml", parity)
     return write_yaml("small/recipe.yaml", {"steps": [
-        {"name": "tokenizer", "verb": "tokenizer", "config": "tokenizer.yaml"},
-        {"name": "report", "verb": "parity", "config": "parity.yaml",
+        {"name": "tokenizer", "command": "tokenizer", "config": "tokenizer.yaml"},
+        {"name": "report", "command": "parity", "config": "parity.yaml",
          "overrides": ["teacher.t=scores.json", "student=scores.json"]},
     ]}).parent  # fmt: skip
 
@@ -92,9 +89,9 @@ def test_steps_run_in_order_and_leave_their_outputs(cli: Cli, recipe: Path) -> N
     assert statuses(out) == {"tokenizer": "done", "report": "done"}
     assert Path("runs/small/seed0/tokenizer/tokenizer.json").is_file()
     assert Path("runs/small/seed0/report/parity.json").is_file()
-    assert (
-        Path("runs/small/seed0/tokenizer/inputs/tokenizer.yaml").read_text() == (recipe / "tokenizer.yaml").read_text()
-    )
+    inputs = yaml.safe_load(Path("runs/small/seed0/tokenizer/inputs/tokenizer.yaml").read_text())
+    written = yaml.safe_load((recipe / "tokenizer.yaml").read_text())
+    assert inputs == {**written, "output": "runs/small/seed0/tokenizer"}
 
 
 def test_finished_steps_are_skipped_and_their_report_is_shown_again(cli: Cli, recipe: Path) -> None:
@@ -107,7 +104,7 @@ def test_finished_steps_are_skipped_and_their_report_is_shown_again(cli: Cli, re
     assert out.count("# Parity") == 1
 
 
-def test_a_changed_step_and_all_after_it_are_redone_and_old_outputs_set_aside(cli: Cli, recipe: Path) -> None:
+def test_a_changed_step_and_all_after_it_are_redone_and_old_outputs_archived(cli: Cli, recipe: Path) -> None:
     cli("run", recipe)
     content = yaml.safe_load((recipe / "tokenizer.yaml").read_text())
     (recipe / "tokenizer.yaml").write_text(yaml.safe_dump({**content, "vocab_size": 300}))
@@ -174,7 +171,7 @@ def test_a_failing_step_says_which_where_and_how_to_go_on(cli: Cli, recipe: Path
 def test_an_interrupted_fit_goes_on_from_its_checkpoint(cli: Cli, recipe: Path, write_yaml: Write) -> None:
     write_yaml("small/base.yaml", FIT)
     steps = yaml.safe_load((recipe / "recipe.yaml").read_text())["steps"]
-    steps.insert(1, {"name": "base", "verb": "fit", "config": "base.yaml", "overrides": ["--trainer.max_steps=3"]})
+    steps.insert(1, {"name": "base", "command": "fit", "config": "base.yaml", "overrides": ["--trainer.max_steps=3"]})
     write_yaml("small/recipe.yaml", {"steps": steps})
     code, out, err = cli("run", recipe, "--seed", 1)
     assert code == 0, err
@@ -205,12 +202,12 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(cli: Cli, recipe: Path, 
     ("steps", "expected"),
     [
         ([], "must hold a list `steps:`"),
-        ([{"name": "a", "verb": "fitt"}], "`fitt` is not a verb. Did you mean `fit`?"),
-        ([{"name": "a", "verb": "run"}], "names it first in `overrides`"),
-        ([{"name": "a", "verb": "fit", "overides": []}], "Did you mean `overrides`?"),
-        ([{"name": "a", "verb": "fit", "config": "none.yaml"}], "none.yaml`, which does not exist"),
-        ([{"name": "a/b", "verb": "fit"}], "a word that can name a folder, got `a/b`"),
-        ([{"name": "a", "verb": "parity"}, {"name": "a", "verb": "parity"}], "several steps named `a`"),
+        ([{"name": "a", "command": "fitt"}], "`fitt` is not a command. Did you mean `fit`?"),
+        ([{"name": "a", "command": "run"}], "names it first in `overrides`"),
+        ([{"name": "a", "command": "fit", "overides": []}], "Did you mean `overrides`?"),
+        ([{"name": "a", "command": "fit", "config": "none.yaml"}], "none.yaml`, which does not exist"),
+        ([{"name": "a/b", "command": "fit"}], "a word that can name a folder, got `a/b`"),
+        ([{"name": "a", "command": "parity"}, {"name": "a", "command": "parity"}], "several steps named `a`"),
     ],
 )
 def test_a_wrong_recipe_is_answered_in_one_line(

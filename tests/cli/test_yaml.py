@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_opd.cli.recipe.spec import read_recipe
-from tests.cli.conftest import Cli
+from tests.commands import Cli
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/recipe.yaml"))
@@ -37,6 +37,10 @@ def test_every_recipe_reads_and_all_its_steps_parse(cli: Cli, path: Path, monkey
     monkeypatch.chdir(ROOT)
     assert command(path) == ["run", str(path.parent.relative_to(ROOT))]
     for step in read_recipe(path.parent).steps:
-        words = [step.verb, *(word for config in step.configs for word in ("--config", config)), *step.overrides]
+        words = [
+            step.command,
+            *(word for config in step.configs(path.parent) for word in ("--config", config)),
+            *step.overrides,
+        ]
         code, _, err = cli(*words, "--print_config")
         assert code == 0, f"{step.name}: {err}"

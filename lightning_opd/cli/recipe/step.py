@@ -1,11 +1,9 @@
-"""A step with its paths and seed filled in, its fingerprint, and the marker that says how far it came."""
+"""A step with its variables filled in, its fingerprint, and the marker that says how far it came."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -13,14 +11,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from lightning_opd import __version__
+from lightning_opd.cli.commands import TRAINER_COMMANDS
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
-from lightning_opd.cli.verbs import TRAINER_VERBS
+from lightning_opd.cli.sources import Variables, dump_yaml, read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from lightning_opd.cli.recipe.spec import Recipe, StepSpec
 
@@ -42,17 +39,17 @@ class Step:
 
     Args:
         name: Name of the step.
-        verb: What to run.
+        command: What to run.
         folder: Its outputs.
-        configs: File name → text, paths and seed filled in.
+        configs: File name → configuration, variables filled in.
         overrides: Command line words after the configs.
         fingerprint: Hash of everything that its outputs depend on.
     """
 
     name: str
-    verb: str
+    command: str
     folder: Path
-    configs: Mapping[str, str]
+    configs: Mapping[str, object]
     overrides: tuple[str, ...]
     fingerprint: str
 
@@ -61,15 +58,15 @@ class Step:
         """The checkpoint from which an interrupted `fit` goes on."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def command(self, *, resume: bool = False) -> list[str]:
-        """Return the verb and the words that run this step alone."""
+    def words(self, *, resume: bool = False) -> list[str]:
+        """Return the command and the words that run this step alone."""
         configs = [word for name in self.configs for word in ("--config", str(self.folder / "inputs" / name))]
-        checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume and self.verb == "fit" else []
-        return [self.verb, *configs, *self.overrides, *checkpoint]
+        checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume and self.command == "fit" else []
+        return [self.command, *configs, *self.overrides, *checkpoint]
 
     def command_line(self, *, resume: bool = False) -> str:
-        """Return that command as one would type it."""
-        return shlex.join(["python", "-m", "lightning_opd", *self.command(resume=resume)])
+        """Return the same as one would type it."""
+        return shlex.join(["python", "-m", "lightning_opd", *self.words(resume=resume)])
 
     def state(self) -> State:
         """Return what an earlier run left."""
@@ -81,22 +78,22 @@ class Step:
             return State.OUTDATED
         if content.get("finished"):
             return State.FINISHED
-        can_go_on = self.verb == "script" or (self.verb == "fit" and self.checkpoint.is_file())
+        can_go_on = self.command == "script" or (self.command == "fit" and self.checkpoint.is_file())
         return State.INTERRUPTED if can_go_on else State.OUTDATED
 
     def begin(self) -> None:
         """Write the inputs and note that the step has begun."""
         inputs = self.folder / "inputs"
         inputs.mkdir(parents=True, exist_ok=True)
-        for name, text in self.configs.items():
-            (inputs / name).write_text(text, encoding="utf-8")
+        for name, config in self.configs.items():
+            (inputs / name).write_text(dump_yaml(config), encoding="utf-8")
         self._mark(finished=False, seconds=0.0)
 
     def finish(self, seconds: float) -> None:
         """Note that the step has finished, after so many seconds."""
         self._mark(finished=True, seconds=seconds)
 
-    def set_aside(self, folder: Path) -> None:
+    def archive(self, folder: Path) -> None:
         """Move old outputs to a folder, in place of what was moved there before."""
         target = folder / self.name
         shutil.rmtree(target, ignore_errors=True)
@@ -135,48 +132,39 @@ def resolve(recipe: Recipe, output: str, seed: int) -> list[Step]:
     """Fill in where the outputs lie and the seed; every step's fingerprint covers those before it.
 
     Args:
-        recipe: Speaks of `runs/<recipe>/seed0`; of another recipe's outputs, too, if a step runs that.
-        output: Folder that takes the place of `runs`.
-        seed: Takes the place of 0; Trainer verbs also get it as `seed_everything`, scripts as `seed`.
+        recipe: Its YAML files speak of `${run}`, `${runs}`, `${recipe}` and `${seed}`.
+        output: Folder for the outputs of all recipes.
+        seed: Trainer commands also get it as `seed_everything`, scripts as `seed`, other recipes as their seed.
     """
-    home = output.rstrip("/")
-    root = f"{home}/{recipe.name}/seed{seed}"
-    others = {
-        spec.overrides[0]: read_recipe(find_recipe(spec.overrides[0])) for spec in recipe.steps if spec.verb == "run"
-    }
-    names = "|".join(re.escape(name) for name in (recipe.name, *(other.name for other in others.values())))
-    pattern = re.compile(rf"(?<![\w./-])runs/({names})/seed0(?![\w-])")
-
-    def relocate(text: str) -> str:
-        return pattern.sub(lambda match: f"{home}/{match[1]}/seed{seed}", text)
-
+    variables = Variables(recipe.folder, output.rstrip("/"), seed)
     steps: list[Step] = []
-    scripts = "".join(path.read_text(encoding="utf-8") for path in sorted(recipe.folder.glob("*.py")))
     previous = f"{__version__} {seed}"
     for spec in recipe.steps:
-        if spec.verb == "run":
-            previous += resolve(others[spec.overrides[0]], output, seed)[-1].fingerprint
-            spec = dataclasses.replace(spec, overrides=(*spec.overrides, "--seed", str(seed), "--output", home))  # noqa: PLW2901  # the same step, with its place
-        steps.append(_resolve_step(spec, relocate, Path(root) / spec.name, seed, previous, scripts))
+        if spec.command == "run":
+            other = read_recipe(find_recipe(spec.overrides[0]))
+            previous += resolve(other, output, seed)[-1].fingerprint
+        if spec.command == "script":
+            previous += "".join(path.read_text(encoding="utf-8") for path in sorted(recipe.folder.glob("*.py")))
+        steps.append(_resolve_step(spec, recipe.folder, variables, previous))
         previous = steps[-1].fingerprint
     return steps
 
 
-def _resolve_step(
-    spec: StepSpec, relocate: Callable[[str], str], folder: Path, seed: int, previous: str, scripts: str
-) -> Step:
-    texts: dict[str, str] = {}
-    for index, path in enumerate(spec.configs, start=1):
-        name = path.name if path.name not in texts else f"{index}_{path.name}"
-        texts[name] = relocate(path.read_text(encoding="utf-8"))
-        if spec.verb == "script":  # wherever the recipe lies, its scripts lie beside it
-            texts[name] = re.sub(r"^file: recipes/[^/\n]+/", f"file: {path.parent}/", texts[name], flags=re.MULTILINE)
-    overrides = tuple(relocate(word) for word in spec.overrides)
-    if spec.verb in TRAINER_VERBS:
-        overrides += ("--seed_everything", str(seed))
-    if spec.verb == "script":
-        overrides += ("--seed", str(seed))
-        previous += scripts
-    meaning = [spec.name, spec.verb, [yaml.safe_load(text) for text in texts.values()], overrides, previous]
+def _resolve_step(spec: StepSpec, folder: Path, variables: Variables, previous: str) -> Step:
+    written: dict[str, object] = {}
+    for index, path in enumerate(spec.configs(folder), start=1):
+        name = path.name if path.name not in written else f"{index}_{path.name}"
+        written[name] = read_yaml(f"`{path}`", path.read_text(encoding="utf-8"))
+    meaning = [spec.name, spec.command, list(written.values()), spec.overrides, previous]
     fingerprint = hashlib.sha256(json.dumps(meaning, default=str).encode()).hexdigest()
-    return Step(spec.name, spec.verb, folder, texts, overrides, fingerprint)
+    configs = {name: variables.resolve(config, f"in `{name}`") for name, config in written.items()}
+    overrides = [str(variables.resolve(str(word), f"in step `{spec.name}`")) for word in spec.overrides]
+    seed = str(variables.seed)
+    if spec.command in TRAINER_COMMANDS:
+        overrides += ["--seed_everything", seed]
+    elif spec.command == "script":
+        overrides += ["--seed", seed]
+    elif spec.command == "run":
+        overrides += ["--seed", seed, "--output", variables.output]
+    outputs = Path(variables.output) / folder.name / f"seed{seed}" / spec.name
+    return Step(spec.name, spec.command, outputs, configs, tuple(overrides), fingerprint)

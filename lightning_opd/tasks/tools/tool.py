@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.tools.limits import TimeUp, call_in_child, call_in_process
 from lightning_opd.tokenization.tool_schema import Schema, argument_error, function_schema
 
@@ -46,10 +47,10 @@ class Tool:
         """Check the limits; the schema is read when it is first shown."""
         if timeout <= 0:
             msg = f"`timeout` must be a positive number of seconds, got {timeout}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if max_characters < 1:
             msg = f"`max_characters` must be at least 1, got {max_characters}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.function, self.timeout, self.isolated, self.max_characters = function, timeout, isolated, max_characters
 
     @property

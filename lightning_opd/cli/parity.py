@@ -1,4 +1,4 @@
-"""The verb `parity`."""
+"""The command `parity`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from lightning_opd.cli.errors import UsageError
+from lightning_opd.errors import ConfigError
 
 
 def parity(
@@ -19,7 +19,7 @@ def parity(
 ) -> None:
     """Compare student, teachers and baselines, prompt by prompt.
 
-    Joins the `scores.json` files that the `test` verb writes and writes `parity.json`, `parity.md` and `curves.png`.
+    Joins the `scores.json` files that the command `test` writes and writes `parity.json`, `parity.md` and `curves.png`.
     Parity is the student's mean outcome over that of each prompt's own teacher, on the prompts both answered.
 
     Args:
@@ -30,15 +30,15 @@ def parity(
         bootstrap: Resamples per 95 % interval.
         seed: Seed of the bootstrap.
     """
-    from lightning_opd.cli.parity.curves import read_curves
-    from lightning_opd.cli.parity.figure import draw
-    from lightning_opd.cli.parity.markdown import markdown
-    from lightning_opd.cli.parity.report import compare
-    from lightning_opd.cli.parity.scores import read_models
+    from lightning_opd.analysis.curves import read_curves
+    from lightning_opd.analysis.figure import draw
+    from lightning_opd.analysis.markdown import markdown
+    from lightning_opd.analysis.report import compare
+    from lightning_opd.analysis.scores import read_models
 
     if bootstrap < 1:
         msg = f"`bootstrap` must be at least 1 resample, got {bootstrap}."
-        raise UsageError(msg)
+        raise ConfigError(msg)
     models = read_models(scores)
     lines = [] if curves is None else read_curves(Path(curves))
     report = compare(models, num_resamples=bootstrap, seed=seed)

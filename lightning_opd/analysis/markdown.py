@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_opd.cli.parity.bootstrap import Interval
-    from lightning_opd.cli.parity.report import CellReport, Report
+    from lightning_opd.analysis.bootstrap import Interval
+    from lightning_opd.analysis.report import CellReport, Report
 
 PARITY = 0.99
 """Student ÷ teacher from which a domain counts as merged."""
@@ -67,7 +67,7 @@ def _experts(report: Report) -> list[str]:
         [str(cell), *(f"{report.experts[name][cell]:.3f}" if cell in report.experts[name] else "–" for name in names)]
         for cell in cells
     ]
-    return [f"## Experts at home and abroad\n\n{_grid(['prompts', *names], lines)}"]
+    return [f"## Experts on every domain\n\n{_grid(['prompts', *names], lines)}"]
 
 
 def _grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The verb `run`."""
+"""The command `run`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.errors import USAGE_EXIT_CODE, UsageError, message_of, wants_traceback
+from lightning_opd.cli.commands import command_line, run_command
+from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.recipe.step import Outcome, State, Step, resolve
-from lightning_opd.cli.verbs import command_line, run_verb
+from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,13 +52,13 @@ def run(
     last = len(plan.steps) if until is None else plan.position(until) + 1
     if redo >= last and from_ is not None:
         msg = f"`from` ({from_}) comes after `until` ({until}) in recipe `{plan.name}`; there is nothing to run."
-        raise UsageError(msg)
+        raise ConfigError(msg)
     console = Console()
     steps = resolve(plan, output, seed)
     again = _again(recipe, seed, output, until)
     outcomes: list[Outcome] = []
     for index, step in enumerate(steps[:last]):
-        console.rule(f"[bold]\\[{index + 1}/{len(steps)}] {step.name}[/bold] · {step.verb}", align="left")
+        console.rule(f"[bold]\\[{index + 1}/{len(steps)}] {step.name}[/bold] · {step.command}", align="left")
         outcomes.append(_run_step(step, console, again, redo=index >= redo))
     show_summary(outcomes, console)
 
@@ -70,20 +71,20 @@ def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> Outcom
         return Outcome(step, "skipped", 0.0)
     resume = state is State.INTERRUPTED and not redo
     if step.folder.is_dir() and not resume:
-        aside = step.folder.parent.parent / "previous" / step.folder.parent.name
-        step.set_aside(aside)
-        console.print(f"old outputs moved to {aside / step.name}", style="dim", highlight=False, soft_wrap=True)
+        archive = step.folder.parent.parent / "previous" / step.folder.parent.name
+        step.archive(archive)
+        console.print(f"old outputs moved to {archive / step.name}", style="dim", highlight=False, soft_wrap=True)
     if resume:
         console.print(
-            f"going on from {step.checkpoint if step.verb == 'fit' else step.folder}",
+            f"going on from {step.checkpoint if step.command == 'fit' else step.folder}",
             style="dim",
             highlight=False,
             soft_wrap=True,
         )
     step.begin()
     started = time.perf_counter()
-    with _failure_report(step, again), _own_process_state(), command_line(step.command(resume=resume)):
-        run_verb(step.command(resume=resume))
+    with _failure_report(step, again), _own_process_state(), command_line(step.words(resume=resume)):
+        run_command(step.words(resume=resume))
     seconds = time.perf_counter() - started
     step.finish(seconds)
     console.print(f"{step.name} took {seconds:.1f} s", style="dim", highlight=False)
@@ -115,16 +116,16 @@ def _failure_report(step: Step, again: str) -> Iterator[None]:
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         hint = f"  Finished steps are kept; go on with: {again}\n"
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-            sys.stderr.write(f"\nstopped in step `{step.name}` ({step.verb}).\n{hint}")
-            raise SystemExit(128 + 2) from error
-        expected = isinstance(error, UsageError) and not wants_traceback()
-        if not expected:
+            sys.stderr.write(f"\nstopped in step `{step.name}` ({step.command}).\n{hint}")
+            raise SystemExit(INTERRUPTED_EXIT_CODE) from error
+        message = None if wants_traceback() else settings_message(error)
+        if message is None:
             traceback.print_exception(error)
         sys.stderr.write(
-            f"error: step `{step.name}` ({step.verb}) failed: {message_of(error)}\n"
+            f"error: step `{step.name}` ({step.command}) failed: {message or error}\n"
             f"  Outputs so far: {step.folder}\n  This step alone: {step.command_line()}\n{hint}"
         )
-        raise SystemExit(USAGE_EXIT_CODE if expected else 1) from error
+        raise SystemExit(1 if message is None else USAGE_EXIT_CODE) from error
 
 
 def _again(recipe: str, seed: int, output: str, until: str | None) -> str:

@@ -4,14 +4,12 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lightning_opd.cli.parity.bootstrap import mean_interval, paired_intervals, resampled_means
-from lightning_opd.cli.parity.curves import read_curves
-from lightning_opd.cli.parity.report import compare
-from lightning_opd.cli.parity.scores import read_models
-from tests.cli.conftest import Cli
+from lightning_opd.analysis.curves import read_curves
+from lightning_opd.analysis.report import compare
+from lightning_opd.analysis.scores import read_models
+from tests.commands import Cli
 
 Row = dict[str, object]
 Save = Callable[[str, Sequence[Row]], Path]
@@ -69,55 +67,6 @@ def words(save: Save) -> list[str]:
     return [f"{role}={save(role, content)}" for role, content in files.items()]
 
 
-def test_bootstrap_means_have_the_spread_of_the_binomial() -> None:
-    values = np.array([[1.0] * 300 + [0.0] * 100])
-    means = resampled_means(values, 4000, seed=0)[0]
-    assert means.mean() == pytest.approx(0.75, abs=2e-3)
-    assert means.std() == pytest.approx((0.75 * 0.25 / 400) ** 0.5, rel=0.05)
-
-
-def test_bootstrap_interval_of_a_mean_is_the_normal_one_for_many_prompts() -> None:
-    values = np.array([1.0] * 600 + [0.0] * 400)
-    interval = mean_interval(values, 8000, seed=1)
-    half = 1.96 * (0.6 * 0.4 / 1000) ** 0.5
-    assert interval.value == pytest.approx(0.6)
-    assert interval.low == pytest.approx(0.6 - half, abs=4e-3)
-    assert interval.high == pytest.approx(0.6 + half, abs=4e-3)
-
-
-def test_equal_answers_have_a_parity_of_one_without_spread() -> None:
-    answers = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
-    student, teacher, parity = paired_intervals(answers, answers, 500, seed=0)
-    assert (parity.value, parity.low, parity.high) == (1.0, 1.0, 1.0)
-    assert student == teacher
-    assert student.low is not None
-    assert student.low < 0.6
-
-
-def test_paired_intervals_are_those_of_all_resamples() -> None:
-    """Two prompts have four resamples of equal chance: (a, a), (a, b), (b, a), (b, b)."""
-    student, teacher = np.array([1.0, 0.5]), np.array([1.0, 1.0])
-    means = resampled_means(np.stack([student, teacher]), 20000, seed=0)
-    ratio, counts = np.unique(means[0] / means[1], return_counts=True)
-    assert ratio.tolist() == [0.5, 0.75, 1.0]
-    assert counts / 20000 == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
-    _, _, parity = paired_intervals(student, teacher, 2000, seed=0)
-    assert (parity.value, parity.low, parity.high) == (0.75, 0.5, 1.0)
-
-
-def test_intervals_do_not_depend_on_how_resamples_are_chunked_and_follow_the_seed() -> None:
-    values = np.array([0.0, 1.0, 1.0])
-    assert mean_interval(values, 700, seed=3) == mean_interval(values, 700, seed=3)
-    assert resampled_means(values[None], 700, seed=3).shape == (1, 700)
-    assert not np.array_equal(resampled_means(values[None], 700, seed=3), resampled_means(values[None], 700, seed=4))
-
-
-def test_a_teacher_that_solves_nothing_has_no_parity() -> None:
-    _, teacher, parity = paired_intervals(np.array([1.0, 0.0]), np.zeros(2), 100, seed=0)
-    assert teacher.value == 0.0
-    assert (parity.value, parity.low, parity.high) == (None, None, None)
-
-
 def test_only_prompts_that_both_answered_count(save: Save) -> None:
     words = [f"student={save('s', rows('math', [1, 0, 1, 1]))}", f"teacher.math={save('t', rows('math', [1, 1]))}"]
     cell = compare(read_models(words), 50).cells[0]
@@ -140,6 +89,17 @@ def test_prompts_are_paired_by_key_in_any_order(save: Save) -> None:
     ]
     parity = compare(read_models(words), 200).cells[0].parity
     assert (parity.low, parity.high) == (1.0, 1.0)
+
+
+def test_the_seed_of_the_report_is_that_of_its_intervals(cli: Cli, save: Save, tmp_path: Path) -> None:
+    outcomes = [index % 3 / 2 for index in range(40)]
+    words = [f"student={save('s', rows('math', outcomes))}", f"teacher.math={save('t', rows('math', outcomes[::-1]))}"]
+    reports = []
+    for seed in (0, 0, 1):
+        assert cli("parity", *words, "--output", tmp_path, "--bootstrap", 100, "--seed", seed)[0] == 0
+        reports.append((tmp_path / "parity.json").read_text())
+    assert reports[0] == reports[1]
+    assert reports[0] != reports[2]
 
 
 def test_the_report_has_the_promised_layout(cli: Cli, words: list[str], tmp_path: Path) -> None:
@@ -263,4 +223,4 @@ def test_student_and_teacher_without_a_common_prompt_are_an_error(cli: Cli, save
     student, teacher = save("s", rows("math", [1])), save("t", rows("math", [1], split="train"))
     code, _, err = cli("parity", f"student={student}", f"teacher.math={teacher}", "--output", tmp_path)
     assert code == 2
-    assert "math · test · greedy: student and teacher (math) fraction no prompt" in err
+    assert "math · test · greedy: student and teacher (math) have no prompt in common" in err

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.errors import UsageError
+from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,14 +35,14 @@ def read_curves(folder: Path) -> list[Curve]:
         folder: Searched with all its subfolders.
 
     Raises:
-        UsageError: If there is no event file.
+        ConfigError: If there is no event file.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     runs = sorted({file.parent for file in folder.rglob("events.out.tfevents.*")}) if folder.is_dir() else []
     if not runs:
         msg = f"`curves`: no TensorBoard event file below `{folder}`; give the folder of a training run."
-        raise UsageError(msg)
+        raise ConfigError(msg)
     curves: list[Curve] = []
     for run in runs:
         events = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0 keeps every point

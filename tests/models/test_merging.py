@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_opd.cli.average import merge
-from tests.cli.conftest import Cli
+from lightning_opd.models.merging import average, merge_tensor, task_arithmetic
+from tests.commands import Cli
 from tests.tiny import save_model
 
 
@@ -59,19 +59,37 @@ def test_the_merged_folder_loads_as_a_model_with_its_tokenizer(cli: Cli, folders
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
 
 
-def test_arithmetic_is_done_in_float32_and_saved_in_the_dtype_of_the_base() -> None:
-    """In bfloat16 the sum 1 + 2 · 2⁻⁹ would lose both small terms; in float32 it rounds up once, at the end."""
-    base = torch.ones(1, dtype=torch.bfloat16)
-    models = [torch.full((1,), 1 + 2**-7, dtype=torch.bfloat16)] * 2
-    merged = merge(base, models, 0.25)
+def test_an_average_of_bfloat16_is_summed_in_float32() -> None:
+    """1 + 2⁻⁸ is a tie in bfloat16 and rounds to 1: a sum in bfloat16 would lose both small numbers."""
+    models = [torch.tensor([value], dtype=torch.bfloat16) for value in (1.0, 2**-8, 2**-8)]
+    in_bfloat16 = (models[0] + models[1] + models[2]) / 3
+    assert average(models).dtype == torch.float32
+    torch.testing.assert_close(average(models), torch.tensor([(1 + 2**-7) / 3]))
+    merged = merge_tensor(models[0], models, None)
     assert merged.dtype == torch.bfloat16
-    torch.testing.assert_close(merge(base.float(), [m.float() for m in models], 0.25), torch.tensor([1 + 2**-8]))
-    torch.testing.assert_close(merged, torch.tensor([1 + 2**-8]).bfloat16())
+    assert merged.item() == torch.tensor((1 + 2**-7) / 3).bfloat16().item() != in_bfloat16.item()
 
 
-def test_float64_stays_float64() -> None:
-    values = [torch.tensor([1.0 + 1e-12], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)]
-    assert float(merge(values[1], values, None) - 1) == pytest.approx(5e-13, rel=1e-3)
+def test_task_arithmetic_of_bfloat16_is_done_in_float32_and_saved_in_the_dtype_of_the_base() -> None:
+    """The sum of the differences is 1 + 2⁻⁷ and 2⁻⁸ too: bfloat16 has no such number and would drop the 2⁻⁸."""
+    base = torch.zeros(1, dtype=torch.bfloat16)
+    models = [torch.tensor([value], dtype=torch.bfloat16) for value in (1.0, 2**-8, 2**-8, 2**-8)]
+    in_bfloat16 = base + 0.5 * (models[0] + models[1] + models[2] + models[3])
+    torch.testing.assert_close(task_arithmetic(base, models, 0.5), torch.tensor([(1 + 3 * 2**-8) / 2]))
+    merged = merge_tensor(base, models, 0.5)
+    assert merged.dtype == torch.bfloat16
+    assert merged.item() == torch.tensor((1 + 3 * 2**-8) / 2).bfloat16().item() != in_bfloat16.item()
+
+
+def test_models_are_merged_in_the_widest_dtype_of_all() -> None:
+    base, wide = torch.tensor([1.0]), torch.tensor([1.0 + 1e-12], dtype=torch.float64)
+    assert float(average([wide, base.double()]) - 1) == pytest.approx(5e-13, rel=1e-3)
+    assert float(task_arithmetic(base, [wide], 0.5) - 1) == pytest.approx(5e-13, rel=1e-3)
+
+
+def test_integers_are_those_of_the_base() -> None:
+    base, other = torch.tensor([3]), torch.tensor([5])
+    assert torch.equal(merge_tensor(base, [other], None), base)
 
 
 def test_sharded_models_are_merged_shard_by_shard(cli: Cli, folders: list[Path], tmp_path: Path) -> None:

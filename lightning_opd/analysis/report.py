@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_opd.cli.errors import UsageError
-from lightning_opd.cli.parity.bootstrap import Interval, mean_interval, paired_intervals
+from lightning_opd.analysis.bootstrap import Interval, mean_interval, paired_intervals
+from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lightning_opd.cli.parity.scores import Answer, Cell, ScoredModels, Scores
+    from lightning_opd.analysis.scores import Answer, Cell, ScoredModels, Scores
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def compare(models: ScoredModels, num_resamples: int = 2000, seed: int = 0) -> R
         seed: Seed of the bootstrap.
 
     Raises:
-        UsageError: If a prompt's teacher was not given, or answered none of the student's prompts.
+        ConfigError: If a prompt's teacher was not given, or answered none of the student's prompts.
     """
     cells = [_compare_cell(cell, models, num_resamples, seed) for cell in sorted(models.student)]
     experts = {
@@ -103,17 +103,17 @@ def _paired(cell: Cell, answers: dict[str, Answer], teachers: dict[str, Scores])
                 f"{cell}: the student's prompts belong to teacher `{answer.teacher}`; "
                 f"add `teacher.{answer.teacher}=FILE` (given: {known})."
             )
-            raise UsageError(msg)
+            raise ConfigError(msg)
         theirs = teachers[answer.teacher].get(cell, {}).get(key)
         if theirs is not None:
             pairs.append((answer.reward, theirs.reward))
     if not pairs:
         names = ", ".join(sorted({answer.teacher for answer in answers.values()}))
         msg = (
-            f"{cell}: student and teacher ({names}) fraction no prompt; "
+            f"{cell}: student and teacher ({names}) have no prompt in common; "
             "run `test` for both with the same task, splits and modes."
         )
-        raise UsageError(msg)
+        raise ConfigError(msg)
     student, teacher = np.asarray(pairs, dtype=np.float64).T
     return student, teacher
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_opd.errors import MissingPackageError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
 
-    from lightning_opd.cli.parity.curves import Curve
-    from lightning_opd.cli.parity.report import Report
+    from lightning_opd.analysis.curves import Curve
+    from lightning_opd.analysis.report import Report
 
 PANELS = {
     "train/teacher_kl": ("KL(student ‖ teacher), training", "nats per token"),
@@ -38,14 +40,14 @@ def draw(report: Report, curves: Sequence[Curve], path: Path) -> None:
         path: Picture to write.
 
     Raises:
-        ImportError: If matplotlib is not installed.
+        MissingPackageError: If matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         msg = "`curves` draws with matplotlib: `pip install matplotlib`."
-        raise ImportError(msg) from error
+        raise MissingPackageError(msg) from error
 
     panels = {name: lines for name in PANELS if (lines := [curve for curve in curves if _quantity(curve.tag) == name])}
     num_rows = -(-(len(panels) + 1) // _COLUMNS)
