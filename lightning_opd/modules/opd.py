@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class OPDModule(EvaluationModule):
     def __init__(
         self,
         student: StudentConfig,
-        teachers: dict[str, str | Teacher] | None = None,
+        teachers: Mapping[str, str | Teacher] | None = None,
         objective: Objective = DistributionMatching(),  # frozen, hence safe to share
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,

@@ -11,6 +11,7 @@ from arms import CRITIC_LR, KL_TO_GO, MEASURED, REVERSE_KL, Arm, make_data, make
 from jaxtyping import Float
 from torch import Tensor
 from training import make_trainer, optimizer_at
+from typing_extensions import override
 
 from lightning_opd import OPDModule, RolloutBatch, StudentConfig
 from lightning_opd.callbacks import ExportHuggingFace
@@ -43,6 +44,7 @@ class GradientMeter(OPDModule):
         self.warm_up = warm_up
         self.gradients: dict[str, list[Tensor]] = {name: [] for name in MEASURED}
 
+    @override
     def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: Tensor) -> LossTerms:
         """Measure every arm on this forward, then return the module's own loss."""
         if self.global_step >= self.warm_up:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_opd import Prompt, SFTModule, Task
 from lightning_opd.interfaces import Split
@@ -55,15 +56,18 @@ class RunningSum(Task):
         )  # as many tokens per digit as in the reply: the digit to add lies at a fixed distance
         return Prompt(({"role": "user", "content": content},), key, name, name, {"digits": digits, "sums": sums})
 
+    @override
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Return the questions of a split."""
         return self._split(split)
 
+    @override
     def reward(self, prompt: Prompt, text: str) -> float:
         """Return 1 if there are as many sums as digits, all of them right."""
         sums = str(prompt.columns["sums"])
         return float(len(text) == 2 * len(sums) and text[1::2] == sums)
 
+    @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         """Return chats of the chosen writer."""
         noise, prompts = random.Random(f"running sum {split} {seed}"), self.prompts(split)  # not secret
@@ -88,6 +92,7 @@ def add(one: str, other: str) -> str:
 class MendingExpert(SFTModule):
     """Learns to mend slips, and not to make them: a wrong draft is context, and no example."""
 
+    @override
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Leave the wrong drafts out."""
         token_ids, mask = batch["token_ids"], batch["response_mask"].bool()

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import lightning as L
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from typing_extensions import override
 
 from lightning_opd.modules.student import OptimizerFactory
 
@@ -59,6 +60,7 @@ class Curve(L.Callback):
         """Start empty."""
         self.points: list[dict[str, float]] = []
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what the validation found."""
         metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
