@@ -21,13 +21,13 @@ def markdown(report: Report) -> str:
         groups.setdefault((row.cell.split, row.cell.mode), []).append(row)
     parts = [
         "# Parity",
-        verdict(report),
+        conclusion(report),
         *(_table(split, mode, rows) for (split, mode), rows in sorted(groups.items())),
     ]
     return "\n\n".join([*parts, *_experts(report)]) + "\n"
 
 
-def verdict(report: Report) -> str:
+def conclusion(report: Report) -> str:
     """Return one line: how many cells reach parity, and which is the weakest."""
     known = [(row.parity.value, row) for row in report.cells if row.parity.value is not None]
     if not known:

@@ -116,7 +116,7 @@ class LanguageModel:
 
         Args:
             token_ids: Tokens of one or several continuations.
-            attention_mask: `sees[b, t, u]` where token t reads token u; each reads itself.
+            attention_mask: `attention_mask[b, t, u]` where token t reads token u; each reads itself.
             position_ids: Of each token in its own continuation.
         """
         dtype = self.model.dtype

@@ -33,7 +33,7 @@ def seeds(num: int) -> list[int]:
 
 
 def talk(answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2) -> tuple[list[Trajectory], RandomEngine]:
-    """Play episodes of `turns` answers each with an engine that writes anything."""
+    """Play episodes of `turns` answers each with an engine that generates anything."""
 
     class Long(ScriptedChat):
         def environment(self, prompt):  # noqa: ANN001, ANN202
