@@ -104,8 +104,6 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
         for split in splits if len(teachers) else ():  # without any, an evaluation scores nothing
             teachers.check_routes(self._prompts(split, may_be_empty=split != "train"))
 
-    # --- what Lightning calls --------------------------------------------------------------------
-
     @override
     def train_dataloader(self) -> PromptLoader:
         trainer, (rank, num_ranks) = self._trainer(), self._data_rank()
@@ -185,8 +183,6 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
     def teardown(self, stage: str) -> None:
         self._micro_batches = []
         self.engine.close()
-
-    # --- what is around it -----------------------------------------------------------------------
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

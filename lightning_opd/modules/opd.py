@@ -75,8 +75,6 @@ class OPDModule(EvaluationModule):
         self._metric_stage = "train"
         self._update_started = self._update_seconds = 0.0
 
-    # --- hooks -----------------------------------------------------------------------------------
-
     def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         """Return the detached factor of each token's log-prob gradient; row-local terms only."""
         return self.objective.advantages(batch, student)
@@ -90,8 +88,6 @@ class OPDModule(EvaluationModule):
     def log_terms(self, terms: LossTerms) -> None:
         """Add a micro-batch's metrics to the step's; `training_step` logs their quotients once per step."""
         self._step_metrics.update({f"{self._metric_stage}/{name}": pair for name, pair in terms.metrics.items()})
-
-    # --- before training ---
 
     @override
     def setup(self, stage: str) -> None:

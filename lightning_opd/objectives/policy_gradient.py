@@ -149,8 +149,6 @@ class PolicyGradient(Objective):
             )
             raise ConfigError(msg)
 
-    # --- the rollout batch ------------------------------------------------------------------------------
-
     @override
     def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
         super().prepare(rollouts, context)
@@ -176,8 +174,6 @@ class PolicyGradient(Objective):
             context.sum_over_ranks,
             is_constant_in_time=self.estimator.is_constant_in_time,
         )
-
-    # --- one micro-batch -------------------------------------------------------------------------
 
     def _signal_mask(self, batch: RolloutBatch) -> Bool[Tensor, "batch time"]:
         """Tokens whose log-ratio counts, for themselves and in others' sums."""
