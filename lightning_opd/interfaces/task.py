@@ -8,47 +8,9 @@ from collections.abc import Sequence
 from typing_extensions import override
 
 from lightning_opd.errors import UnsupportedError
-from lightning_opd.types import Message, Messages, Prompt, Split, Trajectory
-
-
-class FormatRule(ABC):
-    """One named rule about how a reply must look; decided on token ids and text only.
-
-    In an episode of several turns it is asked once per reply, and shown the episode so far.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name under which violations are counted."""
-        return type(self).__name__
-
-    @abstractmethod
-    def is_broken(self, trajectory: Trajectory) -> bool:
-        """Return whether the trajectory's last reply, `trajectory.text`, breaks this rule."""
-
-
-class RewardFunction(ABC):
-    """Rewards a finished episode, beside the task's own outcome."""
-
-    @abstractmethod
-    def __call__(self, trajectory: Trajectory) -> float:
-        """Return the reward."""
-
-
-class Environment(ABC):
-    """One episode: messages in, messages out."""
-
-    @abstractmethod
-    def reset(self) -> Messages:
-        """Start the episode and return the messages the student sees first."""
-
-    @abstractmethod
-    def step(self, reply: Message) -> Messages:
-        """Take the student's reply and return the messages that answer it; empty ends the episode."""
-
-    @abstractmethod
-    def reward(self) -> float:
-        """Return the reward of the finished episode."""
+from lightning_opd.interfaces.environment import Environment
+from lightning_opd.interfaces.format_rule import FormatRule
+from lightning_opd.types import Message, Messages, Prompt, Split
 
 
 class Task(ABC):
@@ -62,7 +24,7 @@ class Task(ABC):
         """Return the prompts of a split, always in the same order."""
 
     def reward(self, prompt: Prompt, text: str) -> float:
-        """Judge the student's whole reply (stop token cut); usually 0 or 1."""
+        """Reward the student's whole reply (stop token cut); usually 0 or 1."""
         msg = f"{type(self).__name__} must override `reward` (one turn) or `environment` (several)."
         raise UnsupportedError(msg)
 
