@@ -1,4 +1,4 @@
-"""Keeps the house in order by reading the sources: layers, cycles, and who may know what."""
+"""Keeps the layers of the package by reading its sources: who may import whom, without cycles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ LAYERS = {
     2: {"models", "tokenization"},
     3: {"formats"},
     4: {"tasks", "rollouts", "teachers", "objectives"},
-    5: {"preflight"},
     6: {"modules", "data", "callbacks"},
     7: {"cli", "__main__"},
 }
