@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one record per response."""
+"""Records of an evaluation: one per response."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning_opd.types import RolloutBatch, Trajectory
 
 
 class EvaluationRecords:
-    """Collects one record per judged response; the same on one rank and on many."""
+    """Collects one record per rewarded response; the same on one rank and on many."""
 
     def __init__(self, records: list[dict[str, object]] | None = None) -> None:
-        """Start from nothing, or from given records."""
+        """Start empty, or with records."""
         self._records = records or []
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class EvaluationRecords:
         return EvaluationRecords(sorted(records, key=lambda record: [str(record[name]) for name in order]))
 
     def means(self, *, by_mode: bool = False) -> dict[str, float]:
-        """Return mean outcome, format validity, length (tokens) and teacher KL (nats per token), also per domain."""
+        """Return mean reward, format validity, length (tokens) and teacher KL (nats per token), also per domain."""
         groups: dict[str, list[dict[str, object]]] = {}
         for record in self._records:
             place = f"/{record['split']}/{record['mode']}" if by_mode else ""

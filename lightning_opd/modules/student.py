@@ -30,9 +30,9 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class StudentModule(L.LightningModule, ABC):
-    """What supervised training and distillation fraction: the student and how it is kept.
+    """The part that supervised training and distillation share: the student and its checkpoints.
 
-    Checkpoints hold the trainable weights only, and load strictly for what they hold.
+    Checkpoints contain the trainable weights only, and load strictly for these.
     """
 
     strict_loading = False  # frozen weights are not in the checkpoint; `on_load_checkpoint` is strict for the rest
@@ -80,7 +80,7 @@ class StudentModule(L.LightningModule, ABC):
             shard(model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
-        """Return the ranks that fraction the weights, or None where every rank holds them all.
+        """Return the ranks that share the weights, or None where every rank has all of them.
 
         Raises:
             ValueError: The strategy would split matrices (tensor parallelism), which is not supported.

@@ -106,7 +106,7 @@ def test_the_group_size_is_checked_before_anything_is_written(world: Path, tmp_p
 
 def test_an_endless_training_has_no_end_to_reach(world: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, OutcomeReward(final_coef=0.0), max_steps=-1, max_epochs=-1)
-    with pytest.raises(ValueError, match="where training ends"):
+    with pytest.raises(ValueError, match="length of training"):
         trainer.fit(make_module(world), make_data())
 
 
