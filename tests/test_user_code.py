@@ -1,4 +1,4 @@
-"""What a user writes outside the package: a script, a task, an estimator, a module."""
+"""Code of a user outside the package: a script, a task, an estimator, a module."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Shop(Echo):
     """The same words as an agent that may look prices up."""
 
     def environment(self, prompt):
-        judge = lambda reply: self.reward(prompt, reply)
-        return ToolEnvironment(prompt.messages, [Tool(price)], judge, shows_tools=False)
+        final_reward = lambda reply: self.reward(prompt, reply)
+        return ToolEnvironment(prompt.messages, [Tool(price)], final_reward, shows_tools=False)
 
     def format_rules(self):
         return [NoShouting()]

@@ -1,4 +1,4 @@
-"""Causal language models: loading, LoRA, sharding, and forwards that never hold all logits."""
+"""Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer

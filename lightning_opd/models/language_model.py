@@ -1,4 +1,4 @@
-"""A causal language model as states and a head, so that no forward holds all logits."""
+"""A causal language model as states and a head, so that no forward keeps all logits in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LanguageModel:
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
-        """Find out by a probe whether logits are `states @ weight.T + bias` and nothing else."""
+        """Check with a probe whether logits are `states @ weight.T + bias` and nothing else."""
         import inspect
 
         self.model = model
@@ -112,7 +112,7 @@ class LanguageModel:
         attention_mask: Bool[Tensor, "batch time time"],
         position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
-        """Return the states after each token, where each sees some of those before it, as in a tree.
+        """Return the states after each token, where each token attends to some earlier ones, as in a tree.
 
         Args:
             token_ids: Tokens of one or several continuations.

@@ -1,4 +1,4 @@
-"""Weights shared out over processes (FSDP2), and gathered once where a whole generation needs them."""
+"""Weights sharded over processes (FSDP2), and gathered once for a whole generation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def any_rank(flag: bool) -> bool:
-    """Return whether a flag holds on any process: what all must do if one of them has to."""
+    """Return whether a flag is True on any process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return flag
     flags: list[bool] = [False] * torch.distributed.get_world_size()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Return the tokens the student sees before it writes: the chat and an opened assistant turn."""
+    """Return the tokens before a reply: the chat and an opened assistant turn."""
     return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
 
 
@@ -27,7 +27,7 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     Args:
         tokenizer: Whose template to use.
         messages: The chat before the reply that is answered.
-        answer: What the environment says to that reply.
+        answer: The environment's answer to that reply.
 
     Raises:
         ValueError: The template does not show assistant messages word for word.
@@ -39,7 +39,7 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     chat = (*shown, {"role": "assistant", "content": stand_in}, *answer)
     _, found, rest = _render(tokenizer, chat, add_generation_prompt=True).rpartition(stand_in)
     if not found:
-        msg = "The chat template does not show an assistant's content, so an answer to it has no place. Use another."
+        msg = "The chat template does not show an assistant's content, so no answer can follow it. Use another one."
         raise ValueError(msg)
     return _encode(tokenizer, rest.removeprefix(_stop(tokenizer)))
 
@@ -51,11 +51,11 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     of an agent's episode. The tokens are laid out as in an episode: the prompt's are those of
     `render_prompt`, those between replies are `render_answer`'s, and a reply is tokenised apart, as it
     is when the student generates it. A template that does not end a turn with the stop token gets it
-    appended, so that what is learned can stop.
+    appended, so that the student learns to stop.
 
     Raises:
         ValueError: The last message is not the assistant's, or the template does not show a reply
-            right behind the generation prompt.
+            directly after the generation prompt.
     """
     if not messages or messages[-1].get("role") != "assistant":
         role = messages[-1].get("role") if messages else "no message"
@@ -65,17 +65,17 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     token_ids, mask = [], []
     for i, reply in enumerate(replies):
         if i == 0:
-            given = render_prompt(tokenizer, messages[:reply])
+            context = render_prompt(tokenizer, messages[:reply])
         else:
-            given = render_answer(tokenizer, messages[: replies[i - 1]], messages[replies[i - 1] + 1 : reply])
-        written = _encode(tokenizer, _reply(tokenizer, messages[: reply + 1]))
-        token_ids += given + written
-        mask += [False] * len(given) + [True] * len(written)
+            context = render_answer(tokenizer, messages[: replies[i - 1]], messages[replies[i - 1] + 1 : reply])
+        reply_ids = _encode(tokenizer, _reply(tokenizer, messages[: reply + 1]))
+        token_ids += context + reply_ids
+        mask += [False] * len(context) + [True] * len(reply_ids)
     return token_ids, mask
 
 
 def _replies(roles: Sequence[object]) -> list[int]:
-    """Return where the replies to learn stand: the last message, and the calls that led to it."""
+    """Return the indices of the replies to learn: the last message, and the calls that led to it."""
     replies = [len(roles) - 1]
     while True:
         before = replies[0] - 1
@@ -87,17 +87,17 @@ def _replies(roles: Sequence[object]) -> list[int]:
 
 
 def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """Return the last message as the template shows it behind the generation prompt, with its stop token."""
+    """Return the last message as the template renders it after the generation prompt, with its stop token."""
     prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
     whole = _render(tokenizer, messages, add_generation_prompt=False)
     if not whole.startswith(prompt):
         msg = (
-            "The chat template renders an assistant message differently from its generation prompt, so that what is "
-            "learned would not be what is sampled. Use a template whose generation prompt begins the assistant's turn."
+            "The chat template renders an assistant message differently from its generation prompt, so the learned "
+            "tokens would differ from the sampled ones. Use a template whose generation prompt begins its turn."
         )
         raise ValueError(msg)
     reply, stop = whole[len(prompt) :], _stop(tokenizer)
-    if stop:  # what follows the stop token (a line break, usually) is never sampled
+    if stop:  # text after the stop token (usually a line break) is never sampled
         before, _, _ = reply.rpartition(stop)
         reply = (before if stop in reply else reply) + stop
     return reply
@@ -110,7 +110,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return the tokens that end a response: the tokenizer's and, if given, the model's own.
+    """Return the tokens that end a response: the tokenizer's and, if there is a model, its own.
 
     Raises:
         ValueError: There is none.
@@ -127,7 +127,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence
 
 
 def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what the chat template puts between the generation prompt and a reply, and what behind the reply.
+    """Return what the chat template puts between the generation prompt and a reply, and after the reply.
 
     The first is often a space; it is empty where the template shows a reply in another place.
     """

@@ -1,4 +1,4 @@
-"""Checks of tokenizers: what training needs of one, and what two must fraction."""
+"""Checks of tokenizers: what training needs of one, and what two must have in common."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_same_vocabulary(
         shown = ", ".join(f"{t!r}: {ours.get(t)} here, {theirs.get(t)} there" for t in different[:3])
         msg = (
             f"Teacher `{teacher_name}` has another vocabulary than the student: {len(different)} tokens differ "
-            f"({shown}). A local teacher scores the student's own tokens, so both must fraction one tokenizer."
+            f"({shown}). A local teacher scores the student's own tokens, so both must share one tokenizer."
         )
         raise ValueError(msg)
     if student.eos_token_id != teacher.eos_token_id:
