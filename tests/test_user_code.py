@@ -68,7 +68,7 @@ class NoShouting(NamedRule):
 
 
 class Shop(Echo):
-    """The same words as an agent that may look prices up."""
+    """The same task as an agent that may look prices up."""
 
     def environment(self, prompt):
         final_reward = lambda reply: self.reward(prompt, reply)
@@ -93,7 +93,7 @@ class MyCallback(OPDCallback):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the README supposes it: models and prompts."""
+    """A folder like the one in the README: models and prompts."""
     folder = tmp_path_factory.mktemp("user")
     save_world(folder / "models")
     (folder / "models" / "student").rename(folder / "models" / "base")

@@ -1,4 +1,4 @@
-"""A long chain in which one slip spoils the rest, unless it is noticed: running sums with a draft for each."""
+"""A long chain in which an uncorrected slip makes the rest wrong: running sums with a draft for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIGITS = "01234"
 
 
 class RunningSum(Task):
-    """Add digits modulo 5; after each digit write the sum twice, first as a draft, then as it counts.
+    """Add digits modulo 5; after each digit state the sum twice, first as a draft, then as the one that counts.
 
     The outcome is 1 if every sum that counts is right.
 
@@ -65,7 +65,7 @@ class RunningSum(Task):
         return float(len(text) == 2 * len(sums) and text[1::2] == sums)
 
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
-        """Return chats of the chosen writer."""
+        """Return chats of the chosen demonstrator."""
         noise, prompts = random.Random(f"running sum {split} {seed}"), self.prompts(split)  # not secret
         chosen = [prompts[noise.randrange(len(prompts))] for _ in range(num_examples)]
         return [(*prompt.messages, {"role": "assistant", "content": self._reply(prompt, noise)}) for prompt in chosen]
@@ -86,11 +86,11 @@ def add(one: str, other: str) -> str:
 
 
 class MendingExpert(SFTModule):
-    """Learns to mend slips, and not to make them: a wrong draft is context, and no example."""
+    """Learns to correct slips without learning to make them: a wrong draft is context, not an example."""
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Leave the wrong drafts out."""
         token_ids, mask = batch["token_ids"], batch["response_mask"].bool()
-        is_draft = mask & mask.roll(-1, dims=1) & (mask.cumsum(dim=1) % 2 == 1)  # the stop token has no sum behind it
+        is_draft = mask & mask.roll(-1, dims=1) & (mask.cumsum(dim=1) % 2 == 1)  # no sum follows the stop token
         is_slip = is_draft & (token_ids != token_ids.roll(-1, dims=1))
         return super().compute_loss({**batch, "response_mask": mask & ~is_slip})

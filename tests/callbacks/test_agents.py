@@ -117,7 +117,7 @@ def test_wrong_weights_are_refused(wrong: dict[str, float]) -> None:
 
 
 class Sabotage(Recorder):
-    """Changes everything that is said about tokens the student did not generate."""
+    """Changes every tensor at tokens that the student did not generate."""
 
     def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
         super().on_rollout_end(trainer, module, rollouts)  # type: ignore[arg-type]
