@@ -27,8 +27,8 @@ class RunningSum(Task):
 
     Args:
         num_digits: Length of the chain.
-        writer: Who demonstrates: a careful one mends every slip, a sloppy one takes its drafts as they are, and so
-            goes on from a wrong sum.
+        writer: Who demonstrates: a careful one corrects every slip, a sloppy one keeps its wrong drafts and so
+            continues from a wrong sum.
         slip_fraction: Fraction of drafts that a demonstration draws at random.
 
     Example:
