@@ -104,7 +104,7 @@ def wrong_imports(module: str) -> Iterator[str]:
         elif target not in modules():
             yield f"imports {target}, which does not exist"
         elif room(target) != room(module) and LAYER_OF[room(target)] >= layer and room(module) != "__main__":
-            yield f"(layer {layer}) imports {target} (layer {LAYER_OF[room(target)]}): move what they fraction down"
+            yield f"(layer {layer}) imports {target} (layer {LAYER_OF[room(target)]}): move what both need down"
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if room(m) != "__init__"])  # the lazy table may point anywhere

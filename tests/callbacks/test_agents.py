@@ -97,7 +97,7 @@ def test_groups_without_spread_are_counted_as_groups(world: Path, tmp_path: Path
     assert recorder.logged[0]["train/groups_without_spread"] == pytest.approx(float(expected))
 
 
-def test_the_group_size_is_checked_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+def test_the_group_size_is_checked_before_anything_is_generated(world: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(ValueError, match=r"`data\.samples_per_prompt` 1"):
         make_trainer(tmp_path, OutcomeReward(), recorder).fit(make_module(world), make_data(samples_per_prompt=1))
