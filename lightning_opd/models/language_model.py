@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class LanguageModel:
-    """A causal language model as the training step sees it: states that predict tokens, and a head.
+    """A causal language model in two parts: states that predict tokens, and a head.
 
     Args:
-        model: The Hugging Face model; its own forward and cache do all the work.
+        model: The Hugging Face model; its own forward and cache are used.
         vocab_size: Real tokens of its tokenizer; padded rows of the head are cut.
     """
 
@@ -116,7 +116,7 @@ class LanguageModel:
 
         Args:
             token_ids: Tokens of one or several continuations.
-            attention_mask: `sees[b, t, u]` where token t reads token u; each reads itself.
+            attention_mask: `attention_mask[b, t, u]` is True where token t reads token u; each reads itself.
             position_ids: Of each token in its own continuation.
         """
         dtype = self.model.dtype

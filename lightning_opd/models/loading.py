@@ -17,7 +17,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """Load a tokenizer.
 
     Raises:
-        FileNotFoundError: Nothing loadable at `path`.
+        FileNotFoundError: There is nothing to load at `path`.
     """
     from transformers import AutoTokenizer
 
@@ -31,7 +31,7 @@ def load_causal_lm(
     """Load a causal language model from safetensors, in eval mode.
 
     Raises:
-        FileNotFoundError: Nothing loadable at `path`.
+        FileNotFoundError: There is nothing to load at `path`.
     """
     from transformers import AutoModelForCausalLM
 

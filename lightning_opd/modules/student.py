@@ -48,12 +48,12 @@ class StudentModule(L.LightningModule, ABC):
         self._language_model: LanguageModel | None = None
 
     def configure_student(self) -> nn.Module:
-        """Return the student in train mode; a hook for students that are built in another way."""
+        """Return the student in train mode; a hook for students that are built differently."""
         return build_student(self.student_config)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer, checked for what training needs."""
+        """The student's tokenizer, checked for pad token, stop token and chat template."""
         config = self.student_config
         path = config.tokenizer or config.path
         tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)

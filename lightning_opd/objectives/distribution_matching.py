@@ -32,10 +32,6 @@ class DistributionMatching(Objective):
     The state distribution is held fixed, as in the immediate estimator: a nucleus (`top_p` below 1)
     changes which states are visited, not what is matched there. Logits exist only one chunk at a time.
 
-    Reference:
-        Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
-        arXiv 2306.13649 (2024).
-
     Args:
         divergence: Compares the two distributions.
         reduction: Adds the tokens up.
@@ -43,6 +39,10 @@ class DistributionMatching(Objective):
             the size of one state per token) or "top_k" (its likeliest tokens, as a server returns
             them; needs `TopK` with teacher support).
         policy_loss: Turns outcome advantages, if a callback adds any, into a loss.
+
+    Reference:
+        Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
+        arXiv 2306.13649 (2024).
     """
 
     divergence: Divergence = ReverseKL()

@@ -32,10 +32,6 @@ class PolicyGradient(Objective):
     noisier than matching whole distributions. r is recomputed from the current student at every update.
     The teacher's term is never normalised; outcome advantages are added after their own normalisation.
 
-    Reference:
-        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1;
-        `.github/THEORY.md`, sections 2 to 5.
-
     Args:
         estimator: Turns log-ratios into advantages.
         baseline: Subtracted from the estimator's return; null for none. `model.critic` learns one.
@@ -48,6 +44,10 @@ class PolicyGradient(Objective):
         off_policy: Weight of tokens that another policy sampled (a nucleus, another engine); null where
             tokens come from the student's whole distribution.
         reduction: Adds the tokens up.
+
+    Reference:
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1;
+        `.github/THEORY.md`, sections 2 to 5.
     """
 
     estimator: AdvantageEstimator = Immediate()

@@ -197,7 +197,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             raise ValueError(msg)
 
     def _num_rounds(self, num_rows: int) -> int:
-        """Return how often this rank must run the model: under sharding as often as every other."""
+        """Return how often this rank must run the model; under sharding all ranks run it equally often."""
         rounds = math.ceil(num_rows / self.batch_size)
         if self._mesh is None:
             return rounds

@@ -20,9 +20,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
 def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: Messages) -> list[int]:
     """Return the tokens between a reply's stop token and the next reply: the template's own.
 
-    The chat is rendered with stand-ins for the student's words, and what follows the last of them is
-    taken. So no word of the student is rendered (its tokens stay as sampled), and no template that
-    rewrites earlier replies, such as one that drops their thoughts, can disagree with them.
+    The chat is rendered with placeholders for the student's replies, and the text after the last placeholder
+    is returned. So the student's replies are never rendered (their tokens stay as sampled), and a template that
+    rewrites earlier replies, for example without their thoughts, cannot change them.
 
     Args:
         tokenizer: Whose template to use.
@@ -30,7 +30,7 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
         answer: The environment's answer to that reply.
 
     Raises:
-        ValueError: The template does not show assistant messages word for word.
+        ValueError: The template does not show assistant messages verbatim.
     """
     stand_in, everything = "reply", str((messages, answer))
     while stand_in in everything:
@@ -47,7 +47,7 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
 def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
     """Return a whole chat's tokens and a mask that is True on the replies to learn, stop tokens included.
 
-    Those are the last reply and, where it followed from tools' answers, the calls before it: all turns
+    Those are the last reply and, if tools were called, the calls before it: all turns
     of an agent's episode. The tokens are laid out as in an episode: the prompt's are those of
     `render_prompt`, those between replies are `render_answer`'s, and a reply is tokenised apart, as it
     is when the student generates it. A template that does not end a turn with the stop token gets it

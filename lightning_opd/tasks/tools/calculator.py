@@ -24,7 +24,7 @@ _BINARY: Mapping[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def calculate(expression: str) -> str:
-    """Compute an arithmetic expression.
+    """Work out an arithmetic expression.
 
     Args:
         expression: Numbers, + - * / // % ** and parentheses, for example (2 + 3) * 4.
