@@ -1,4 +1,4 @@
-"""What every test shares: shapes checked at run time, no network, one torch thread, fixed seeds, tiny real models."""
+"""Fixtures of all tests: shapes checked at run time, no network, one torch thread, fixed seeds, tiny real models."""
 
 from __future__ import annotations
 

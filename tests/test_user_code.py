@@ -1,4 +1,4 @@
-"""What a user writes outside the package: a script, a task, an estimator, a module."""
+"""Code of a user outside the package: a script, a task, an estimator, a module."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class NoShouting(NamedRule):
 
 
 class Shop(Echo):
-    """The same words as an agent that may look prices up."""
+    """The same task as an agent that may look prices up."""
 
     def environment(self, prompt):
-        reward_of = lambda reply: self.reward(prompt, reply)
-        return ToolEnvironment(prompt.messages, [Tool(price)], reward_of, shows_tools=False)
+        final_reward = lambda reply: self.reward(prompt, reply)
+        return ToolEnvironment(prompt.messages, [Tool(price)], final_reward, shows_tools=False)
 
     def format_rules(self):
         return [NoShouting()]
@@ -93,7 +93,7 @@ class MyCallback(OPDCallback):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the README supposes it: models and prompts."""
+    """A folder like the one in the README: models and prompts."""
     folder = tmp_path_factory.mktemp("user")
     save_world(folder / "models")
     (folder / "models" / "student").rename(folder / "models" / "base")

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OLD_WORDS = {
-    "rollout batch": r"(?<!sliding )(?<!sliding_)\bwindows?\b(?! line)|\w+_(?:per_)?windows?\b(?<!sliding_window)|PromptWindows",
+    "rollout batch": r"(?<!sliding )\bwindows?\b(?! line)|(?<!sliding)_windows?\b|PromptWindows",
     "training step, package, folder, layer": r"\broads?\b|\bhouses?\b|\brooms?\b|\bin_room\b|\bRoad\b",
     "score (teacher), reward (task)": r"\bverdicts?\b|\bgrad(?:e|es|ed|er|ing)\b|\bjudg(?:e|es|ed|ing)\b",
     "fraction": r"[Ss]hares? of\b|\w_share\b|_SHARE\b",

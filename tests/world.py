@@ -1,4 +1,4 @@
-"""A world small enough for every test: two teachers, a student, prompts, and a quiet trainer."""
+"""A setup small enough for every test: two teachers, a student, prompts, and a quiet trainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OBJECTIVES: tuple[Objective, ...] = (PolicyGradient(), DistributionMatching())
 
 
 class Letters(Task):
-    """Prompts of uneven length for two teachers; a reply is right if it holds an `a`."""
+    """Prompts of uneven length for two teachers; a reply is right if it contains an `a`."""
 
     def __init__(self, num_prompts: int = 12, teachers: Sequence[str] = ("code", "math")) -> None:
         self.num_prompts, self.teachers = num_prompts, tuple(teachers)
@@ -107,7 +107,7 @@ def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = Fal
 
 
 class Recorder(OPDCallback):
-    """Keeps the rollout batches, the gradients of each optimiser step, and what was logged."""
+    """Records the rollout batches, the gradients of each optimiser step, and the logged metrics."""
 
     def __init__(self) -> None:
         self.rollout_batches: list[RolloutBatch] = []

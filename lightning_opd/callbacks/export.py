@@ -1,4 +1,4 @@
-"""A Hugging Face folder at the end of training."""
+"""Exports the student as a Hugging Face folder at the end of training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ExportHuggingFace(Callback):
     """Write the trained student, its configuration and tokenizer when training ends.
 
     Args:
-        folder: Where; by default `model` in the trainer's `default_root_dir`.
-        merge: Fold a LoRA adapter into the weights; False writes the adapter alone.
+        folder: Where to write; by default `model` in the trainer's `default_root_dir`.
+        merge: Merge a LoRA adapter into the weights; False writes the adapter alone.
     """
 
     def __init__(self, folder: str | None = None, merge: bool = True) -> None:  # a key in YAML

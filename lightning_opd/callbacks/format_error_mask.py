@@ -17,9 +17,9 @@ from lightning_opd.types import RolloutBatch, Trajectory
 class FormatErrorMask(OPDCallback):
     """Give trajectories that break a format rule no distillation signal.
 
-    A teacher's undesirable pattern pays off under the distillation signal exactly where the format
-    breaks; masking those trajectories takes the pay away. Their outcome gradient stays, and the
-    denominator stays, so that good trajectories do not weigh more as failures rise.
+    Distillation rewards a teacher's undesirable pattern also where it breaks the format; the mask removes
+    that reward. The outcome gradient of masked trajectories stays, and the denominator stays, so that good
+    trajectories do not weigh more as failures rise.
 
     Logs `train/masked` (fraction of trajectories with an error) and `train/format_error/<rule>`.
 
@@ -28,7 +28,8 @@ class FormatErrorMask(OPDCallback):
         from_erring_turn: Whether an episode keeps the signal of the turns before its first error.
 
     Reference:
-        On-policy distillation for model merging, section 2 (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), section 2;
+        `.github/THEORY.md`, section 9.
     """
 
     def __init__(self, warn_above: float = 0.5, from_erring_turn: bool = False) -> None:  # a key in YAML

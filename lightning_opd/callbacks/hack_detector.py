@@ -1,4 +1,4 @@
-"""An alarm when the distillation signal improves while the outcome falls."""
+"""An alarm when the distillation signal improves while the reward falls."""
 
 from __future__ import annotations
 
@@ -33,24 +33,27 @@ UNITS: Mapping[str, str] = {
 
 
 class HackDetector(OPDCallback):
-    """Watch for reward hacking: the KL to the teacher falls, and the outcome falls with it.
+    """Watch for reward hacking: the KL to the teacher and the reward fall together.
 
-    Means over the last `span` rollout batches are compared with the block of `span` batches that had the best reward
-    so far.
-    The alarm is raised when the outcome has lost `reward_drop` of its best and more than four standard errors,
-    while the KL per sequence has lost `kl_drop` of what it was then. It says what else has changed.
+    The callback compares means over the last `span` rollout batches with the block of `span` batches that had the
+    best reward so far. It raises the alarm when the reward has lost `reward_drop` of its best and more than four
+    standard errors, while the KL per sequence has lost `kl_drop` of its value then. The warning names what else
+    has changed.
 
-    Logs `train/hack_alarm` (1 while it holds), `train/repeated_ngrams` (fraction of 4-grams that repeat an earlier one
-    of their trajectory), `train/top_token_fraction` (fraction of Σ|r| on the heaviest token id,
+    Logs `train/hack_alarm` (1 while the alarm lasts), `train/repeated_ngrams` (fraction of 4-grams that repeat an
+    earlier one of their trajectory) and `train/top_token_fraction` (fraction of Σ|r| on the heaviest token id,
     r = log T − log π).
 
     Args:
         span: Rollout batches in a mean.
-        reward_drop: Relative loss of outcome that is too much.
+        reward_drop: Relative loss of reward that is too much.
         kl_drop: Relative loss of KL that counts as an improved signal.
         token_fraction: Fraction of Σ|r| above which the alarm names a token id.
-        stop: Whether to end training at the alarm. The student of the best block is then kept, as it was at the
-            block's end, in `checkpoints/best.ckpt` of the trainer's `default_root_dir` (weights only).
+        stop: Whether to end training at the alarm. The student at the end of the best block is then in
+            `checkpoints/best.ckpt` of the trainer's `default_root_dir` (weights only).
+
+    Reference:
+        `.github/THEORY.md`, section 9.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class HackDetector(OPDCallback):
             rank_zero_warn(self._message(tokens))
 
     def observe(self, values: Mapping[str, float]) -> bool:
-        """Take a rollout batch's means, and return whether the alarm holds; also for curves from elsewhere.
+        """Take a rollout batch's means, and return whether there is an alarm; also for recorded curves.
 
         Args:
             values: The keys of `UNITS`, and `num_trajectories` of the rollout batch.
@@ -120,9 +123,9 @@ class HackDetector(OPDCallback):
         )
 
     def _recent(self) -> dict[str, float]:
-        """Return the means of the last rollout batches, and the squared standard error of their outcome."""
-        means = {name: sum(rollouts[name] for rollouts in self._last) / len(self._last) for name in UNITS}
-        count = sum(rollouts["num_trajectories"] for rollouts in self._last)
+        """Return the means of the last rollout batches, and the squared standard error of their reward."""
+        means = {name: sum(batch[name] for batch in self._last) / len(self._last) for name in UNITS}
+        count = sum(batch["num_trajectories"] for batch in self._last)
         rate = min(1.0, max(0.0, means["reward"]))
         return {**means, "squared_error": max(rate * (1 - rate), 1 / count) / count, "batch": self._num_batches}
 
@@ -167,7 +170,7 @@ class HackDetector(OPDCallback):
 
 
 def _measure(rollouts: RolloutBatch, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return this rank's sums of all that is watched, and Σ|r| per token id."""
+    """Return this rank's sums of all watched quantities, and Σ|r| per token id."""
     mask = rollouts.response_mask & rollouts.aligned_mask
     log_ratios = torch.where(mask, rollouts.teacher_logprobs - rollouts.rollout_logprobs, 0.0).double()
     weights = torch.bincount(rollouts.token_ids[mask], log_ratios.abs()[mask], vocab_size)

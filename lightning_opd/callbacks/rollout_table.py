@@ -1,4 +1,4 @@
-"""A few rollouts to read while training."""
+"""Shows a few rollouts during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RolloutTable(OPDCallback):
 
     Args:
         num_samples: Responses per table, spread over the rollout batch.
-        every_n_batches: How often.
+        every_n_batches: Rollout batches from one table to the next.
         console: Whether to print the table as well.
     """
 

@@ -1,4 +1,4 @@
-"""Causal language models: loading, LoRA, sharding, and forwards that never hold all logits."""
+"""Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.language_model import LanguageModel

@@ -1,4 +1,4 @@
-"""Weights shared out over processes (FSDP2), and gathered once where a whole generation needs them."""
+"""Weights sharded over processes (FSDP2), and gathered once for a whole generation."""
 
 from __future__ import annotations
 

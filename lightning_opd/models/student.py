@@ -1,4 +1,4 @@
-"""The model to train: its settings, how it is built, and how it is written out."""
+"""The model to train: its settings, how it is built, and how it is exported."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class StudentConfig:
 
     @property
     def name(self) -> str:
-        """What reports call this student."""
+        """The name of this student in reports."""
         return self.path or f"random {(self.random_init or {}).get('model_type', 'model')}"
 
 
@@ -105,7 +105,7 @@ def build_student(student: StudentConfig) -> nn.Module:
 
 
 def train_mode(model: nn.Module) -> nn.Module:
-    """Return the model in train mode: loaded models come in eval mode, and Lightning leaves them there."""
+    """Return the model in train mode: loaded models are in eval mode, and Lightning does not change that."""
     return model.train()
 
 
@@ -146,7 +146,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
 
 
 def causal_lm(student: nn.Module) -> PreTrainedModel:
-    """Return the language model itself; an adapter lives inside its layers."""
+    """Return the language model itself; an adapter is inside its layers."""
     from peft import PeftModel
 
     return student.get_base_model() if isinstance(student, PeftModel) else student  # type: ignore[return-value]
@@ -166,7 +166,7 @@ def export_student(
         student: A full model, or one with an adapter.
         tokenizer: Saved beside the weights.
         folder: Where to write.
-        merge: Fold an adapter into the weights; False writes the adapter alone.
+        merge: Merge an adapter into the weights; False writes the adapter alone.
         weights: State dict to write instead of the student's own (gathered from shards).
     """
     with quiet_files():

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: one record per response."""
+"""Records of an evaluation: one per response."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Records:
         return len(self._records)
 
     def means(self, *, by_mode: bool = False) -> dict[str, float]:
-        """Return mean outcome, format validity, length (tokens) and teacher KL (nats per token), also per domain."""
+        """Return mean reward, format validity, length (tokens) and teacher KL (nats per token), also per domain."""
         groups: dict[str, list[dict[str, object]]] = {}
         for record in self._records:
             place = f"/{record['split']}/{record['mode']}" if by_mode else ""

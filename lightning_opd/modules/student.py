@@ -37,9 +37,9 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class StudentModule(L.LightningModule, StudentOwner):
-    """What supervised training and distillation fraction: the student and how it is kept.
+    """The part that supervised training and distillation share: the student and its checkpoints.
 
-    Checkpoints hold the trainable weights only, and load strictly for what they hold.
+    Checkpoints contain the trainable weights only, and load strictly for these.
     """
 
     strict_loading = False  # frozen weights are not in the checkpoint; `on_load_checkpoint` is strict for the rest
@@ -55,13 +55,13 @@ class StudentModule(L.LightningModule, StudentOwner):
         self._language_model: LanguageModel | None = None
 
     def configure_student(self) -> nn.Module:
-        """Return the student in train mode; a hook for students that are built in another way."""
+        """Return the student in train mode; a hook for students that are built differently."""
         return build_student(self.student_config)
 
     @cached_property
     @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer, checked for what training needs."""
+        """The student's tokenizer, checked for pad token, stop token and chat template."""
         config = self.student_config
         path = config.tokenizer or config.path
         tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
@@ -97,7 +97,7 @@ class StudentModule(L.LightningModule, StudentOwner):
             shard(model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
-        """Return the ranks that share the weights, or None where every rank holds them all.
+        """Return the ranks that share the weights, or None where every rank has all of them.
 
         Raises:
             ValueError: The strategy would split matrices (tensor parallelism), which is not supported.

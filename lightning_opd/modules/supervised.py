@@ -1,4 +1,4 @@
-"""Supervised training: the student learns off-policy responses."""
+"""Supervised training: the student learns demonstrated responses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, St
 
 
 class SFTModule(StudentModule):
-    """Maximise the log-prob of off-policy responses; for bases, experts, warm starts and controls.
+    """Maximise the log-prob of demonstrated responses; for bases, experts, warm starts and controls.
 
     The loss is the mean over the response tokens of the optimiser step on this rank's micro-batch.
 

@@ -29,17 +29,21 @@ class DistributionMatching(Objective):
     """Match distributions at every token the student visits: Σ_t D(π(·|s_t), T(·|s_t)).
 
     With the reverse KL this is what the immediate policy gradient estimates, at a fraction of its
-    variance: the better choice wherever the teacher's output head is at hand (local teachers).
+    variance (`.github/THEORY.md`, section 3); prefer it with local teachers, whose output head is at hand.
     The state distribution is held fixed, as in the immediate estimator: a nucleus (`top_p` below 1)
     changes which states are visited, not what is matched there. Logits exist only one chunk at a time.
 
     Args:
         divergence: Compares the two distributions.
         reduction: Adds the tokens up.
-        teacher_signal: What travels from the teacher: "hidden_states" (the whole distribution, in
-            the room of one state per token) or "top_k" (its likeliest tokens, as a server returns
+        teacher_signal: What the teacher returns: "hidden_states" (the whole distribution, at
+            the size of one state per token) or "top_k" (its likeliest tokens, as a server returns
             them; needs `TopK` with teacher support).
         policy_loss: Turns outcome advantages, if a callback adds any, into a loss.
+
+    Reference:
+        Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
+        arXiv 2306.13649 (2024).
     """
 
     divergence: Divergence = ReverseKL()
@@ -48,7 +52,7 @@ class DistributionMatching(Objective):
     policy_loss: PolicyLoss = Reinforce()
 
     def __post_init__(self) -> None:
-        """Refuse what is no divergence, and one that the teacher's signal cannot serve."""
+        """Refuse anything but a divergence, and one that the teacher's signal cannot serve."""
         given: object = self.divergence
         if not isinstance(given, Divergence):
             msg = (
@@ -76,7 +80,7 @@ class DistributionMatching(Objective):
         super().check(settings)
         if not settings.teacher_names:
             msg = (
-                "DistributionMatching learns from teachers, and there is none. Name them under `model.teachers`, or "
+                "DistributionMatching learns from teachers, but there is none. Name them under `model.teachers`, or "
                 "use `OutcomeGradient` to learn from outcome rewards alone."
             )
             raise ConfigError(msg)
@@ -135,10 +139,10 @@ class DistributionMatching(Objective):
         assert isinstance(self.divergence, TopK)
         top_k, scores = self.divergence, batch.teacher_scores
         if scores is None or scores.top_ids is None or scores.top_logprobs is None:
-            msg = "The teachers returned no top-k log-probs. Use a teacher that answers them, or hidden states."
+            msg = "The teachers returned no top-k log-probs. Use a teacher that returns them, or hidden states."
             raise ConfigError(msg)
         if scores.top_ids.shape[-1] < top_k.k:
-            msg = f"`TopK` wants {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
+            msg = f"`TopK` needs {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
             raise ConfigError(msg)
 
         def compare(states: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class DistributionMatching(Objective):
 
     @torch.no_grad()
     def _support_metrics(self, batch: RolloutBatch, student: StudentForward) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return how far both sides agree on their likeliest tokens, where only those are compared."""
+        """Return how far both sides agree on their likeliest tokens, if only those are compared."""
         if self.teacher_signal == "top_k" or not isinstance(self.divergence, TopK):
             return {}
         k, mask = self.divergence.k, batch.response_mask & batch.aligned_mask

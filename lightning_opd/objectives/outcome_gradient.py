@@ -21,7 +21,7 @@ from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 class OutcomeGradient(Objective):
     """Learn from outcome rewards alone: −Σ_t Â_out(y) log π(a_t|s_t).
 
-    The control to distillation. With the callback `OutcomeReward` and its `advantage` set to
+    The control without a teacher. With the callback `OutcomeReward` and its `advantage` set to
     `RLOO` it is RLOO, with `GRPO` it is GRPO (without its KL penalty).
 
     Args:
@@ -29,8 +29,9 @@ class OutcomeGradient(Objective):
         reduction: Adds the tokens up.
 
     Reference:
-        Ahmadian et al., Back to basics: revisiting REINFORCE-style optimization (2024);
-        Shao et al., DeepSeekMath (2024), section 4.1.
+        Ahmadian et al., Back to basics: revisiting REINFORCE-style optimization for learning from human feedback
+        in LLMs, arXiv 2402.14740 (2024); Shao et al., DeepSeekMath: pushing the limits of mathematical reasoning
+        in open language models (GRPO), arXiv 2402.03300 (2024), section 4.1.
     """
 
     policy_loss: PolicyLoss = Reinforce()
@@ -46,7 +47,7 @@ class OutcomeGradient(Objective):
         super().check(settings)
         if not settings.has_outcome:
             msg = (
-                "OutcomeGradient learns from outcome rewards, and no callback adds any. Add "
+                "OutcomeGradient learns from outcome rewards, but no callback adds any. Add "
                 "`lightning_opd.callbacks.OutcomeReward` to `trainer.callbacks`."
             )
             raise ConfigError(msg)

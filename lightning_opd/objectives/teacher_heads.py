@@ -1,4 +1,4 @@
-"""Every position's student states beside those of its own teacher, one chunk of logits at a time."""
+"""Compares student and teacher at every position, one chunk of logits at a time."""
 
 from __future__ import annotations
 

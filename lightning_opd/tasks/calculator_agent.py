@@ -1,4 +1,4 @@
-"""Sums and differences that a calculator works out."""
+"""An agent that computes sums and differences with a calculator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Format rules: what a well-formed reply must not do, each rule named and counted.
+"""Format rules: what a well-formed reply must not do; each rule has a name and is counted.
 
 Each reply of an episode is checked by itself; a rule sees the episode up to and including it.
 """
@@ -28,7 +28,7 @@ class NamedRule(FormatRule):
 
 @dataclass(frozen=True)
 class Truncated(NamedRule):
-    """The reply hit the length limit instead of stopping."""
+    """The reply reached the length limit before a stop token."""
 
     @override
     def is_broken(self, trajectory: Trajectory) -> bool:
@@ -122,11 +122,11 @@ class ThinkOnce(NamedRule):
 
 @dataclass(frozen=True)
 class SpecialTokenInside(NamedRule):
-    """A control token stands inside the reply: sampled, or spelled out (which is one as soon as it is encoded again).
+    """A control token is inside the reply: sampled, or as text that becomes one when it is encoded again.
 
     Args:
         pattern: Regular expression of control tokens' text.
-        token_ids: Further control tokens, by id; the reply's last token, which may stop it, is not looked at.
+        token_ids: Further control tokens, by id; the reply's last token, which may be the stop token, is not checked.
     """
 
     pattern: str = r"<\|[^|<>\s]+\|>"

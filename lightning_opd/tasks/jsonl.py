@@ -17,7 +17,7 @@ from lightning_opd.interfaces import Split, Task
 from lightning_opd.tasks.splits import in_split, question_key
 from lightning_opd.types import Messages, Prompt
 
-_SIGN = r"(?:(?<![\w.)])-)?"  # a minus behind a digit or a bracket subtracts
+_SIGN = r"(?:(?<![\w.)])-)?"  # a minus after a digit or a bracket subtracts
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER = re.compile(rf"{_SIGN}{_WHOLE}(?:\.\d+)?|{_SIGN}(?<!\d)\.\d+", re.ASCII)
 
@@ -26,12 +26,12 @@ class Jsonl(Task):
     """Prompts from a JSONL file: `messages` or `prompt`, the teacher's name, and perhaps an `answer`.
 
     Without split files the rows are split by a hash of the question: .6 train, .1 validation,
-    .3 test. A row without `answer` has outcome 0: distillation needs none. A row's `response`, or
-    the assistant's message at the end of its `messages`, is its demonstration and no part of the
-    prompt. All other columns travel with the prompt.
+    .3 test. A row without `answer` has reward 0; distillation needs no answer. A row's `response`, or
+    the assistant's message at the end of its `messages`, is its demonstration, not a part of the
+    prompt. The prompt keeps all other columns.
 
     Args:
-        path: The file; all splits, or the training split if one of the others is given.
+        path: The file: all splits, or the training split if one of the other paths is set.
         validation_path: Validation prompts.
         test_path: Test prompts.
         teacher_field: Column with the teacher's name.
@@ -49,7 +49,7 @@ class Jsonl(Task):
         domain_field: str | None = None,
         match: Literal["exact", "numeric"] = "exact",
     ) -> None:
-        """Remember the files; they are read, and checked whole, at first use."""
+        """Remember the files; they are read and checked at first use."""
         self.teacher_field, self.domain_field, self.match = teacher_field, domain_field, match
         self._paths: dict[Split, str | None] = {"train": path, "validation": validation_path, "test": test_path}
         self._has_split_files = bool(validation_path or test_path)
@@ -88,7 +88,7 @@ class Jsonl(Task):
             prompts = [self._prompt(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
         if not prompts:
             columns = f"`prompt` and `{self.teacher_field}`"
-            msg = f"`{path}` holds no prompts. Write one JSON object per line, with {columns}."
+            msg = f"`{path}` has no prompts. Write one JSON object per line, with {columns}."
             raise ConfigError(msg)
         return prompts
 
@@ -146,7 +146,7 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
             msg = f"{place}: every message needs `role` and `content`, got {message!r}."
             raise ConfigError(msg)
     if messages[0]["role"] == "assistant":
-        msg = f"{place}: `messages` must open with the user or the system, got the assistant first."
+        msg = f"{place}: `messages` must begin with the user or the system, got the assistant first."
         raise ConfigError(msg)
     return tuple(messages)
 

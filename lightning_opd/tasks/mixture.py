@@ -63,7 +63,7 @@ class Mixture(Task):
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:
-        """Return each task's rules, which apply to its own prompts only."""
+        """Return each task's rules, which apply only to its own prompts."""
         names: dict[str, list[tuple[str, FormatRule]]] = {}
         for domain, task in self.tasks.items():
             for rule in task.format_rules():
@@ -82,7 +82,7 @@ class Mixture(Task):
 
 @dataclass(frozen=True)
 class _OwnDomain(FormatRule):
-    """One rule name, checked by the rule of the prompt's own task."""
+    """One rule name, decided by the rule of the prompt's own task."""
 
     rule_name: str
     rules: tuple[tuple[str, FormatRule], ...]
@@ -100,11 +100,11 @@ class _OwnDomain(FormatRule):
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a curriculum.
+    """A phase of a curriculum.
 
     Args:
-        task: Demonstrates in this stretch.
-        fraction: Of all examples.
+        task: Demonstrates in this phase.
+        fraction: Fraction of all examples.
     """
 
     task: Task
@@ -112,14 +112,14 @@ class Phase:
 
 
 class Curriculum(Task):
-    """Demonstrations of several tasks one after the other; everything else is the first one's.
+    """Demonstrations of several tasks one after the other; everything else comes from the first one.
 
     Args:
-        phases: In the order of training; the shares add up to 1.
+        phases: In the order of training; their fractions add up to 1.
     """
 
     def __init__(self, phases: list[Phase]) -> None:
-        """Check the shares."""
+        """Check the fractions."""
         total = sum(phase.fraction for phase in phases)
         if abs(total - 1) > 1e-6 or any(phase.fraction < 0 for phase in phases):
             fractions = [phase.fraction for phase in phases]
@@ -158,7 +158,7 @@ class Curriculum(Task):
 
 
 def interleave(parts: Iterable[Sequence[Item]]) -> list[Item]:
-    """Merge sequences so that every stretch holds them in proportion to their lengths.
+    """Merge sequences so that every part of the result has them in proportion to their lengths.
 
     Example:
         >>> interleave(["aaaa", "bb"])

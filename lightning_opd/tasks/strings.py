@@ -26,7 +26,7 @@ class Strings(ToolAnswer):
         agent: Who demonstrates: "expert" is always right; "sloppy" swaps the last two of four
             letters, echoes the question, or malforms the call.
         sloppy_right_fraction: Fraction of the sloppy agent's replies that are right on purpose. Three
-            letters survive the swap: .54 of all are right at the default.
+            letters are right after the swap as well: .54 of all are right at the default.
         num_questions: Questions for all splits together, half of them with three letters.
 
     Example:

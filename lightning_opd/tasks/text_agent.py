@@ -1,4 +1,4 @@
-"""Letters in another order, with two tools of which one is a trap."""
+"""An agent that puts letters in another order with one of two tools."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 class TextAgent(ToolAgent):
     """Sort or reverse three letters with `sort_text` or `reverse_text`; the reply has three letters.
 
-    6,720 questions with 16 letters to choose from. Each tool answers whatever it is given, so that the wrong
-    one's answer looks like an answer: that is the trap, and the typical slip. One question in six survives it.
+    6,720 questions with 16 letters to choose from. Both tools accept every input, so the wrong tool's answer
+    looks plausible; calling it is the typical slip. For one question in six both tools give the same answer.
 
     Args:
         right_fraction: Fraction of demonstrations that make the right call.

@@ -1,4 +1,4 @@
-"""A teacher in this process, on the student's own tokens."""
+"""A teacher in this process that scores the student's own tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             value moves the fixed point to z_student = (sampling temperature / this) · z_teacher.
         dtype: Precision of the weights; log-probs are computed in at least float32.
         batch_size: Most trajectories scored at once.
-        top_k: Likeliest tokens per position it reports to an objective that asks for them.
+        top_k: Likeliest tokens per position for an objective that asks for them.
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
         trust_remote_code: Run code shipped with the model; only for models you trust.
     """
@@ -50,7 +50,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,  # a key in YAML
     ) -> None:
-        """Remember where the model lies; `setup` loads it."""
+        """Remember the settings; `setup` loads the model."""
         if temperature is not None and temperature <= 0:
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
             raise ConfigError(msg)
@@ -168,7 +168,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         model = self._loaded()
         if self.attn_implementation not in TREE_ATTENTION:
             msg = (
-                f"Teacher `{self.path}` is to read several continuations at once (credit `PrefixCredit`), which the "
+                f"Teacher `{self.path}` has to read several continuations at once (credit `PrefixCredit`), which the "
                 f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or "
                 "the credit `SpanCredit`."
             )
@@ -198,7 +198,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             raise ConfigError(msg)
 
     def _num_rounds(self, num_rows: int) -> int:
-        """Return how often this rank must run the model: under sharding as often as every other."""
+        """Return how often this rank must run the model; under sharding all ranks run it equally often."""
         rounds = math.ceil(num_rows / self.batch_size)
         if self._mesh is None:
             return rounds

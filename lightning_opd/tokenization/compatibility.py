@@ -1,4 +1,4 @@
-"""Checks of tokenizers: what training needs of one, and what two must share."""
+"""Checks of tokenizers: of one for training, and of two for a common vocabulary."""
 
 from __future__ import annotations
 

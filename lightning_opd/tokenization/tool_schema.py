@@ -1,4 +1,4 @@
-"""What a tool takes: a typed Python function as JSON schema, and arguments checked against it."""
+"""A tool's arguments: a typed Python function as JSON schema, and checks against it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def function_schema(function: Callable[..., object]) -> Schema:
 
 
 def argument_error(schema: Schema, arguments: Mapping[str, object]) -> str | None:
-    """Return what is wrong with a call's arguments, or None. Nothing is converted: "3" is no integer.
+    """Return what is wrong with a call's arguments, or None. Nothing is converted: "3" is not an integer.
 
     Args:
         schema: Of the tool, as `function_schema` gives it.
@@ -98,6 +98,6 @@ def _inner_error(schema: Schema, value: object, where: str) -> str | None:
 
 
 def _is_of_type(value: object, name: str) -> bool:
-    if isinstance(value, bool):  # in Python a number, in JSON none
+    if isinstance(value, bool):  # a number in Python, not in JSON
         return name == "boolean"
     return isinstance(value, _TYPES.get(name, (object,)))

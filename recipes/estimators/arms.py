@@ -1,4 +1,4 @@
-"""What is compared: one objective per arm, on the same models, tasks, reduction and optimiser."""
+"""The arms of the comparison: one objective each, on the same models, tasks, reduction and optimiser."""
 
 from __future__ import annotations
 

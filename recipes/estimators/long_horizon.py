@@ -38,7 +38,7 @@ ARCHITECTURE = {
 
 
 def make_models(folder: Path, seed: int, num_digits: int, num_steps: int) -> dict[str, float]:
-    """Train an expert that mends slips and makes few, and spoil it into a base that makes them and mends fewer."""
+    """Train an expert that corrects slips and makes few, then a base from it that makes more and corrects fewer."""
     task = RunningSum(num_digits)
     chats = task.demonstrations("train", 64, seed)
     texts = (f"{message['role']}\n{message['content']}" for chat in chats for message in chat)

@@ -33,7 +33,7 @@ class GradientMeter(OPDModule):
     """
 
     def __init__(self, models: str, student: str, warm_up: int) -> None:
-        """Keep the student where it is by a learning rate of 0."""
+        """Keep the student unchanged by a learning rate of 0."""
         super().__init__(
             StudentConfig(student),
             teachers_of(models),
@@ -87,7 +87,7 @@ def statistics(products: Float[Tensor, "arm batch arm batch"], reference: int) -
 
 
 def rounded(value: Tensor) -> float | None:
-    """Return a number for JSON, which knows no nan."""
+    """Return a number for JSON, which has no NaN."""
     return round(float(value), 4) if bool(value.isfinite()) else None
 
 

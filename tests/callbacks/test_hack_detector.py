@@ -33,7 +33,7 @@ def first_alarm(curve: Iterator[Point], **settings: float) -> int | None:
 
 
 def noisy(curve: Callable[[int], Point], seed: int = 0, length: int = 100) -> Iterator[Point]:
-    """Draw what a rollout batch of 96 trajectories would show of a curve."""
+    """Sample the observation of a curve with a rollout batch of 96 trajectories."""
     noise = random.Random(seed)
     for i in range(length):
         rate, kl = curve(i)

@@ -54,7 +54,7 @@ def test_teacher_responses_come_from_each_prompts_own_teacher(world: Path, tmp_p
         assert len(set(rollouts.teacher_ids.tolist())) == 2
 
 
-def test_a_fraction_of_the_rollout_batches_is_given_and_the_same_ones_in_every_run(world: Path, tmp_path: Path) -> None:
+def test_a_fraction_of_the_rollout_batches_is_off_policy_and_the_same_in_every_run(world: Path, tmp_path: Path) -> None:
     given = OffPolicyResponses(TeacherResponses(), fraction=0.5)
     drawn = [given.covers(0, rollouts) for rollouts in range(2_000)]
     assert 0.45 < sum(drawn) / len(drawn) < 0.55

@@ -194,7 +194,7 @@ REFUSED: list[tuple[Objective, dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("objective", "data", "said"), REFUSED, ids=[said[:20] for *_, said in REFUSED])
-def test_a_settings_that_would_teach_something_else_is_refused(
+def test_settings_that_would_teach_something_else_are_refused(
     objective: Objective, data: dict[str, object], said: str, world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -209,7 +209,7 @@ def test_a_settings_that_would_teach_something_else_is_refused(
     ],
 )
 def test_losses_that_look_right_and_are_not_cannot_be_built(wrong: str, said: str) -> None:
-    """In a process of its own: here types are checked first."""
+    """In another process, because in this one the type checks come first."""
     code = (
         "from lightning_opd.functional.advantages import Immediate\n"
         "from lightning_opd.functional.divergences import ReverseKL\n"
@@ -247,7 +247,7 @@ def test_later_updates_hold_the_outcome_of_distribution_matching_against_the_old
 
 
 def test_masked_tokens_are_no_part_of_other_rows_baselines(double_world: Path, tmp_path: Path) -> None:
-    """Baselines are taken after the callbacks: a masked row's return is 0 for its siblings, too."""
+    """Baselines are computed after the callbacks: a masked row's return is 0 for its siblings, too."""
 
     class Mask(OPDCallback):
         def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:

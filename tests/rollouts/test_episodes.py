@@ -33,7 +33,7 @@ def seeds(num: int) -> list[int]:
 
 
 def talk(answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2) -> tuple[list[Trajectory], RandomEngine]:
-    """Play episodes of `turns` answers each with an engine that generates anything."""
+    """Run episodes of `turns` answers each with an engine that generates random tokens."""
 
     class Long(ScriptedChat):
         def environment(self, prompt):  # noqa: ANN001, ANN202
@@ -70,7 +70,7 @@ def check_layout(trajectory: Trajectory, samples: list[Sample]) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(answers, st.integers(0, 12))
-def test_tokens_and_mask_survive_whatever_is_said(answers: list[str], turns: int) -> None:
+def test_tokens_and_mask_survive_any_reply(answers: list[str], turns: int) -> None:
     trajectories, engine = talk(answers, turns)
     assert engine.calls == turns + 1
     for row, trajectory in enumerate(trajectories):
@@ -92,7 +92,7 @@ def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, t
     return engine, model
 
 
-def test_one_reply_is_what_the_engine_writes_from_the_episodes_seed(tiny_model_dir: Path) -> None:
+def test_one_reply_is_what_the_engine_generates_from_the_episodes_seed(tiny_model_dir: Path) -> None:
     engine, _ = student_of(tiny_model_dir, "float32")
     prompts = Letters().prompts("train")[:4]
     episodes = run_episodes(Letters(), prompts, engine, TOKENIZER, seeds(8), SAMPLING, 256)

@@ -46,7 +46,7 @@ def test_logprobs_equal_those_of_a_plain_forward(
         assert torch.tensor(sample.logprobs) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_response_does_not_depend_on_what_is_written_beside_it(double_world: Path) -> None:
+def test_a_response_does_not_depend_on_the_others_of_its_batch(double_world: Path) -> None:
     together, _ = engine_of(double_world / "student", dtype="float64")
     alone, _ = engine_of(double_world / "student", batch_size=3, dtype="float64")
     samples = together.generate(PROMPTS, 3, seeds(3), SAMPLING)

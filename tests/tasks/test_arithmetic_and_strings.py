@@ -94,7 +94,7 @@ def test_a_sloppy_agent_is_right_about_half_of_the_time(kind: type[ToolAnswer]) 
 
 @pytest.mark.parametrize("kind", [Arithmetic, Strings])
 def test_slips_outnumber_right_replies_where_they_matter(kind: type[ToolAnswer]) -> None:
-    """So that greedy decoding of a model of this agent slips, while samples hold the skill."""
+    """Greedy decoding of a model of this agent then slips, while samples still show the skill."""
     task = kind("sloppy")
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     chats = task.demonstrations("train", 4000, seed=0)

@@ -1,4 +1,4 @@
-"""What every task owes, whichever it is."""
+"""The contract of every task."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def trajectory(prompt: Prompt, reply: Message) -> Trajectory:
 
 
 def demonstrated(task: Task, seed: int) -> list[tuple[Prompt, Messages]]:
-    """Return demonstrations as the prompt that is answered, and everything behind it."""
+    """Return demonstrations as the prompt that is answered, and everything after it."""
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     found = []
     for chat in task.demonstrations("train", 100, seed):

@@ -12,7 +12,7 @@ AGENTS = (CalculatorAgent, TextAgent)
 
 
 def play(task: ToolAgent, prompt: Prompt, *replies: str) -> tuple[list[str], float]:
-    """Return what the environment answers to each reply, and the outcome."""
+    """Return the environment's answer to each reply, and the reward."""
     environment = task.environment(prompt)
     environment.reset()
     answers = [environment.step({"role": "assistant", "content": reply}) for reply in replies]

@@ -19,7 +19,7 @@ class Tool:
 
     Args:
         function: Has a type for every argument and a Google docstring; its name is the tool's.
-        timeout: Seconds after which a call is given up.
+        timeout: Seconds after which a call is stopped.
         isolated: Whether a call runs in a forked child that can be killed, whatever it does. False, for
             functions that are bounded by themselves, or keep state, runs it here under an alarm.
         max_characters: Longest answer; the rest is cut.
@@ -44,7 +44,7 @@ class Tool:
         isolated: bool = True,  # a key in YAML
         max_characters: int = 2000,
     ) -> None:
-        """Check the limits; the schema is read when it is first shown."""
+        """Check the limits; the schema is made when it is first needed."""
         if timeout <= 0:
             msg = f"`timeout` must be a positive number of seconds, got {timeout}."
             raise ConfigError(msg)
