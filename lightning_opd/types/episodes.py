@@ -48,7 +48,7 @@ class Sampling:
         max_new_tokens: Longest reply in tokens, the stop token included.
         max_turns: Most replies of one episode; one that wants more ends truncated.
         max_episode_tokens: Longest episode in tokens, everything included; by default what the
-            student has positions for. One that has no room for a whole reply ends truncated.
+            student has positions for. One that has no space for a whole reply ends truncated.
         stop_token_ids: Tokens that end a response; the data module fills in the tokenizer's.
         vocab_size: Ids from here on (padded rows of the output layer) are never drawn; the data
             module fills in the tokenizer's.
