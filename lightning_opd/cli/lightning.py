@@ -24,10 +24,7 @@ class TrainerParser(BriefParser, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the resolved configuration to `trainer.default_root_dir`.
-
-    The file is `config.yaml` for fit, `config_COMMAND.yaml` otherwise.
-    """
+    """Write the resolved configuration into `trainer.default_root_dir`, as `config.yaml` or `config_COMMAND.yaml`."""
 
     @override
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -67,11 +64,7 @@ class OPDCommandLine(LightningCLI):
 
 
 def run_trainer_command(command: str, words: Sequence[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict`.
-
-    Args:
-        command: Which of them.
-        words: The command line after the command.
+    """Run `fit`, `validate`, `test` or `predict` with the words after it.
 
     Raises:
         ConfigError: If the settings are wrong, found while parsing, building or setting up.

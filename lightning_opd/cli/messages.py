@@ -69,14 +69,10 @@ def explained(sources: ConfigSources) -> Iterator[None]:
 
 
 def build_from_config(base: type, key: str, spec: object, sources: ConfigSources, default: str | None = None) -> object:
-    """Build the object that a configuration describes.
+    """Build the instance of `base` that a setting describes: a class path, or a mapping with `init_args`.
 
-    Args:
-        base: The object is an instance of it.
-        key: Name of the setting.
-        spec: A class path, or a mapping with `class_path` and `init_args`.
-        sources: What the user wrote, for the message.
-        default: Class path where `spec` names none.
+    Raises:
+        ConfigError: With the key and its place in `sources`, if it describes none.
     """
     parser = BriefParser(prog="python -m lightning_opd")
     parser.add_subclass_arguments(base, key, required=True)
@@ -87,12 +83,7 @@ def build_from_config(base: type, key: str, spec: object, sources: ConfigSources
 
 
 def explain(complaint: ParserError, sources: ConfigSources) -> str:
-    """Return what the user should read: key, place, cause, likely correction.
-
-    Args:
-        complaint: What a `BriefParser` raised.
-        sources: What the user wrote.
-    """
+    """Return what the user should read: key, place in `sources`, innermost cause, likely correction."""
     message = str(complaint)
     if _MARK in message:
         before, tail, text, *_ = message.split(_MARK)

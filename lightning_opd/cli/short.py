@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
 
 def short_parser(command: str, function: Callable[..., None]) -> BriefParser:
-    """Return a parser for a command's function.
+    """Return a parser for a command's function, whose docstring becomes the help.
 
-    A positional-only parameter is given as plain words; the others are options. A trailing underscore of a parameter
-    (`from_`) is a Python keyword escaped.
-
-    Args:
-        command: Name of the command.
-        function: Its parameters become the options, its docstring the help.
+    A positional-only parameter is given as plain words; the others are options, less the underscore of `from_`.
     """
     docstring = docstring_parser.parse(function.__doc__ or "")
     about = {param.arg_name: param.description for param in docstring.params}
@@ -49,11 +44,7 @@ def short_parser(command: str, function: Callable[..., None]) -> BriefParser:
 
 
 def run_short_command(name: str, words: Sequence[str]) -> None:
-    """Parse a short command's words and call its function.
-
-    Args:
-        name: The command, also the name of its function and of the module that holds it.
-        words: The command line after the command.
+    """Parse a short command's words and call its function, which has the name of the command and of its module.
 
     Raises:
         ConfigError: If an option or a config file is wrong, or the function refuses its arguments.
