@@ -48,11 +48,7 @@ def overview() -> str:
 
 
 def run_command(argv: Sequence[str]) -> None:
-    """Run one command with its words in this process.
-
-    Raises:
-        ConfigError: If there is no such command, or its options or configuration are wrong.
-    """
+    """Run one command with its words in this process; a `ConfigError` says what is wrong with them."""
     command, words = argv[0], list(argv[1:])
     if command in SHORT_COMMANDS:
         from lightning_opd.cli.short import run_short_command

@@ -64,11 +64,7 @@ class OPDCommandLine(LightningCLI):
 
 
 def run_trainer_command(command: str, words: Sequence[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict` with the words after it.
-
-    Raises:
-        ConfigError: If the settings are wrong, found while parsing, building or setting up.
-    """
+    """Run `fit`, `validate`, `test` or `predict` with the words after it."""
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
     sources = ConfigSources.read(words)

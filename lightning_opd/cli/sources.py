@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import yaml
 from jsonargparse import get_loader
@@ -38,12 +38,8 @@ class Variables:
     def resolve(self, node: object, place: str) -> object:
         """Return a configuration, or a part of one, with the variables in its strings filled in.
 
-        Args:
-            node: Mapping, list, or value.
-            place: Where it stands, for the message.
-
         Raises:
-            ConfigError: If there is no such variable.
+            ConfigError: If there is no such variable; the message says at which `place`.
         """
         if isinstance(node, Mapping):
             return {key: self.resolve(value, place) for key, value in node.items()}
@@ -65,27 +61,16 @@ class Variables:
 
 @dataclass(frozen=True)
 class Source:
-    """One config file, or one option of the command line.
-
-    Args:
-        place: Where messages say it stands.
-        tree: What it says.
-        word: Index of its value among the words of the command line; -1 where it is not a config file.
-    """
+    """One config file or option: where messages say it stands, what it says, and which word names the file."""
 
     place: str
     tree: Tree
-    word: int = -1
+    word: int = -1  # not a config file
 
 
 @dataclass(frozen=True)
 class ConfigSources:
-    """Everything the user wrote, in order.
-
-    Args:
-        words: The command line after the command.
-        sources: Its config files and options.
-    """
+    """Everything the user wrote: the words after the command, and in order the config files and options they hold."""
 
     words: Sequence[str]
     sources: Sequence[Source]
@@ -110,7 +95,7 @@ class ConfigSources:
         if not folders:
             return cls(tuple(words), tuple(sources))
         variables = Variables(([f for f in folders if (f / "recipe.yaml").is_file()] or folders)[-1])
-        resolved = [Source(s.place, _mapping(variables.resolve(s.tree, s.place)), s.word) for s in sources]
+        resolved = [Source(s.place, cast("Tree", variables.resolve(s.tree, s.place)), s.word) for s in sources]
         return cls([str(variables.resolve(word, "on the command line")) for word in words], resolved)
 
     def inlined(self) -> list[str]:
@@ -131,11 +116,7 @@ class ConfigSources:
 
 
 def read_yaml(name: str, text: str) -> object:
-    """Parse YAML as the parser does; an empty text is an empty mapping.
-
-    Raises:
-        ConfigError: If it is not YAML; the message calls it `name`.
-    """
+    """Parse YAML as the parser does, or raise a `ConfigError` that names it; an empty text is an empty mapping."""
     try:
         content = get_loader("yaml")(text)
     except yaml.YAMLError as error:
@@ -177,11 +158,7 @@ def _nested(key: str, value: str) -> Tree:
         node = value
     for part in reversed(key.split(".")):
         node = {part: node}
-    return _mapping(node)
-
-
-def _mapping(node: object) -> Tree:
-    return node if isinstance(node, dict) else {}
+    return cast("Tree", node)
 
 
 def _walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:

@@ -49,22 +49,13 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered list of steps.
-
-    Args:
-        folder: Where it stands; outputs lie in `runs/<name of the folder>`.
-        steps: In the order in which they run.
-    """
+    """An ordered list of steps; their outputs lie in `runs/<name of the folder>`."""
 
     folder: Path
     steps: tuple[StepSpec, ...]
 
     def position(self, step: str) -> int:
-        """Return where a step stands in the recipe.
-
-        Raises:
-            ConfigError: If there is no such step.
-        """
+        """Return where a step stands in the recipe, or raise a `ConfigError` if there is none of that name."""
         names = [spec.name for spec in self.steps]
         if step not in names:
             cure = f"{did_you_mean(step, names)} Steps: {', '.join(names)}."
@@ -74,11 +65,7 @@ class Recipe:
 
 
 def find_recipe(recipe: str) -> Path:
-    """Return the folder of a recipe, given that folder or the name of a recipe that comes with the package.
-
-    Raises:
-        MissingFileError: If there is neither.
-    """
+    """Return the folder of a recipe, given as a folder or as the name of a recipe that comes with the package."""
     if Path(recipe).is_dir():
         return Path(recipe).resolve()
     package = Path(str(files("lightning_opd")))

@@ -31,16 +31,7 @@ State: TypeAlias = Literal["finished", "interrupted", "outdated"]
 
 @dataclass(frozen=True)
 class Step:
-    """One step, ready to run.
-
-    Args:
-        name: Name of the step.
-        command: What to run.
-        folder: Its outputs.
-        configs: File name → configuration, variables filled in.
-        overrides: Command line words after the configs.
-        fingerprint: Hash of everything that its outputs depend on.
-    """
+    """One step, ready to run; its variables are filled in, its fingerprint covers all that its outputs depend on."""
 
     name: str
     command: str
@@ -98,12 +89,9 @@ class Step:
 
 
 def resolve(recipe: Recipe, output: str, seed: int) -> list[Step]:
-    """Fill in where the outputs lie and the seed; every step's fingerprint covers those before it.
+    """Fill in the variables; every step's fingerprint covers the steps before it.
 
-    Args:
-        recipe: Its YAML files speak of `${run}`, `${runs}`, `${recipe}` and `${seed}`.
-        output: Folder for the outputs of all recipes.
-        seed: Trainer commands also get it as `seed_everything`, scripts as `seed`, other recipes as their seed.
+    Trainer commands also get the seed as `seed_everything`, scripts and other recipes as `seed`.
     """
     variables = Variables(recipe.folder, output.rstrip("/"), seed)
     steps: list[Step] = []
