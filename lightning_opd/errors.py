@@ -1,12 +1,14 @@
-"""The errors that tell a user what to change in the settings."""
+"""The errors that tell a user what to change in the settings, and suggestions of what was meant."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class ConfigError(ValueError):
@@ -59,3 +61,50 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     best = closest(word, known)
     return f" Did you mean `{best}`?" if best else ""
+
+
+def class_path_problem(class_path: str) -> str:
+    """Return why a class path leads nowhere, with a suggestion; empty where it leads somewhere.
+
+    Args:
+        class_path: Such as `torch.optim.AdamW`, or the bare name of a class that is loaded.
+
+    Example:
+        >>> class_path_problem("collections.OrderedDct")
+        '`collections` has no `OrderedDct`. Did you mean `OrderedDict`?'
+    """
+    if "." not in class_path:
+        names = {kind.__name__ for kind in _loaded_classes()}
+        cure = f"{did_you_mean(class_path, names)} Give its import path, such as my_package.{class_path}."
+        return "" if class_path in names else f"there is no class `{class_path}`.{cure}"
+    parts = class_path.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:depth]))
+        except ImportError:
+            continue
+        inside = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+        names = {name for name in [*dir(module), *inside] if not name.startswith("_")}
+        missing = parts[depth]
+        return "" if missing in names else f"`{module.__name__}` has no `{missing}`.{did_you_mean(missing, names)}"
+    return f"module `{parts[0]}` of `{class_path}` cannot be imported; install it or add its folder to PYTHONPATH."
+
+
+def own_subclasses(name: str) -> list[str]:
+    """Return the class paths of this package's loaded subclasses of the class of that name, sorted."""
+    own = [kind for kind in _loaded_classes() if str(kind.__module__).startswith("lightning_opd.")]
+    kinds = [kind for kind in own if name in {parent.__name__ for parent in kind.__mro__[1:]}]
+    return sorted(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+
+
+def _loaded_classes() -> Iterator[type]:
+    """Yield every public class that is loaded."""
+    stack: list[type] = [object]
+    seen: set[type] = set()
+    while stack:
+        kind = stack.pop()
+        if kind not in seen:
+            seen.add(kind)
+            stack += type.__subclasses__(kind)
+            if not kind.__name__.startswith("_"):
+                yield kind

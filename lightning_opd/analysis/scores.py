@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -70,7 +71,7 @@ class ScoredModels:
     baselines: dict[str, Scores]
 
 
-def read_models(words: list[str]) -> ScoredModels:
+def read_models(words: Sequence[str]) -> ScoredModels:
     """Read the files named on the command line.
 
     Args:

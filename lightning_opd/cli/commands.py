@@ -48,14 +48,7 @@ def overview() -> str:
 
 
 def run_command(argv: Sequence[str]) -> None:
-    """Run one command in this process.
-
-    Args:
-        argv: The command and its words.
-
-    Raises:
-        ConfigError: If there is no such command, or its options or configuration are wrong.
-    """
+    """Run one command with its words in this process; a `ConfigError` says what is wrong with them."""
     command, words = argv[0], list(argv[1:])
     if command in SHORT_COMMANDS:
         from lightning_opd.cli.short import run_short_command
@@ -82,7 +75,7 @@ def command_line(argv: Sequence[str]) -> Iterator[None]:
 def _unknown_command(argv: Sequence[str]) -> str:
     word = argv[0]
     if word.startswith("-"):
-        command = next((other for other in argv[1:] if other in command_names()), "COMMAND")
-        cure = f"options follow the command: `python -m lightning_opd {command} {word} ...`"
-        return f"expected a command first, got `{word}`; {cure}."
+        command = next((other for other in argv if other in command_names()), "COMMAND")
+        usage = f"`python -m lightning_opd {command} {word} ...`"
+        return f"expected a command first, got `{word}`; options follow the command: {usage}."
     return f"`{word}` is not a command.{did_you_mean(word, command_names())} Commands: {', '.join(command_names())}."

@@ -17,11 +17,7 @@ def wants_traceback() -> bool:
 
 
 def settings_message(error: BaseException) -> str | None:
-    """Return the text for the user where an error is about the settings, or None where it is a crash.
-
-    Args:
-        error: What was raised. Its causes are looked at too: the parser wraps what a constructor raises.
-    """
+    """Return the text for the user where an error or its cause is about the settings, or None where it is a crash."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, ConfigError) or _is_lightnings(link):

@@ -24,10 +24,7 @@ class TrainerParser(BriefParser, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the resolved configuration to `trainer.default_root_dir`.
-
-    The file is `config.yaml` for fit, `config_COMMAND.yaml` otherwise.
-    """
+    """Write the resolved configuration into `trainer.default_root_dir`, as `config.yaml` or `config_COMMAND.yaml`."""
 
     @override
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -67,15 +64,7 @@ class OPDCommandLine(LightningCLI):
 
 
 def run_trainer_command(command: str, words: Sequence[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict`.
-
-    Args:
-        command: Which of them.
-        words: The command line after the command.
-
-    Raises:
-        ConfigError: If the settings are wrong, found while parsing, building or setting up.
-    """
+    """Run `fit`, `validate`, `test` or `predict` with the words after it."""
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
     sources = ConfigSources.read(words)

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        argv: The command and its words; by default those of the process.
-
-    Returns:
-        0, or 2 where the command or the configuration is wrong. A crash raises.
-    """
+    """Run the command line (by default that of the process); return 0, or 2 for wrong settings. A crash raises."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of old names
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help", "help"}:

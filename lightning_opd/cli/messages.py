@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import pkgutil
 import re
 from typing import TYPE_CHECKING, NoReturn
 
 from jsonargparse import ArgumentParser
 from typing_extensions import override
 
-from lightning_opd.errors import ConfigError, closest, did_you_mean
+from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean, own_subclasses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,15 +67,7 @@ def explained(sources: ConfigSources) -> Iterator[None]:
 
 
 def build_from_config(base: type, key: str, spec: object, sources: ConfigSources, default: str | None = None) -> object:
-    """Build the object that a configuration describes.
-
-    Args:
-        base: The object is an instance of it.
-        key: Name of the setting.
-        spec: A class path, or a mapping with `class_path` and `init_args`.
-        sources: What the user wrote, for the message.
-        default: Class path where `spec` names none.
-    """
+    """Build the instance of `base` that a setting describes: a class path, or a mapping with `init_args`."""
     parser = BriefParser(prog="python -m lightning_opd")
     parser.add_subclass_arguments(base, key, required=True)
     if default is not None:
@@ -87,12 +77,7 @@ def build_from_config(base: type, key: str, spec: object, sources: ConfigSources
 
 
 def explain(complaint: ParserError, sources: ConfigSources) -> str:
-    """Return what the user should read: key, place, cause, likely correction.
-
-    Args:
-        complaint: What a `BriefParser` raised.
-        sources: What the user wrote.
-    """
+    """Return what the user should read: key, place in `sources`, innermost cause, likely correction."""
     message = str(complaint)
     if _MARK in message:
         before, tail, text, *_ = message.split(_MARK)
@@ -111,13 +96,15 @@ def explain(complaint: ParserError, sources: ConfigSources) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     under = [mention for mention in sources.mentions() if mention[0][: len(path)] == path]
     named = [mention for mention in under if _is_class_path(mention[1]) and str(mention[1]) in message]
-    guilty = [mention for mention in named if _why_no_class(str(mention[1]))]
+    guilty = [mention for mention in named if class_path_problem(str(mention[1]))]
     guilty += [mention for mention in named if str(mention[1]) in text]
     guilty += [mention for mention in under if mention[0] == path]
     keys, value, place = guilty[0] if guilty else (path, None, "")
-    why = _why_no_class(str(value)) if _is_class_path(value) else ""
+    why = class_path_problem(str(value)) if _is_class_path(value) else ""
     got = "" if why or value is None or str(value) in text else f" (got `{_shorten(str(value))}`)"
-    return (f"`{'.'.join(keys)}` {place}{got}: " if keys else "") + (why or _shorten(text) + _examples(text))
+    base = re.search(r"subclass of (\w+)$", text)
+    examples = f". For example {', '.join(own_subclasses(base[1])[:3])}." if base else ""
+    return (f"`{'.'.join(keys)}` {place}{got}: " if keys else "") + (why or _shorten(text) + examples)
 
 
 def _keys_around(lines: Sequence[str]) -> tuple[str, ...]:
@@ -143,47 +130,6 @@ def _is_part(path: Sequence[str], mention: Sequence[str]) -> bool:
 
 def _is_class_path(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"([A-Za-z_]\w*\.)+\w+|[A-Z]\w*", value) is not None
-
-
-def _why_no_class(value: str) -> str:
-    """Return why a class path leads nowhere; empty where it leads somewhere."""
-    if "." not in value:
-        names = {kind.__name__ for kind in _loaded_classes()}
-        cure = f"{did_you_mean(value, names)} Give its import path, such as my_package.{value}."
-        return "" if value in names or not closest(value, names) else f"there is no class `{value}`.{cure}"
-    parts = value.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        try:
-            module = importlib.import_module(".".join(parts[:depth]))
-        except ImportError:
-            continue
-        inside = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", ()))]
-        names = {name for name in [*dir(module), *inside] if not name.startswith("_")}
-        missing = parts[depth]
-        return "" if missing in names else f"`{module.__name__}` has no `{missing}`.{did_you_mean(missing, names)}"
-    return f"module `{parts[0]}` of `{value}` cannot be imported; install it or add its folder to PYTHONPATH."
-
-
-def _examples(text: str) -> str:
-    """Return classes that would have been right, for a complaint that names the base class."""
-    base = re.search(r"subclass of (\w+)$", text)
-    own = [kind for kind in _loaded_classes() if str(kind.__module__).startswith("lightning_opd.")]
-    kinds = [kind for kind in own if base and base[1] in {parent.__name__ for parent in kind.__mro__[1:]}]
-    names = sorted(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
-    return f". For example {', '.join(names[:3])}." if names else ""
-
-
-def _loaded_classes() -> Iterator[type]:
-    """Yield every public class that is loaded."""
-    stack: list[type] = [object]
-    seen: set[type] = set()
-    while stack:
-        kind = stack.pop()
-        if kind not in seen:
-            seen.add(kind)
-            stack += type.__subclasses__(kind)
-            if not kind.__name__.startswith("_"):
-                yield kind
 
 
 def _shorten(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The command `run`."""
+"""The command `run`: the steps of a recipe, in order."""
 
 from __future__ import annotations
 
@@ -13,22 +13,17 @@ from typing import TYPE_CHECKING
 from lightning_opd.cli.commands import command_line, run_command
 from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
-from lightning_opd.cli.recipe.step import Outcome, State, Step, resolve
+from lightning_opd.cli.recipe.step import Step, resolve
 from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.console import Console
 
 
 def run(
-    recipe: str,
-    /,
-    seed: int = 0,
-    output: str = "runs",
-    until: str | None = None,
-    from_: str | None = None,
+    recipe: str, /, seed: int = 0, output: str = "runs", until: str | None = None, from_: str | None = None
 ) -> None:
     """Run a recipe's steps in order.
 
@@ -44,51 +39,58 @@ def run(
         from_: Name of the first step to redo, with all later ones, even if finished.
     """
     from rich.console import Console
-
-    from lightning_opd.cli.recipe.summary import show_summary
+    from rich.table import Table
 
     plan = read_recipe(find_recipe(recipe))
     redo = len(plan.steps) if from_ is None else plan.position(from_)
     last = len(plan.steps) if until is None else plan.position(until) + 1
     if redo >= last and from_ is not None:
-        msg = f"`from` ({from_}) comes after `until` ({until}) in recipe `{plan.name}`; there is nothing to run."
+        msg = f"`from` ({from_}) comes after `until` ({until}) in `{plan.folder.name}`; there is nothing to run."
         raise ConfigError(msg)
+    options = {"seed": seed or None, "output": output if output != "runs" else None, "until": until}
+    again = f"python -m lightning_opd run {recipe}"
+    again += "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
     console = Console()
     steps = resolve(plan, output, seed)
-    again = _again(recipe, seed, output, until)
-    outcomes: list[Outcome] = []
+    table = Table("step", "status", "seconds", "outputs", box=None, pad_edge=False)
+    reports, total = [], 0.0
     for index, step in enumerate(steps[:last]):
         console.rule(f"[bold]\\[{index + 1}/{len(steps)}] {step.name}[/bold] · {step.command}", align="left")
-        outcomes.append(_run_step(step, console, again, redo=index >= redo))
-    show_summary(outcomes, console)
+        status, seconds = _run_step(step, console, again, redo=index >= redo)
+        table.add_row(step.name, status, f"{seconds:.1f}" if seconds else "–", str(step.folder))
+        total += seconds
+        reports += [step.folder / "parity.md"] if status == "skipped" else []
+    console.rule("[bold]summary[/bold]", align="left")
+    table.add_row("total", "", f"{total:.1f}", "")
+    console.print(table)
+    for report in [report for report in reports if report.is_file()]:
+        console.print(report.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
 
 
-def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> Outcome:
-    """Bring one step to its end: skip, resume, or run it anew."""
-    state = step.state()
-    if state is State.FINISHED and not redo:
-        console.print(f"finished before: {step.folder}", style="dim", highlight=False, soft_wrap=True)
-        return Outcome(step, "skipped", 0.0)
-    resume = state is State.INTERRUPTED and not redo
-    if step.folder.is_dir() and not resume:
+def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> tuple[str, float]:
+    """Skip a step, resume it, or run it anew; return which (`skipped`, `resumed`, `done`), and the seconds it took."""
+
+    def note(text: str) -> None:
+        console.print(text, style="dim", highlight=False, soft_wrap=True)
+
+    if step.state() == "finished" and not redo:
+        note(f"finished before: {step.folder}")
+        return "skipped", 0.0
+    resume = step.state() == "interrupted" and not redo
+    if resume:
+        note(f"going on from {step.checkpoint if step.command == 'fit' else step.folder}")
+    elif step.folder.is_dir():
         archive = step.folder.parent.parent / "previous" / step.folder.parent.name
         step.archive(archive)
-        console.print(f"old outputs moved to {archive / step.name}", style="dim", highlight=False, soft_wrap=True)
-    if resume:
-        console.print(
-            f"going on from {step.checkpoint if step.command == 'fit' else step.folder}",
-            style="dim",
-            highlight=False,
-            soft_wrap=True,
-        )
+        note(f"old outputs moved to {archive / step.name}")
     step.begin()
     started = time.perf_counter()
     with _failure_report(step, again), _own_process_state(), command_line(step.words(resume=resume)):
         run_command(step.words(resume=resume))
     seconds = time.perf_counter() - started
-    step.finish(seconds)
-    console.print(f"{step.name} took {seconds:.1f} s", style="dim", highlight=False)
-    return Outcome(step, "resumed" if resume else "done", seconds)
+    step.mark(finished=True, seconds=seconds)
+    note(f"{step.name} took {seconds:.1f} s")
+    return "resumed" if resume else "done", seconds
 
 
 @contextlib.contextmanager
@@ -126,9 +128,3 @@ def _failure_report(step: Step, again: str) -> Iterator[None]:
             f"  Outputs so far: {step.folder}\n  This step alone: {step.command_line()}\n{hint}"
         )
         raise SystemExit(1 if message is None else USAGE_EXIT_CODE) from error
-
-
-def _again(recipe: str, seed: int, output: str, until: str | None) -> str:
-    words: Sequence[str] = ["python -m lightning_opd run", recipe]
-    options = {"seed": seed if seed else None, "output": output if output != "runs" else None, "until": until}
-    return " ".join([*words, *(f"--{name} {value}" for name, value in options.items() if value is not None)])

@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
 
 def short_parser(command: str, function: Callable[..., None]) -> BriefParser:
-    """Return a parser for a command's function.
+    """Return a parser for a command's function, whose docstring becomes the help.
 
-    A positional-only parameter is given as plain words; the others are options. A trailing underscore of a parameter
-    (`from_`) is a Python keyword escaped.
-
-    Args:
-        command: Name of the command.
-        function: Its parameters become the options, its docstring the help.
+    A positional-only parameter is given as plain words; the others are options, less the underscore of `from_`.
     """
     docstring = docstring_parser.parse(function.__doc__ or "")
     about = {param.arg_name: param.description for param in docstring.params}
@@ -41,23 +36,15 @@ def short_parser(command: str, function: Callable[..., None]) -> BriefParser:
             many = typing.get_origin(hint) is list
             parser.add_argument(name.upper(), nargs="*" if many else "?", type=str if many else hint, help=help_text)
             parser.add_argument(f"--{name}", type=hint | None, help=SUPPRESS)  # the same key in a YAML file
-        elif parameter.default is inspect.Parameter.empty:
-            parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=help_text)
-        else:
-            parser.add_argument(f"--{name.rstrip('_')}", type=hint, default=parameter.default, help=help_text)
+            continue
+        needed = parameter.default is inspect.Parameter.empty
+        default = None if needed else parameter.default
+        parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=needed, default=default, help=help_text)
     return parser
 
 
 def run_short_command(name: str, words: Sequence[str]) -> None:
-    """Parse a short command's words and call its function.
-
-    Args:
-        name: The command, also the name of its function and of the module that holds it.
-        words: The command line after the command.
-
-    Raises:
-        ConfigError: If an option or a config file is wrong, or the function refuses its arguments.
-    """
+    """Parse a short command's words and call its function, which has the name of the command and of its module."""
     function = getattr(importlib.import_module(f"lightning_opd.cli.{name}"), name)
     parameters = inspect.signature(function).parameters
     sources = ConfigSources(words, ()) if "config" in parameters else ConfigSources.read(words)

@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import yaml
 from jsonargparse import get_loader
-from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
 
@@ -37,14 +36,10 @@ class Variables:
     seed: int = 0
 
     def resolve(self, node: object, place: str) -> object:
-        """Return a configuration, or a part of one, with the variables filled in.
-
-        Args:
-            node: Mapping, list, or value; only strings can change.
-            place: Where it stands, for the message.
+        """Return a configuration, or a part of one, with the variables in its strings filled in.
 
         Raises:
-            ConfigError: If there is no such variable.
+            ConfigError: If there is no such variable; the message says at which `place`.
         """
         if isinstance(node, Mapping):
             return {key: self.resolve(value, place) for key, value in node.items()}
@@ -66,27 +61,16 @@ class Variables:
 
 @dataclass(frozen=True)
 class Source:
-    """One config file, or one option of the command line.
-
-    Args:
-        place: Where messages say it stands.
-        tree: What it says.
-        word: Index of its value among the words of the command line; -1 where it is not a config file.
-    """
+    """One config file or option: where messages say it stands, what it says, and which word names the file."""
 
     place: str
     tree: Tree
-    word: int = -1
+    word: int = -1  # not a config file
 
 
 @dataclass(frozen=True)
 class ConfigSources:
-    """Everything the user wrote, in order.
-
-    Args:
-        words: The command line after the command.
-        sources: Its config files and options.
-    """
+    """Everything the user wrote: the words after the command, and in order the config files and options they hold."""
 
     words: Sequence[str]
     sources: Sequence[Source]
@@ -98,22 +82,20 @@ class ConfigSources:
         `${run}` belongs to the recipe of the last config file that stands in a recipe's folder, with seed 0.
 
         Raises:
-            MissingFileError: If a config file does not exist.
-            ConfigError: If a config file is not YAML or not a mapping, or uses an unknown variable.
+            ConfigError: If a config file is missing, is no YAML mapping, or uses an unknown variable.
         """
         sources: list[Source] = []
         folders: list[Path] = []
         for index, option, value in _options(words):
             if option in {"--config", "-c"} and value:
                 sources.append(_read_config(value, index))
-                folders += [] if _is_inline(value) else [Path(value).parent]
+                folders += [] if value.lstrip().startswith("{") else [Path(value).parent]
             else:
                 sources.append(Source("on the command line", _nested(option.removeprefix("--"), value)))
         if not folders:
             return cls(tuple(words), tuple(sources))
-        recipes = [folder for folder in folders if (folder / "recipe.yaml").is_file()]
-        variables = Variables((recipes or folders)[-1])
-        resolved = [Source(s.place, _mapping(variables.resolve(s.tree, s.place)), s.word) for s in sources]
+        variables = Variables(([f for f in folders if (f / "recipe.yaml").is_file()] or folders)[-1])
+        resolved = [Source(s.place, cast("Tree", variables.resolve(s.tree, s.place)), s.word) for s in sources]
         return cls([str(variables.resolve(word, "on the command line")) for word in words], resolved)
 
     def inlined(self) -> list[str]:
@@ -121,34 +103,20 @@ class ConfigSources:
         files = [source for source in self.sources if source.word >= 0]
         words = list(self.words)
         for file, tree in zip(files, _compose([file.tree for file in files]), strict=True):
-            prefix = "--config=" if words[file.word].startswith("-") else ""
-            words[file.word] = prefix + dump_yaml(tree, in_one_line=True)
+            text = yaml.safe_dump(tree, default_flow_style=True, default_style='"', width=10**9)  # quoted: exact types
+            words[file.word] = ("--config=" if words[file.word].startswith("-") else "") + text
         return words
 
     def mentions(self) -> Iterator[tuple[KeyPath, object, str]]:
-        """Yield key path, value and place of everything that was written, the last first.
-
-        The keys `init_args` and `class_path` are left out of the paths.
-        """
+        """Yield key path (without `init_args`), value and place of all that was written, the last first."""
         for source in reversed(self.sources):
             for path, value in reversed(list(_walk(source.tree))):
-                yield (
-                    tuple(k.removesuffix("+") for k in path if k not in {"init_args", "class_path"}),
-                    value,
-                    source.place,
-                )
+                keys = tuple(key.removesuffix("+") for key in path if key not in {"init_args", "class_path"})
+                yield keys, value, source.place
 
 
 def read_yaml(name: str, text: str) -> object:
-    """Parse YAML; an empty text is an empty mapping.
-
-    Args:
-        name: What the message calls it.
-        text: The YAML.
-
-    Raises:
-        ConfigError: If it is not YAML.
-    """
+    """Parse YAML as the parser does, or raise a `ConfigError` that names it; an empty text is an empty mapping."""
     try:
         content = get_loader("yaml")(text)
     except yaml.YAMLError as error:
@@ -157,30 +125,8 @@ def read_yaml(name: str, text: str) -> object:
     return {} if content is None else content
 
 
-def dump_yaml(tree: object, *, in_one_line: bool = False) -> str:
-    """Return YAML that `read_yaml` reads back as it was."""
-    return yaml.dump(
-        tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9, default_flow_style=in_one_line
-    )
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that could be read as numbers (`1e-4` is one for the parser, though not for PyYAML)."""
-
-    @override
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if text[:1] in "0123456789+-." else None)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
 def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Yield every option with its value and the index of the word that holds the value."""
+    """Yield the index of the word that holds an option's value, the option, and the value."""
     index = 0
     while index < len(words):
         option, equals, value = words[index].partition("=")
@@ -193,19 +139,16 @@ def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 
 
 def _read_config(value: str, word: int) -> Source:
-    name = "an inline --config" if _is_inline(value) else f"`{value}`"
-    if not _is_inline(value) and not Path(value).is_file():
+    is_inline = value.lstrip().startswith("{")
+    name = "an inline --config" if is_inline else f"`{value}`"
+    if not is_inline and not Path(value).is_file():
         msg = f"config file `{value}` does not exist (looked in `{Path.cwd()}`)."
         raise MissingFileError(msg)
-    tree = read_yaml(name, value if _is_inline(value) else Path(value).read_text(encoding="utf-8"))
+    tree = read_yaml(name, value if is_inline else Path(value).read_text(encoding="utf-8"))
     if not isinstance(tree, dict):
         msg = f"{name} must be a mapping with keys such as `model`, `data` and `trainer`, got {type(tree).__name__}."
         raise ConfigError(msg)
     return Source(f"in {name}", tree, word)
-
-
-def _is_inline(value: str) -> bool:
-    return value.lstrip().startswith("{")
 
 
 def _nested(key: str, value: str) -> Tree:
@@ -215,11 +158,7 @@ def _nested(key: str, value: str) -> Tree:
         node = value
     for part in reversed(key.split(".")):
         node = {part: node}
-    return _mapping(node)
-
-
-def _mapping(node: object) -> Tree:
-    return node if isinstance(node, dict) else {}
+    return cast("Tree", node)
 
 
 def _walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:

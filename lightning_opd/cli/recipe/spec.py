@@ -23,104 +23,66 @@ class StepSpec:
         overrides: Command line words after them.
     """
 
-    name: str
-    command: str
+    name: str = ""
+    command: str = ""
     config: str | list[str] = dataclasses.field(default_factory=list)
     overrides: list[str] = dataclasses.field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Refuse a name that is no folder, an unknown command, and overrides that are no list.
-
-        Raises:
-            ConfigError: With the field and what was given.
-        """
-        if not isinstance(self.name, str) or not self.name or Path(self.name).name != self.name:
-            msg = f"expected `name`, a word that can name a folder, got `{self.name}`."
-            raise ConfigError(msg)
+    def problem(self, folder: Path) -> str | None:
+        """Return what is wrong with it, or None; `folder` is the recipe's."""
+        if not self.name or Path(str(self.name)).name != self.name:
+            return f"expected `name`, a word that can name a folder, got `{self.name}`."
         if self.command not in command_names():
             cure = f"{did_you_mean(str(self.command), command_names())} Commands: {', '.join(command_names())}."
-            msg = f"`{self.command}` is not a command.{cure}"
-            raise ConfigError(msg)
-        if not isinstance(self.overrides, list):
-            msg = f"`overrides` must be a list of command line words, got `{self.overrides}`."
-            raise ConfigError(msg)
-        if self.command == "run" and (not self.overrides or str(self.overrides[0]).startswith("-")):
-            msg = f"a step that runs another recipe names it first in `overrides`, got {self.overrides}."
-            raise ConfigError(msg)
+            return f"`{self.command}` is not a command.{cure}"
+        if type(self.overrides) is not list:
+            return f"`overrides` must be a list of command line words, got `{self.overrides}`."
+        if self.command == "run" and str([*self.overrides, "-"][0]).startswith("-"):
+            return f"a step that runs another recipe names it first in `overrides`, got {self.overrides}."
+        missing = [file for file in self.configs(folder) if not file.is_file()]
+        return f"`config` names `{missing[0]}`, which does not exist." if missing else None
 
     def configs(self, folder: Path) -> list[Path]:
-        """Return the YAML files, the later one wins.
-
-        Args:
-            folder: Of the recipe.
-        """
+        """Return the YAML files, the later one wins; `folder` is the recipe's."""
         return [folder / str(file) for file in (self.config if isinstance(self.config, list) else [self.config])]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered list of steps.
-
-    Args:
-        folder: Where it stands; outputs lie in `runs/<name of the folder>`.
-        steps: In the order in which they run.
-    """
+    """An ordered list of steps; their outputs lie in `runs/<name of the folder>`."""
 
     folder: Path
     steps: tuple[StepSpec, ...]
 
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.folder.name
-
     def position(self, step: str) -> int:
-        """Return where a step stands in the recipe.
-
-        Raises:
-            ConfigError: If there is no such step.
-        """
+        """Return where a step stands in the recipe, or raise a `ConfigError` if there is none of that name."""
         names = [spec.name for spec in self.steps]
         if step not in names:
-            msg = f"recipe `{self.name}` has no step `{step}`.{did_you_mean(step, names)} Steps: {', '.join(names)}."
+            cure = f"{did_you_mean(step, names)} Steps: {', '.join(names)}."
+            msg = f"recipe `{self.folder.name}` has no step `{step}`.{cure}"
             raise ConfigError(msg)
         return names.index(step)
 
 
 def find_recipe(recipe: str) -> Path:
-    """Return the folder of a recipe.
-
-    Args:
-        recipe: A folder, or the name of a recipe that comes with the package.
-
-    Raises:
-        MissingFileError: If there is neither.
-    """
+    """Return the folder of a recipe, given as a folder or as the name of a recipe that comes with the package."""
     if Path(recipe).is_dir():
         return Path(recipe).resolve()
     package = Path(str(files("lightning_opd")))
-    shipped = {
-        path.parent.name: path.parent
-        for folder in (package.parent / "recipes", package / "_shipped" / "recipes")
-        for path in sorted(folder.glob("*/recipe.yaml"))
-    }
-    if recipe in shipped:
-        return shipped[recipe]
-    msg = (
-        f"`{recipe}` is neither a folder nor a recipe of this package.{did_you_mean(recipe, shipped)} "
-        f"Recipes: {', '.join(sorted(shipped)) or 'none'}."
-    )
-    raise MissingFileError(msg)
+    folders = (package.parent / "recipes", package / "_shipped" / "recipes")
+    shipped = {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob("*/recipe.yaml"))}
+    if recipe not in shipped:
+        cure = f"{did_you_mean(recipe, shipped)} Recipes: {', '.join(sorted(shipped)) or 'none'}."
+        msg = f"`{recipe}` is neither a folder nor a recipe of this package.{cure}"
+        raise MissingFileError(msg)
+    return shipped[recipe]
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Read the recipe of a folder.
-
-    Args:
-        folder: Holds `recipe.yaml` and the YAML files of its steps.
+    """Read the recipe of a folder, which holds `recipe.yaml` and the YAML files of its steps.
 
     Raises:
-        ConfigError: If a step is not worded as it should be, or its YAML is missing.
+        ConfigError: If a step is not worded as it should be, or a file is missing.
     """
     path = folder / "recipe.yaml"
     if not path.is_file():
@@ -133,30 +95,23 @@ def read_recipe(folder: Path) -> Recipe:
         raise ConfigError(msg)
     specs = tuple(_read_step(f"`{path}`, step {index}", folder, step) for index, step in enumerate(steps, start=1))
     names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            msg = f"`{path}` has several steps named `{name}`; each needs a name, and with it a folder, of its own."
-            raise ConfigError(msg)
+    if repeated := [name for name in names if names.count(name) > 1]:
+        msg = f"`{path}` has several steps named `{repeated[0]}`; each needs a name, and with it a folder, of its own."
+        raise ConfigError(msg)
     return Recipe(folder, specs)
 
 
 def _read_step(place: str, folder: Path, step: object) -> StepSpec:
     fields = [field.name for field in dataclasses.fields(StepSpec)]
+    known = f"Fields: {', '.join(fields)}."
     if not isinstance(step, dict):
-        msg = f"{place}: expected `{{{', '.join(fields)}}}`, got `{step}`."
+        msg = f"{place}: expected a mapping, got `{step}`. {known}"
         raise ConfigError(msg)
-    for key in step:
-        if key not in fields:
-            cure = f"{did_you_mean(str(key), fields)} Fields: {', '.join(fields)}."
-            msg = f"{place}: `{key}` is not a field of a step.{cure}"
-            raise ConfigError(msg)
-    try:
-        spec = StepSpec(**{"name": "", "command": "", **step})
-    except ConfigError as error:
-        msg = f"{place}: {error}"
-        raise ConfigError(msg) from error
-    for file in spec.configs(folder):
-        if not file.is_file():
-            msg = f"{place} (`{spec.name}`): `config` names `{file}`, which does not exist."
-            raise MissingFileError(msg)
+    for key in [str(key) for key in step if key not in fields]:
+        msg = f"{place}: `{key}` is not a field of a step.{did_you_mean(key, fields)} {known}"
+        raise ConfigError(msg)
+    spec = StepSpec(**step)
+    if problem := spec.problem(folder):
+        msg = f"{place} (`{spec.name}`): {problem}"
+        raise ConfigError(msg)
     return spec

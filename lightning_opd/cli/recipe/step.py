@@ -7,14 +7,15 @@ import json
 import shlex
 import shutil
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import yaml
 
 from lightning_opd import __version__
 from lightning_opd.cli.commands import TRAINER_COMMANDS
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
-from lightning_opd.cli.sources import Variables, dump_yaml, read_yaml
+from lightning_opd.cli.sources import Variables, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,27 +25,13 @@ if TYPE_CHECKING:
 _MARKER = "step.json"
 
 
-class State(Enum):
-    """What an earlier run left of a step."""
-
-    MISSING = "missing"
-    INTERRUPTED = "interrupted"
-    FINISHED = "finished"
-    OUTDATED = "outdated"
+State: TypeAlias = Literal["finished", "interrupted", "outdated"]
+"""What an earlier run left of a step; a step that was never run counts as outdated."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step, ready to run.
-
-    Args:
-        name: Name of the step.
-        command: What to run.
-        folder: Its outputs.
-        configs: File name → configuration, variables filled in.
-        overrides: Command line words after the configs.
-        fingerprint: Hash of everything that its outputs depend on.
-    """
+    """One step, ready to run; its variables are filled in, its fingerprint covers all that its outputs depend on."""
 
     name: str
     command: str
@@ -64,77 +51,47 @@ class Step:
         checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume and self.command == "fit" else []
         return [self.command, *configs, *self.overrides, *checkpoint]
 
-    def command_line(self, *, resume: bool = False) -> str:
+    def command_line(self) -> str:
         """Return the same as one would type it."""
-        return shlex.join(["python", "-m", "lightning_opd", *self.words(resume=resume)])
+        return shlex.join(["python", "-m", "lightning_opd", *self.words()])
 
     def state(self) -> State:
         """Return what an earlier run left."""
         marker = self.folder / _MARKER
-        if not marker.is_file():
-            return State.OUTDATED if self.folder.is_dir() and any(self.folder.iterdir()) else State.MISSING
-        content = json.loads(marker.read_text(encoding="utf-8"))
+        content = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
         if content.get("fingerprint") != self.fingerprint:
-            return State.OUTDATED
-        if content.get("finished"):
-            return State.FINISHED
+            return "outdated"
         can_go_on = self.command == "script" or (self.command == "fit" and self.checkpoint.is_file())
-        return State.INTERRUPTED if can_go_on else State.OUTDATED
+        return "finished" if content["finished"] else "interrupted" if can_go_on else "outdated"
 
     def begin(self) -> None:
         """Write the inputs and note that the step has begun."""
         inputs = self.folder / "inputs"
         inputs.mkdir(parents=True, exist_ok=True)
         for name, config in self.configs.items():
-            (inputs / name).write_text(dump_yaml(config), encoding="utf-8")
-        self._mark(finished=False, seconds=0.0)
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=10**9)
+            (inputs / name).write_text(text, encoding="utf-8")
+        self.mark(finished=False)
 
-    def finish(self, seconds: float) -> None:
-        """Note that the step has finished, after so many seconds."""
-        self._mark(finished=True, seconds=seconds)
-
-    def archive(self, folder: Path) -> None:
-        """Move old outputs to a folder, in place of what was moved there before."""
-        target = folder / self.name
-        shutil.rmtree(target, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder.rename(target)
-
-    def _mark(self, *, finished: bool, seconds: float) -> None:
-        content = {
-            "fingerprint": self.fingerprint,
-            "finished": finished,
-            "seconds": round(seconds, 3),
-            "version": __version__,
-            "command": self.command_line(),
-        }
+    def mark(self, *, finished: bool, seconds: float = 0.0) -> None:
+        """Note how far the step came, after so many seconds."""
+        content = {"fingerprint": self.fingerprint, "finished": finished, "seconds": round(seconds, 3)}
+        content |= {"version": __version__, "command": self.command_line()}
         partial = self.folder / f"{_MARKER}.partial"
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.folder / _MARKER)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a step.
-
-    Args:
-        step: The step.
-        status: `done`, `resumed` or `skipped`.
-        seconds: Wall-clock time; 0 where it was skipped.
-    """
-
-    step: Step
-    status: str
-    seconds: float
+    def archive(self, folder: Path) -> None:
+        """Move old outputs to a folder, in place of what was moved there before."""
+        shutil.rmtree(folder / self.name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.rename(folder / self.name)
 
 
 def resolve(recipe: Recipe, output: str, seed: int) -> list[Step]:
-    """Fill in where the outputs lie and the seed; every step's fingerprint covers those before it.
+    """Fill in the variables; every step's fingerprint covers the steps before it.
 
-    Args:
-        recipe: Its YAML files speak of `${run}`, `${runs}`, `${recipe}` and `${seed}`.
-        output: Folder for the outputs of all recipes.
-        seed: Trainer commands also get it as `seed_everything`, scripts as `seed`, other recipes as their seed.
+    Trainer commands also get the seed as `seed_everything`, scripts and other recipes as `seed`.
     """
     variables = Variables(recipe.folder, output.rstrip("/"), seed)
     steps: list[Step] = []
@@ -145,14 +102,14 @@ def resolve(recipe: Recipe, output: str, seed: int) -> list[Step]:
             previous += resolve(other, output, seed)[-1].fingerprint
         if spec.command == "script":
             previous += "".join(path.read_text(encoding="utf-8") for path in sorted(recipe.folder.glob("*.py")))
-        steps.append(_resolve_step(spec, recipe.folder, variables, previous))
+        steps.append(_resolve_step(spec, variables, previous))
         previous = steps[-1].fingerprint
     return steps
 
 
-def _resolve_step(spec: StepSpec, folder: Path, variables: Variables, previous: str) -> Step:
+def _resolve_step(spec: StepSpec, variables: Variables, previous: str) -> Step:
     written: dict[str, object] = {}
-    for index, path in enumerate(spec.configs(folder), start=1):
+    for index, path in enumerate(spec.configs(variables.recipe), start=1):
         name = path.name if path.name not in written else f"{index}_{path.name}"
         written[name] = read_yaml(f"`{path}`", path.read_text(encoding="utf-8"))
     meaning = [spec.name, spec.command, list(written.values()), spec.overrides, previous]
@@ -162,9 +119,9 @@ def _resolve_step(spec: StepSpec, folder: Path, variables: Variables, previous: 
     seed = str(variables.seed)
     if spec.command in TRAINER_COMMANDS:
         overrides += ["--seed_everything", seed]
-    elif spec.command == "script":
+    elif spec.command in {"run", "script"}:
         overrides += ["--seed", seed]
-    elif spec.command == "run":
-        overrides += ["--seed", seed, "--output", variables.output]
-    outputs = Path(variables.output) / folder.name / f"seed{seed}" / spec.name
-    return Step(spec.name, spec.command, outputs, configs, tuple(overrides), fingerprint)
+    if spec.command == "run":
+        overrides += ["--output", variables.output]
+    folder = Path(variables.output) / variables.recipe.name / f"seed{seed}" / spec.name
+    return Step(spec.name, spec.command, folder, configs, tuple(overrides), fingerprint)
