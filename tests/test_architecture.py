@@ -145,6 +145,12 @@ def test_only_the_command_line_knows_a_command_line(module: str) -> None:
     assert "sys.argv" not in imports(module)
 
 
+@pytest.mark.parametrize("module", [m for m in modules() if m != "lightning_opd.models.distributed"])
+def test_collectives_live_in_one_file(module: str) -> None:
+    names = {node.attr for node in ast.walk(tree(modules()[module])) if isinstance(node, ast.Attribute)}
+    assert not names & {"all_reduce", "all_gather", "all_gather_object", "broadcast_object_list", "gather_object"}
+
+
 @pytest.mark.parametrize("module", modules())
 def test_masks_are_never_multiplied(module: str) -> None:
     for node in ast.walk(tree(modules()[module])):
