@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.commands import command_line, run_command
+from lightning_opd.cli.commands import TRAINER_COMMANDS, command_line, run_command
 from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.recipe.step import Step, resolve
@@ -85,7 +85,7 @@ def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> tuple[
         note(f"old outputs moved to {archive / step.name}")
     step.begin()
     started = time.perf_counter()
-    with _failure_report(step, again), _own_process_state(), command_line(step.words(resume=resume)):
+    with _failure_report(step, again), _own_process_state(step), command_line(step.words(resume=resume)):
         run_command(step.words(resume=resume))
     seconds = time.perf_counter() - started
     step.mark(finished=True, seconds=seconds)
@@ -94,8 +94,10 @@ def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> tuple[
 
 
 @contextlib.contextmanager
-def _own_process_state() -> Iterator[None]:
-    """Undo what one step leaves behind in the process: environment variables, a process group, memory."""
+def _own_process_state(step: Step) -> Iterator[None]:
+    """Free the memory of earlier steps, and undo what this one does to environment variables and process groups."""
+    if step.command in TRAINER_COMMANDS:
+        gc.collect()
     before = dict(os.environ)
     try:
         yield
@@ -107,7 +109,6 @@ def _own_process_state() -> Iterator[None]:
 
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-        gc.collect()
 
 
 @contextlib.contextmanager
