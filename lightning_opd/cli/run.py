@@ -47,9 +47,8 @@ def run(
     if redo >= last and from_ is not None:
         msg = f"`from` ({from_}) comes after `until` ({until}) in `{plan.folder.name}`; there is nothing to run."
         raise ConfigError(msg)
-    options = {"seed": seed or None, "output": output if output != "runs" else None, "until": until}
-    again = f"python -m lightning_opd run {recipe}"
-    again += "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    again = f"python -m lightning_opd run {recipe}" + (f" --seed {seed}" if seed else "")
+    again += (f" --output {output}" if output != "runs" else "") + (f" --until {until}" if until else "")
     console = Console()
     steps = resolve(plan, output, seed)
     table = Table("step", "status", "seconds", "outputs", box=None, pad_edge=False)
