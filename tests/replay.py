@@ -30,7 +30,7 @@ def fit(
 
 
 def distributions(folder: Path, batch: RolloutBatch, temperature: float = 1.0) -> Tensor:
-    """Return the log-probs of every token at every place, on the time axis of `token_ids`; the first place is unknown."""
+    """Return every token's log-prob at every place, on the time axis of `token_ids`; the first place is unknown."""
     model = load_causal_lm(str(folder), dtype="float64")
     with torch.no_grad():
         logits = model(batch.token_ids, attention_mask=batch.attention_mask.long()).logits
