@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_opd.formats import NamedRule
+from lightning_opd.formats import NamedRule, Truncated
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import FormatRule
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
@@ -84,6 +84,36 @@ def test_tokens_and_mask_survive_hundreds_of_turns() -> None:
     for row, trajectory in enumerate(trajectories):
         assert len(trajectory.turns) == 301
         check_layout(trajectory, [samples[row] for samples in engine.written])
+
+
+def test_each_turn_has_noise_of_its_own() -> None:
+    class Watched(RandomEngine):
+        def generate(self, token_ids, num_samples, seeds, sampling=SAMPLING, on_progress=None):  # noqa: ANN001, ANN202
+            seen.extend(seeds)
+            return super().generate(token_ids, num_samples, seeds, sampling, on_progress)
+
+    seen: list[int] = []
+    sampling = Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
+    run_episodes(ScriptedChat(), ScriptedChat().prompts("train"), Watched(288), TOKENIZER, seeds(24), sampling, LONG)
+    assert seen[:24] == seeds(24), "the first turn's is the episode's own"
+    assert len(seen) > 40
+    assert len(set(seen)) == len(seen)
+
+
+def test_only_the_last_reply_of_a_truncated_episode_is_truncated() -> None:
+    class Ruled(ScriptedChat):
+        def format_rules(self) -> list[FormatRule]:
+            return [Truncated()]
+
+    sampling = Sampling(max_new_tokens=6, max_turns=2, stop_token_ids=ONE_STOP)
+    prompts = Ruled().prompts("train")
+    trajectories = run_episodes(Ruled(), prompts, RandomEngine(288), TOKENIZER, seeds(12), sampling, LONG)
+    assert {trajectory.is_truncated for trajectory in trajectories} == {True, False}
+    for trajectory in trajectories:
+        last = ("truncated",) if trajectory.is_truncated else ()
+        assert [turn.format_errors for turn in trajectory.turns] == [()] * (len(trajectory.turns) - 1) + [last]
+        assert trajectory.format_errors == last
+    assert any(t.is_truncated and len(t.turns) == 2 for t in trajectories)
 
 
 def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, torch.nn.Module]:
