@@ -34,7 +34,6 @@ from tests.agents import ScriptedChat
 from tests.world import Letters, Recorder, make_data, make_module, make_trainer, whole
 
 RUNS: dict[str, Objective] = {
-    "policy_gradient": PolicyGradient(),
     "distribution_matching": DistributionMatching(),
     "batch_mean": PolicyGradient(LogRatioToGo(), BatchMean(), reduction=TrajectorySum()),
     "critic": PolicyGradient(KLToGo()),
