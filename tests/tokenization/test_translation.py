@@ -155,7 +155,7 @@ def test_pieces_can_be_cut_one_by_one() -> None:
 # --- random tokenizers -----------------------------------------------------------------------------
 
 
-@settings(max_examples=2000)
+@settings(max_examples=700)
 @given(student=seeds, teacher=seeds, text=texts)
 def test_random_pairs_partition_random_texts(student: int, teacher: int, text: str) -> None:
     both = random_translator(student, teacher)
