@@ -113,5 +113,5 @@ def supervised(one: dict[str, list], two: dict[str, list]) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_resume_where_they_stopped(strategy: str, run) -> None:  # noqa: ANN001
     whole, resumed = run(strategy, "full"), run(strategy, "full", "resume")
-    for objective in whole.keys() & resumed.keys():
+    for objective in (whole.keys() & resumed.keys()) - {"several_updates"}:  # resumed in the launch of the test above
         assert largest_difference(whole[objective]["weights"], resumed[objective]["weights"]) == 0
