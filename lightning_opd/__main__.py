@@ -1,4 +1,4 @@
-"""`python -m lightning_opd VERB`."""
+"""`python -m lightning_opd COMMAND`."""
 
 from lightning_opd.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Episodes of many turns for tests: an environment that answers, and an engine that writes anything at all."""
+"""Episodes of many turns for tests: an environment that answers, and an engine that generates random tokens."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ADVERSARIAL_OUTPUTS = (
     "é̈\u200b",
     "0" * 50,
 )
-"""Answers of a tool that mean harm, or look like it."""
+"""Answers of a tool that attack the parser, or look like it."""
 
 
 class Talk(Environment):
-    """Answers as often as it was told, with whatever it was given; the reward is 1 if all replies were short."""
+    """Answers a fixed number of times with the given texts; the reward is 1 if all replies were short."""
 
     def __init__(self, prompt: Prompt, answers: Sequence[str]) -> None:
         self.prompt, self.answers, self.replies = prompt, list(answers), []
@@ -74,14 +74,14 @@ class ScriptedChat(Task):
 
 
 class RandomEngine(RolloutEngine):
-    """Writes tokens drawn blindly from the whole vocabulary: control tokens, halves of characters, nothing."""
+    """Generates random tokens of the whole vocabulary: control tokens, halves of characters, nothing."""
 
     def __init__(self, vocab_size: int, seed: int = 0) -> None:
         self.noise, self.vocab_size, self.calls = random.Random(seed), vocab_size, 0
         self.written: list[list[Sample]] = []
 
     def sync(self, student: torch.nn.Module, version: int) -> None:
-        """Nothing to take over."""
+        """Do nothing: there are no weights."""
 
     def generate(
         self,

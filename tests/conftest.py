@@ -1,4 +1,4 @@
-"""What every test shares: shapes checked at run time, no network, one torch thread, fixed seeds, tiny real models."""
+"""Fixtures of all tests: shapes checked at run time, no network, one torch thread, fixed seeds, tiny real models."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.commands import cli, write_yaml  # noqa: E402, F401  # fixtures
 from tests.tiny import save_foreign, save_model, save_tokenizer  # noqa: E402
 from tests.world import save_world  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Finds every final subclass of an abstract class, so that contract tests meet a new one the day it is written."""
+"""Finds every final subclass of an abstract class, so that contract tests cover a new one at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which precision every function of the package answers."""
+"""The precision in which every function of the package returns its result."""
 
 import torch
 

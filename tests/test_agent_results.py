@@ -45,8 +45,6 @@ def test_the_detector_sees_the_hack_in_time_and_nothing_else() -> None:
     assert all(row["alarm"] is None for row in HACKING["arms"]["both"])
 
 
-# --- merge_agents ----------------------------------------------------------------------------------
-
 AGENTS, AGENTS_README = results("merge_agents")
 
 

@@ -1,4 +1,4 @@
-"""The evidence of recipes/estimators: the README shows the committed results, and they say what it says."""
+"""The evidence of recipes/estimators: the README shows the committed results, and they support its conclusions."""
 
 from __future__ import annotations
 

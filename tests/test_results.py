@@ -1,4 +1,4 @@
-"""The tables in the recipes' READMEs are those of the committed results, and the results keep the recipes' promises."""
+"""The recipes' READMEs show the tables of the committed results, and the results keep the recipes' promises."""
 
 from __future__ import annotations
 

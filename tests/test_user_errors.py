@@ -73,7 +73,7 @@ def test_unknown_teacher(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("", ["prompts.jsonl", "holds no prompts"]),
+        ("", ["prompts.jsonl", "has no prompts"]),
         ('{"prompt": "a", "teacher": "math"}\n{"prompt": \n', ["prompts.jsonl:2", "JSON object"]),
         ('{"question": "a", "teacher": "math"}\n', ["prompts.jsonl:1", "`prompt`"]),
         ('{"prompt": "a"}\n', ["prompts.jsonl:1", "`teacher`"]),

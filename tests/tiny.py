@@ -20,7 +20,7 @@ TEXTS = (
 
 
 def save_tokenizer(folder: Path) -> Path:
-    """Train a small tokenizer that can write every printable character, save it and return the folder."""
+    """Train a small tokenizer that can encode every printable character, save it and return the folder."""
     from lightning_opd.tokenization.training import train_tokenizer
 
     train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS).save_pretrained(folder)

@@ -1,22 +1,28 @@
-"""A world small enough for every test: two teachers, a student, prompts, and a quiet trainer."""
+"""A setup small enough for every test: two teachers, a student, prompts, and a quiet trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from lightning_opd.collection import collate as collation
 from lightning_opd.data import Evaluation, OPDDataModule
-from lightning_opd.interfaces import Objective, OPDCallback, Split, Task, Teacher
+from lightning_opd.interfaces import Objective, OPDCallback, RolloutEngine, Split, Task, Teacher
 from lightning_opd.models import StudentConfig
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
-from lightning_opd.types import Prompt, RolloutBatch, Sampling
+from lightning_opd.rollouts.episodes import generate_episodes, reward_episodes
+from lightning_opd.types import Prompt, RolloutBatch, Sampling, Trajectory
 from tests.tiny import save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 STOPS = tuple(range(2, 288, 8))
 """Many stop tokens, so that an untrained student's replies have uneven lengths."""
@@ -25,7 +31,7 @@ OBJECTIVES: tuple[Objective, ...] = (PolicyGradient(), DistributionMatching())
 
 
 class Letters(Task):
-    """Prompts of uneven length for two teachers; a reply is right if it holds an `a`."""
+    """Prompts of uneven length for two teachers; a reply is right if it contains an `a`."""
 
     def __init__(self, num_prompts: int = 12, teachers: Sequence[str] = ("code", "math")) -> None:
         self.num_prompts, self.teachers = num_prompts, tuple(teachers)
@@ -101,7 +107,7 @@ def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = Fal
 
 
 class Recorder(OPDCallback):
-    """Keeps the rollout batches, the gradients of each optimiser step, and what was logged."""
+    """Records the rollout batches, the gradients of each optimiser step, and the logged metrics."""
 
     def __init__(self) -> None:
         self.rollout_batches: list[RolloutBatch] = []
@@ -119,6 +125,36 @@ class Recorder(OPDCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def run_episodes(
+    task: Task,
+    prompts: Sequence[Prompt],
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    max_length: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Trajectory]:
+    """Return rewarded episodes, as a rollout batch makes them."""
+    episodes = generate_episodes(task, prompts, engine, tokenizer, seeds, sampling, max_length, on_progress)
+    return reward_episodes(episodes, task)
+
+
+def collate(
+    trajectories: Sequence[Trajectory],
+    group_ids: Sequence[int],
+    teacher_ids: Sequence[int],
+    teacher_names: Sequence[str],
+    temperature: float,
+    pad_token_id: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> RolloutBatch:
+    """Return a rollout batch that no teacher has scored yet."""
+    tokens = collation.collate(trajectories, teacher_ids, temperature, pad_token_id, dtype, device)
+    return collation.to_rollout_batch(tokens, None, group_ids, teacher_names)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

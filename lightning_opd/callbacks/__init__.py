@@ -1,4 +1,4 @@
-"""Callbacks: what sees each rollout batch, and what is written when training ends."""
+"""Callbacks: masks, rewards and reports on each rollout batch, and the export at the end of training."""
 
 from lightning_opd.callbacks.export import ExportHuggingFace
 from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMask

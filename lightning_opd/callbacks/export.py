@@ -1,37 +1,27 @@
-"""A Hugging Face folder at the end of training."""
+"""Exports the student as a Hugging Face folder at the end of training."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_opd.models import export_student
+from lightning_opd.models import export_student, student_owner
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class StudentOwner(Protocol):
-    """What can be exported: a module with a student and its tokenizer."""
-
-    student: torch.nn.Module
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
+    pass
 
 
 class ExportHuggingFace(Callback):
     """Write the trained student, its configuration and tokenizer when training ends.
 
     Args:
-        folder: Where; by default `model` in the trainer's `default_root_dir`.
-        merge: Fold a LoRA adapter into the weights; False writes the adapter alone.
+        folder: Where to write; by default `model` in the trainer's `default_root_dir`.
+        merge: Merge a LoRA adapter into the weights; False writes the adapter alone.
     """
 
     def __init__(self, folder: str | None = None, merge: bool = True) -> None:  # a key in YAML
@@ -42,11 +32,11 @@ class ExportHuggingFace(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
             return
-        owner = cast("StudentOwner", pl_module)
-        weights = gather_weights(owner.student)  # every rank takes part
+        owner = student_owner(pl_module)
+        weights = gather_weights(owner.loaded_student)  # every rank takes part
         if trainer.is_global_zero:
             folder = Path(self.folder or Path(trainer.default_root_dir) / "model")
-            export_student(owner.student, owner.tokenizer, folder, merge=self.merge, weights=weights)
+            export_student(owner.loaded_student, owner.tokenizer, folder, merge=self.merge, weights=weights)
         trainer.strategy.barrier("export")
 
 

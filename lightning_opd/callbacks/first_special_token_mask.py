@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 import lightning as L  # Lightning's own convention
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.special_tokens import first_special_token_mask
 from lightning_opd.interfaces import OPDCallback
+from lightning_opd.models import student_owner
 from lightning_opd.types import RolloutBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class _TokenizerOwner(Protocol):
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
+    pass
 
 
 class FirstSpecialTokenMask(OPDCallback):
     """Leave the first special token of every response out of the distillation.
 
-    Where student and teacher were trained with different templates, the place of the first control
-    token (think, tool call, end of turn) dominates Σ|r| while it says nothing about the task. The
-    token keeps its outcome gradient and its place in the denominator. The fixed point is
-    undetermined at masked tokens: not for students whose format is what the teacher should teach.
+    Where student and teacher were trained with different templates, the position of the first control
+    token (think, tool call, end of turn) dominates Σ|r| although it does not concern the task. The
+    token keeps its outcome gradient and counts in the denominator. The fixed point is undetermined at
+    masked tokens, so do not use it where the student should learn the teacher's format.
 
     Logs `train/special_token_masked` (fraction of response tokens).
 
@@ -35,7 +31,8 @@ class FirstSpecialTokenMask(OPDCallback):
         tokens: Which tokens count as special; by default all of the tokenizer's added ones.
 
     Reference:
-        Revisiting on-policy distillation, arXiv 2603.25562 (2026).
+        Fu et al., Revisiting on-policy distillation: empirical failure modes and simple fixes, arXiv 2603.25562
+        (2026).
     """
 
     def __init__(self, tokens: list[str] | None = None) -> None:
@@ -44,12 +41,12 @@ class FirstSpecialTokenMask(OPDCallback):
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        tokenizer = cast("_TokenizerOwner", module).tokenizer
+        tokenizer = student_owner(module).tokenizer
         known = tokenizer.get_added_vocab()
         unknown = [token for token in self.tokens or () if token not in known]
         if unknown:
-            msg = f"`tokens` names {unknown}, which the tokenizer does not have as added tokens: {sorted(known)}."
-            raise ValueError(msg)
+            msg = f"`tokens` names {unknown}, which are not among the tokenizer's added tokens {sorted(known)}."
+            raise ConfigError(msg)
         ids = [known[token] for token in (known if self.tokens is None else self.tokens)]
         kept = first_special_token_mask(rollouts.token_ids, rollouts.response_mask, ids)
         rollouts.distill_mask = rollouts.distill_mask & kept

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RolloutBatch, Trajectory
 
@@ -16,9 +17,9 @@ from lightning_opd.types import RolloutBatch, Trajectory
 class FormatErrorMask(OPDCallback):
     """Give trajectories that break a format rule no distillation signal.
 
-    A teacher's undesirable pattern pays off under the distillation signal exactly where the format
-    breaks; masking those trajectories takes the pay away. Their outcome gradient stays, and the
-    denominator stays, so that good trajectories do not weigh more as failures rise.
+    Distillation rewards a teacher's undesirable pattern also where it breaks the format; the mask removes
+    that reward. The outcome gradient of masked trajectories stays, and the denominator stays, so that good
+    trajectories do not weigh more as failures rise.
 
     Logs `train/masked` (fraction of trajectories with an error) and `train/format_error/<rule>`.
 
@@ -27,14 +28,15 @@ class FormatErrorMask(OPDCallback):
         from_erring_turn: Whether an episode keeps the signal of the turns before its first error.
 
     Reference:
-        On-policy distillation for model merging, section 2 (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), section 2;
+        `.github/THEORY.md`, section 9.
     """
 
     def __init__(self, warn_above: float = 0.5, from_erring_turn: bool = False) -> None:  # a key in YAML
         """Check the fraction."""
         if not 0 <= warn_above <= 1:
             msg = f"`warn_above` is a fraction between 0 and 1, got {warn_above}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.warn_above, self.from_erring_turn = warn_above, from_erring_turn
         self._has_warned = False
 

@@ -1,10 +1,10 @@
-"""An alarm when the distillation signal improves while the outcome falls."""
+"""An alarm when the distillation signal improves while the reward falls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -12,7 +12,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
+from lightning_opd.models import student_owner, sum_over_ranks
 from lightning_opd.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -30,33 +32,28 @@ UNITS: Mapping[str, str] = {
 }
 
 
-class TokenizerOwner(Protocol):
-    """What names a token."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
-
-
 class HackDetector(OPDCallback):
-    """Watch for reward hacking: the KL to the teacher falls, and the outcome falls with it.
+    """Watch for reward hacking: the KL to the teacher and the reward fall together.
 
-    Means over the last `span` rollout batches are compared with the block of `span` batches that had the best reward
-    so far.
-    The alarm is raised when the outcome has lost `reward_drop` of its best and more than four standard errors,
-    while the KL per sequence has lost `kl_drop` of what it was then. It says what else has changed.
+    The callback compares means over the last `span` rollout batches with the block of `span` batches that had the
+    best reward so far. It raises the alarm when the reward has lost `reward_drop` of its best and more than four
+    standard errors, while the KL per sequence has lost `kl_drop` of its value then. The warning names what else
+    has changed.
 
-    Logs `train/hack_alarm` (1 while it holds), `train/repeated_ngrams` (fraction of 4-grams that repeat an earlier one
-    of their trajectory), `train/top_token_fraction` (fraction of Σ|r| on the heaviest token id,
+    Logs `train/hack_alarm` (1 while the alarm lasts), `train/repeated_ngrams` (fraction of 4-grams that repeat an
+    earlier one of their trajectory) and `train/top_token_fraction` (fraction of Σ|r| on the heaviest token id,
     r = log T − log π).
 
     Args:
         span: Rollout batches in a mean.
-        reward_drop: Relative loss of outcome that is too much.
+        reward_drop: Relative loss of reward that is too much.
         kl_drop: Relative loss of KL that counts as an improved signal.
         token_fraction: Fraction of Σ|r| above which the alarm names a token id.
-        stop: Whether to end training at the alarm. The student of the best block is then kept, as it was at the
-            block's end, in `checkpoints/best.ckpt` of the trainer's `default_root_dir` (weights only).
+        stop: Whether to end training at the alarm. The student at the end of the best block is then in
+            `checkpoints/best.ckpt` of the trainer's `default_root_dir` (weights only).
+
+    Reference:
+        `.github/THEORY.md`, section 9.
     """
 
     def __init__(
@@ -70,11 +67,11 @@ class HackDetector(OPDCallback):
         """Check the numbers."""
         if span < 1:
             msg = f"`span` must be at least 1 rollout batch, got {span}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         for name, fraction in (("reward_drop", reward_drop), ("kl_drop", kl_drop), ("token_fraction", token_fraction)):
             if not 0 < fraction < 1:
                 msg = f"`{name}` is a fraction between 0 and 1, got {fraction}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.span, self.reward_drop, self.kl_drop = span, reward_drop, kl_drop
         self.token_fraction, self.stop = token_fraction, stop
         self.alarm_batch: int | None = None
@@ -86,11 +83,9 @@ class HackDetector(OPDCallback):
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         if not rollouts.teacher_names or rollouts.is_off_policy:  # no signal, or not the student's words
             return
-        tokenizer = cast("TokenizerOwner", module).tokenizer
+        tokenizer = student_owner(module).tokenizer
         sums, weights = _measure(rollouts, len(tokenizer))
-        if trainer.world_size > 1:
-            sums = cast("Tensor", trainer.strategy.reduce(sums, reduce_op="sum"))
-            weights = cast("Tensor", trainer.strategy.reduce(weights, reduce_op="sum"))
+        sums, weights = sum_over_ranks(sums), sum_over_ranks(weights)
         has_alarm = self.observe(_values(sums))
         one = rollouts.num_trajectories.new_ones(())
         top = weights.max() / weights.sum().clamp(min=1e-30)
@@ -106,7 +101,7 @@ class HackDetector(OPDCallback):
             rank_zero_warn(self._message(tokens))
 
     def observe(self, values: Mapping[str, float]) -> bool:
-        """Take a rollout batch's means, and return whether the alarm holds; also for curves from elsewhere.
+        """Take a rollout batch's means, and return whether there is an alarm; also for recorded curves.
 
         Args:
             values: The keys of `UNITS`, and `num_trajectories` of the rollout batch.
@@ -128,9 +123,9 @@ class HackDetector(OPDCallback):
         )
 
     def _recent(self) -> dict[str, float]:
-        """Return the means of the last rollout batches, and the squared standard error of their outcome."""
-        means = {name: sum(rollouts[name] for rollouts in self._last) / len(self._last) for name in UNITS}
-        count = sum(rollouts["num_trajectories"] for rollouts in self._last)
+        """Return the means of the last rollout batches, and the squared standard error of their reward."""
+        means = {name: sum(batch[name] for batch in self._last) / len(self._last) for name in UNITS}
+        count = sum(batch["num_trajectories"] for batch in self._last)
         rate = min(1.0, max(0.0, means["reward"]))
         return {**means, "squared_error": max(rate * (1 - rate), 1 / count) / count, "batch": self._num_batches}
 
@@ -175,7 +170,7 @@ class HackDetector(OPDCallback):
 
 
 def _measure(rollouts: RolloutBatch, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return this rank's sums of all that is watched, and Σ|r| per token id."""
+    """Return this rank's sums of all watched quantities, and Σ|r| per token id."""
     mask = rollouts.response_mask & rollouts.aligned_mask
     log_ratios = torch.where(mask, rollouts.teacher_logprobs - rollouts.rollout_logprobs, 0.0).double()
     weights = torch.bincount(rollouts.token_ids[mask], log_ratios.abs()[mask], vocab_size)

@@ -1,4 +1,4 @@
-"""A policy gradient on the outcome, beside the distillation."""
+"""A policy gradient on the outcome reward, beside the distillation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.outcomes import RLOO, OutcomeAdvantage
 from lightning_opd.interfaces import OPDCallback, RewardFunction
 from lightning_opd.types import RolloutBatch, Trajectory
@@ -37,8 +38,8 @@ class WeightedReward:
     """One term of a reward.
 
     Args:
-        function: Judges a trajectory.
-        weight: Of this term in the sum; a negative one punishes.
+        function: Rewards a trajectory.
+        weight: Weight of this term in the sum; a negative one turns the reward into a cost.
     """
 
     function: RewardFunction
@@ -48,20 +49,24 @@ class WeightedReward:
 class OutcomeReward(OPDCallback):
     """Add `coef` · Â_outcome to every response token's advantage.
 
-    A positive coefficient tilts the fixed point away from the teacher, towards reward
-    (π ∝ T·exp(coef·R) in the exact case); exact parity with the teacher belongs to a coefficient of 0,
-    which `final_coef: 0` reaches in the course of training.
+    A positive coefficient moves the fixed point from the teacher towards reward (π ∝ T·exp(coef·R) with an
+    exact estimator). Exact parity with the teacher needs a coefficient of 0, which `final_coef: 0` reaches
+    in the course of training.
 
     Logs `train/outcome_advantage` (mean of its absolute value, before the coefficient), `train/outcome_coef`,
-    `train/groups_without_spread` (fraction of groups whose siblings all have one reward and teach nothing) and, with
+    `train/groups_without_spread` (fraction of groups whose siblings all have one reward and give no gradient) and, with
     `rewards`, `train/reward_function/<name>`.
 
     Args:
         coef: Weight of the outcome advantage against the log-ratio in nats.
         final_coef: Weight at the end; null keeps `coef`.
-        final_from: Fraction of training from which `final_coef` holds; the way there is linear.
+        final_from: Fraction of training from which `final_coef` applies; the change up to there is linear.
         advantage: Compares the rewards of siblings; needs `data.samples_per_prompt` of 2 or more.
-        rewards: Terms that are summed up; by default the task's outcome alone.
+        rewards: Terms that are summed up; by default the task's reward alone.
+
+    Reference:
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), section 2;
+        `.github/THEORY.md`, section 9.
     """
 
     def __init__(
@@ -76,10 +81,10 @@ class OutcomeReward(OPDCallback):
         for name, value in (("coef", coef), ("final_coef", final_coef or 0.0)):
             if value < 0:
                 msg = f"`{name}` must not be negative, got {value}: it would reward failure."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         if not 0 < final_from <= 1:
             msg = f"`final_from` is a fraction of training, above 0 and at most 1, got {final_from}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.coef, self.final_coef, self.final_from = coef, final_coef, final_from
         self.advantage, self.rewards = advantage, rewards or []
 
@@ -91,10 +96,10 @@ class OutcomeReward(OPDCallback):
                 f"OutcomeReward compares the siblings of a prompt, got `data.samples_per_prompt` {num_samples}. "
                 "Set it to 2 or more."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.final_coef is not None and trainer.estimated_stepping_batches == float("inf"):
-            msg = "`final_coef` needs to know where training ends; set `trainer.max_steps` or `trainer.max_epochs`."
-            raise ValueError(msg)
+            msg = "`final_coef` needs the length of training; set `trainer.max_steps` or `trainer.max_epochs`."
+            raise ConfigError(msg)
 
     @property
     @override

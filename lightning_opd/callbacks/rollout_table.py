@@ -1,4 +1,4 @@
-"""A few rollouts to read while training."""
+"""Shows a few rollouts during training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RolloutBatch
 
@@ -16,7 +17,7 @@ class RolloutTable(OPDCallback):
 
     Args:
         num_samples: Responses per table, spread over the rollout batch.
-        every_n_batches: How often.
+        every_n_batches: Rollout batches from one table to the next.
         console: Whether to print the table as well.
     """
 
@@ -25,7 +26,7 @@ class RolloutTable(OPDCallback):
         for name, value in (("num_samples", num_samples), ("every_n_batches", every_n_batches)):
             if value < 1:
                 msg = f"`{name}` must be at least 1, got {value}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.num_samples, self.every_n_batches, self.console = num_samples, every_n_batches, console
         self._num_batches = 0
 

@@ -1,1 +1,1 @@
-"""The command line: Lightning's verbs and the short ones."""
+"""The command line: Lightning's commands and the short ones."""

@@ -1,15 +1,14 @@
-"""The verb `export`: a training checkpoint becomes a Hugging Face folder."""
+"""The command `export`: a training checkpoint becomes a Hugging Face folder."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
-from lightning_opd.cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from lightning_opd.modules.student import StudentModule
+from lightning_opd.cli.messages import build_from_config
+from lightning_opd.cli.sources import ConfigSources
+from lightning_opd.errors import ConfigError
 
 
 def export(checkpoint: str, config: str, output: str, merge: bool = True) -> None:
@@ -21,47 +20,15 @@ def export(checkpoint: str, config: str, output: str, merge: bool = True) -> Non
         output: Folder to write.
         merge: Fold a LoRA adapter into the weights; false writes the adapter alone.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        msg = (
-            f"`checkpoint` must be one file, got the folder `{checkpoint}` of a sharded checkpoint; gather it first "
-            f"with `python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}`."
-        )
-        raise UsageError(msg)
-    if not path.is_file():
-        msg = f"checkpoint `{checkpoint}` does not exist; `fit` saves one as `checkpoints/last.ckpt`."
-        raise UsageError(msg)
-
-    import torch
-
-    from lightning_opd.models import export_student
+    from lightning_opd.modules.export import check_checkpoint, export_checkpoint
     from lightning_opd.modules.student import StudentModule
 
-    module = _build_module(config)
-    StudentModule.configure_model(module)  # the student alone: an export needs no teacher
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"], strict=module.strict_loading)
-    if module.student is None:  # `configure_model` has just built it
-        raise AssertionError
-    export_student(module.student, module.tokenizer, output, merge=merge)
-    sys.stdout.write(f"student of {checkpoint} written to {output}\n")
-
-
-def _build_module(config: str) -> StudentModule:
-    from lightning_opd.cli.messages import Written
-    from lightning_opd.cli.short import ShortParser
-    from lightning_opd.cli.sources import read_sources
-    from lightning_opd.modules.student import StudentModule
-
-    sources = read_sources(["--config", config])
-    model = sources[0].tree.get("model")
+    check_checkpoint(Path(checkpoint))
+    sources = ConfigSources.read(["--config", config])
+    model = sources.sources[0].tree.get("model")
     if not isinstance(model, dict):
         msg = f"`{config}` has no `model`; give the configuration that `fit` ran with."
-        raise UsageError(msg)
-    parser = ShortParser(prog="python -m lightning_opd export")
-    parser.written = Written(sources)
-    parser.add_subclass_arguments(StudentModule, "model", required=True)
-    parser.set_defaults({"model": {"class_path": "lightning_opd.OPDModule"}})
-    module: StudentModule = parser.instantiate(parser.parse_object({"model": model})).model
-    return module
+        raise ConfigError(msg)
+    module = build_from_config(StudentModule, "model", model, sources, default="lightning_opd.OPDModule")
+    export_checkpoint(cast("StudentModule", module), Path(checkpoint), Path(output), merge=merge)
+    sys.stdout.write(f"student of {checkpoint} written to {output}\n")

@@ -7,22 +7,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from lightning_opd import __version__
-from lightning_opd.cli.errors import USAGE_EXIT_CODE, UsageError, wants_traceback
-from lightning_opd.cli.verbs import command_line, overview, run_verb
+from lightning_opd.cli.commands import command_line, overview, run_command
+from lightning_opd.cli.errors import USAGE_EXIT_CODE, settings_message, wants_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        argv: The verb and its command line; by default that of the process.
-
-    Returns:
-        0, or 2 where the command or the configuration is wrong. A crash raises.
-    """
+    """Run the command line (by default that of the process); return 0, or 2 for wrong settings. A crash raises."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of old names
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help", "help"}:
@@ -33,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with command_line(words):
-            run_verb(words)
-    except UsageError as error:
-        if wants_traceback():
+            run_command(words)
+    except Exception as error:
+        message = settings_message(error)
+        if message is None or wants_traceback():
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {message}\n")
         return USAGE_EXIT_CODE
     return 0

@@ -1,226 +1,137 @@
-"""Words the parser's complaints in one or two lines: the key, what was expected, what it got, the cure."""
+"""Words a parser's complaint in a few lines: the key, where it stands, the innermost cause, a likely correction."""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from lightning_opd.cli.classes import expected_classes, find_class, known_keys, neighbours, public_path, subclasses
-from lightning_opd.cli.errors import did_you_mean
-from lightning_opd.cli.sources import KeyPath, Source, Tree, readable, walk
+from jsonargparse import ArgumentParser
+from typing_extensions import override
+
+from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean, own_subclasses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from lightning_opd.cli.sources import ConfigSources
 
 _MAX_LENGTH = 400
 _MAX_KNOWN = 12
-_NESTED = re.compile(r"Problem with given class_path '[^']+':\n(?P<indent> *)(?:Parser key|the following arg)")
-_NO_KEY = re.compile(
-    r"(?:unrecognized arguments: --|Option '|(?:Group '(?P<group>[^']+)' )?does not accept option ')(?P<key>[\w.+-]+)"
+_MARK = "\x1f"
+_STRUCTURE = re.compile(
+    r".*:$|Does not validate|Subtypes|Given value|Expected a (path but|<class 'None)|a (dict|class) "
 )
-_NO_CLASS = re.compile(r"Problem with given class_path '(?P<value>[^']+)':\s*(?P<why>[^\n]*)")
-_NO_DOT = re.compile(r"Expected a dot import path string: (?P<value>\S+)")
-_WRONG_CLASS = re.compile(r"Import path (?:(?P<value>\S+) )?does not correspond to a subclass of (?P<base>\w+)")
-_KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
-_VALUE = re.compile(r"Expected an? (?P<kind>.+?)\. Got value: (?P<value>.*)")
-_UNION = re.compile(r"Subtypes: \[(?P<kinds>.*)\](?:.|\n)*Given value: (?P<value>.*)")
-_REQUIRED = re.compile(r'(?:arguments? (?:are|is) required: |Key ")(?P<key>[\w., -]+?)(?:" is required|\n|$)')
 
 
-@dataclass(frozen=True)
-class Written:
-    """Everything the user wrote, for finding the place that a complaint is about.
-
-    Args:
-        sources: Config files and options, in order.
-        keys: Options of a parser without config classes.
-    """
-
-    sources: Sequence[Source] = ()
-    keys: Sequence[str] = ()
-    tree: Tree = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Merge the sources."""
-        merged: Tree = {}
-        for source in self.sources:
-            _merge(merged, source.tree)
-        object.__setattr__(self, "tree", merged)
-
-    def find(self, fits: Callable[[KeyPath, object], bool]) -> tuple[KeyPath, str] | None:
-        """Return the last key path that fits, and the name of its source."""
-        for source in reversed(self.sources):
-            for path, value in reversed(list(walk(source.tree))):
-                if fits(path, value):
-                    return path, source.name
-        return None
+class ParserError(Exception):
+    """A parser's complaint; `explain` words it for the user."""
 
 
-def explain(message: str, written: Written) -> str:
-    """Return the complaint as the user should read it.
+class BriefParser(ArgumentParser):
+    """A parser whose innermost complaint says which key is wrong and which ones there are."""
 
-    Args:
-        message: Text of the parser's error.
-        written: What it was about.
-    """
-    message = _innermost(message)
-    for pattern, word in (
-        (_NO_KEY, _unknown_key),
-        (_NO_CLASS, _unknown_class),
-        (_WRONG_CLASS, _wrong_class),
-        (_NO_DOT, _unknown_class),
-        (_REQUIRED, _missing),
-        (_UNION, _wrong_value),
-        (_VALUE, _wrong_value),
-    ):
-        match = pattern.search(message)
-        if match:
-            return word(match, message, written)
-    short = " ".join(message.split())
-    return short if len(short) <= _MAX_LENGTH else f"{short[:_MAX_LENGTH]} ..."
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "\n" not in message and _MARK not in message:  # about a key of this parser, not of one inside it
+            message = _marked(message, getattr(ex, "subcommand_parser", self))
+        if not self.exit_on_error:  # a parser inside a parser, whose caller may have an alternative
+            super().error(message, ex)
+        raise ParserError(message) from ex
 
 
-def _innermost(message: str) -> str:
-    """Return the complaint about the deepest class, with the keys that lead to it in front."""
-    keys: list[str] = []
-    while nested := _NESTED.search(message):
-        outer = _KEY.search(message)
-        keys += [outer["key"]] if outer and outer.start() < nested.start() else []
-        indent = nested["indent"]
-        lines = message[nested.start("indent") :].split("\n")
-        inside = itertools.takewhile(lambda line: not line or line.startswith(indent), lines)  # noqa: B023  # used at once
-        block = [line.removeprefix(indent) for line in inside]
-        message = "\n".join(block)
-    if not keys:
-        return message
-    inner = _KEY.search(message)
-    path = ".".join([*keys, *([inner["key"]] if inner else [])])
-    return f'Parser key "{path}":\n{message[inner.end() + 1 :] if inner else message}'
+def _marked(message: str, parser: ArgumentParser) -> str:
+    """Return the complaint of a parser as key and text between marks; unchanged where it is about no key of it."""
+    if required := re.search(r"required: ([\w.-]+)", message):
+        return _MARK.join(("", required[1], "", message))
+    words = re.findall(r"'([\w.+-]+)'|--([\w.+-]+)", message.partition("Subcommand '")[2].partition("'")[2] or message)
+    parts = ".".join(option or quoted for quoted, option in words).removesuffix("+").split(".")
+    defaults = parser.get_defaults(skip_validation=True)
+    keys = [key.split(".") for key in defaults.keys()]  # noqa: SIM118  # no mapping: it cannot be iterated
+    for depth, part in enumerate(parts):
+        known = sorted({key[depth] for key in keys if len(key) > depth and key[:depth] == parts[:depth]} - {"config"})
+        if known and part not in known:
+            shown = [*known[:_MAX_KNOWN], *(["..."] if len(known) > _MAX_KNOWN else [])]
+            cure = did_you_mean(part, known) or f" Known: {', '.join(shown)}."
+            return _MARK.join(("", ".".join(parts[: depth + 1]), f"is not a known key.{cure}", message))
+    return message
 
 
-def _unknown_key(match: re.Match[str], message: str, written: Written) -> str:
-    del message
-    tail = match["key"].removesuffix("+")
-    if match.groupdict().get("group"):
-        tail = f"{match['group']}.{tail}"
-    place = written.find(lambda path, _: _ends_with(path, tail) and not _is_known(path, tail, written))
-    if place is None:
-        option = f"--{tail}"
-        return f"`{option}` is not an option.{_known(option, written.keys)}"
-    path, source = _cut(place[0], tail, written), place[1]
-    known = known_keys(written.tree, path[:-1])
-    return f"`{readable(path)}` {source} is not a known key.{_known(path[-1], known)}"
+@contextlib.contextmanager
+def explained(sources: ConfigSources) -> Iterator[None]:
+    """Turn a parser's complaint about what the user wrote into a `ConfigError`."""
+    try:
+        yield
+    except ParserError as complaint:
+        raise ConfigError(explain(complaint, sources)) from complaint
 
 
-def _unknown_class(match: re.Match[str], message: str, written: Written) -> str:
-    value = match["value"].rstrip(":'\"")
-    path, source = _place_of_value(value, message, written)
-    if "." not in value:
-        bases = expected_classes(written.tree, path)
-        names = sorted({sub.__name__ for base in bases for sub in subclasses(base)})
-        cure = f"{did_you_mean(value, names)} Give its import path, such as my_package.{value}."
-        return f"`{readable(path)}` {source}: there is no class `{value}`.{cure}"
-    module, names = neighbours(value)
-    if not module:
-        problem = f"module `{value.split('.')[0]}` of `{value}` cannot be imported"
-        return f"`{readable(path)}` {source}: {problem}; install it or add its folder to PYTHONPATH."
-    missing = value.removeprefix(f"{module}.").split(".")[0]
-    if missing in names:
-        why = match.groupdict().get("why") or "not a class"
-        return f"`{readable(path)}` {source}: `{value}` cannot be imported: {why}"
-    return f"`{readable(path)}` {source}: `{module}` has no `{missing}`.{did_you_mean(missing, names)}"
+def build_from_config(base: type, key: str, spec: object, sources: ConfigSources, default: str | None = None) -> object:
+    """Build the instance of `base` that a setting describes: a class path, or a mapping with `init_args`."""
+    parser = BriefParser(prog="python -m lightning_opd")
+    parser.add_subclass_arguments(base, key, required=True)
+    if default is not None:
+        parser.set_defaults({key: {"class_path": default}})
+    with explained(sources):
+        return parser.instantiate(parser.parse_object({key: spec}))[key]
 
 
-def _wrong_class(match: re.Match[str], message: str, written: Written) -> str:
-    given = re.search(r"Given value: (?P<value>\S+)", message)
-    value = match["value"] or (given["value"] if given else "another class")
-    path, source = _place_of_value(value, message, written)
-    base = next((kind for kind in expected_classes(written.tree, path) if kind.__name__ == match["base"]), None)
-    examples = sorted((public_path(sub) for sub in (subclasses(base) if base else [])), key=_is_foreign)[:3]
-    cure = f" For example {', '.join(examples)}." if examples else ""
-    kind = find_class(value)
-    parents = f", a `{kind.__mro__[1].__name__}`" if kind and kind.__mro__[1] is not object else ""
-    return f"`{readable(path)}` {source}: expected a subclass of `{match['base']}`, got `{value}`{parents}.{cure}"
+def explain(complaint: ParserError, sources: ConfigSources) -> str:
+    """Return what the user should read: key, place in `sources`, innermost cause, likely correction."""
+    message = str(complaint)
+    if _MARK in message:
+        before, tail, text, *_ = message.split(_MARK)
+        path = (*_keys_around(before.split("\n")), *tail.split("."))
+        found = next(((p, place) for p, _, place in sources.mentions() if _is_part(path, p)), None)
+        if not text:
+            key = ".".join(path)
+            return f"`{key}` must be given, as `--{key} ...` or in a --config file."
+        name = ".".join(found[0]) if found else f"--{tail}"
+        return f"`{name}` {found[1] if found else 'on the command line'} {text}"
+    lines = message.split("\n")
+    causes = [(_indent(line), index) for index, line in enumerate(lines) if not _STRUCTURE.match(line.strip(" -"))]
+    deepest, last = max(causes, default=(0, 0))
+    path = _keys_around(lines[: last + 1])
+    text = "; ".join(dict.fromkeys(lines[index].strip(" -") for indent, index in causes if indent == deepest))
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    under = [mention for mention in sources.mentions() if mention[0][: len(path)] == path]
+    named = [mention for mention in under if _is_class_path(mention[1]) and str(mention[1]) in message]
+    guilty = [mention for mention in named if class_path_problem(str(mention[1]))]
+    guilty += [mention for mention in named if str(mention[1]) in text]
+    guilty += [mention for mention in under if mention[0] == path]
+    keys, value, place = guilty[0] if guilty else (path, None, "")
+    why = class_path_problem(str(value)) if _is_class_path(value) else ""
+    got = "" if why or value is None or str(value) in text else f" (got `{_shorten(str(value))}`)"
+    base = re.search(r"subclass of (\w+)$", text)
+    examples = f". For example {', '.join(own_subclasses(base[1])[:3])}." if base else ""
+    return (f"`{'.'.join(keys)}` {place}{got}: " if keys else "") + (why or _shorten(text) + examples)
 
 
-def _is_foreign(class_path: str) -> bool:
-    return not class_path.startswith("lightning_opd.")
+def _keys_around(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that lead to the last line: those named by lines of less and less indentation above it."""
+    keys: tuple[str, ...] = ()
+    indent = _indent(lines[-1])
+    for line in reversed(lines):
+        if (named := re.search(r'Parser key "([^"]+)"', line)) and (_indent(line) < indent or line == lines[-1]):
+            keys = (*named[1].split("."), *keys)
+        indent = min(indent, _indent(line)) if line.strip() else indent
+    return tuple(key for key in keys if key not in {"init_args", "config"})
 
 
-def _missing(match: re.Match[str], message: str, written: Written) -> str:
-    del written
-    outer = _KEY.search(message)
-    prefix = f"{outer['key']}." if outer and outer.start() < match.start() else ""
-    keys = [prefix + readable(tuple(key.strip().split("."))) for key in match["key"].split(",")]
-    return f"{', '.join(f'`{key}`' for key in keys)} must be given, as `--{keys[0]} ...` or in a --config file."
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" -"))
 
 
-def _wrong_value(match: re.Match[str], message: str, written: Written) -> str:
-    key = _KEY.search(message)
-    tail = key["key"] if key else ""
-    place = written.find(lambda path, _: bool(tail) and _ends_with(path, tail))
-    name, source = (readable(place[0]), f" {place[1]}") if place else (tail, "")
-    kinds = match.groupdict().get("kinds") or match["kind"]
-    expected = " or ".join(dict.fromkeys(_kind_name(kind) for kind in re.split(r", (?![^\[]*\])", kinds)))
-    value = match["value"].strip()
-    shown = value if len(value) <= _MAX_LENGTH // 2 else f"{value[: _MAX_LENGTH // 2]} ..."
-    return f"`{name}`{source}: expected {expected}, got `{shown}`."
+def _is_part(path: Sequence[str], mention: Sequence[str]) -> bool:
+    """Return whether a path is a mention's, apart from names of a mapping's entries or indices of a list inside it."""
+    rest = iter(mention)
+    return bool(mention) and path[-1] == mention[-1] and all(key in rest for key in path)
 
 
-def _kind_name(kind: str) -> str:
-    kind = kind.removeprefix("<class '").removesuffix("'>").removeprefix("typing.")
-    return {"NoneType": "null"}.get(kind, re.sub(r"\b(?:\w+\.)+(?=\w)", "", kind))
+def _is_class_path(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"([A-Za-z_]\w*\.)+\w+|[A-Z]\w*", value) is not None
 
 
-def _place_of_value(value: str, message: str, written: Written) -> tuple[KeyPath, str]:
-    place = written.find(lambda _, other: other == value)
-    if place is not None:
-        path, source = place
-        return (path[:-1] if path[-1] == "class_path" else path), source
-    key = _KEY.search(message)
-    return (key["key"] if key else "",), "in the configuration"
-
-
-def _ends_with(path: KeyPath, tail: str) -> bool:
-    flat = f".{readable(path)}"
-    return flat.removesuffix("+").endswith(f".{readable(tuple(tail.split('.')))}")
-
-
-def _is_known(path: KeyPath, tail: str, written: Written) -> bool:
-    cut = _cut(path, tail, written)
-    return cut[-1].removesuffix("+") in known_keys(written.tree, cut[:-1])
-
-
-def _cut(path: KeyPath, tail: str, written: Written) -> KeyPath:
-    """Return the path up to the first key of `tail` that nothing accepts."""
-    flat = tuple(key for key in path if key != "init_args")
-    first = len(flat) - len(tail.split("."))
-    for end in range(max(first, 0) + 1, len(flat)):
-        known = known_keys(written.tree, flat[: end - 1])
-        if known and flat[end - 1] not in known:
-            return flat[:end]
-    return flat
-
-
-def _known(word: str, known: Sequence[str]) -> str:
-    shown = [*known[:_MAX_KNOWN], *(["..."] if len(known) > _MAX_KNOWN else [])]
-    return did_you_mean(word, known) or (f" Known: {', '.join(shown)}." if known else "")
-
-
-def _merge(target: Tree, source: Tree) -> None:
-    """Merge as the parser does, with the values of `init_args` lifted to their class."""
-    for key, value in source.items():
-        old = target.get(key)
-        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            inner: Tree = old if isinstance(old, dict) else {"class_path": old} if isinstance(old, str) else {}
-            target[key] = inner
-            _merge(inner, {**{k: v for k, v in value.items() if k != "init_args"}, **_init_args(value)})
-        else:
-            target[key] = value
-
-
-def _init_args(value: Tree) -> Tree:
-    inner = value.get("init_args")
-    return dict(inner) if isinstance(inner, dict) else {}
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} ..."

@@ -1,85 +1,128 @@
-"""What the user wrote, file by file and word by word, before any parser has an opinion on it."""
+"""What the user wrote, file by file and option by option, before any parser has an opinion on it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias, cast
 
 import yaml
 from jsonargparse import get_loader
 
-from lightning_opd.cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
 
 Tree: TypeAlias = dict[str, object]
 KeyPath: TypeAlias = tuple[str, ...]
 
-_CONFIG_WORDS = ("--config", "-c")
+COMPOSED = ("model.teachers", "data.task.tasks")
+"""Mappings that several config files build together: merged by name, null removes an entry."""
+
+
+@dataclass(frozen=True)
+class Variables:
+    """What `${run}`, `${runs}`, `${recipe}` and `${seed}` in a configuration stand for."""
+
+    recipe: Path  # its folder
+    output: str = "runs"  # folder for the outputs of all recipes
+    seed: int = 0
+
+    def resolve(self, node: object, place: str) -> object:
+        """Return a configuration with its variables filled in, or raise a `ConfigError` that names the place."""
+        if isinstance(node, Mapping):
+            return {key: self.resolve(value, place) for key, value in node.items()}
+        if isinstance(node, list):
+            return [self.resolve(value, place) for value in node]
+        if isinstance(node, str):
+            return re.sub(r"\$\{(\w*)\}", lambda found: self._value(found[1], place), node)
+        return node
+
+    def _value(self, name: str, place: str) -> str:
+        run = f"{self.output}/{self.recipe.resolve().name}/seed{self.seed}"
+        values = {"run": run, "runs": self.output, "recipe": str(self.recipe), "seed": str(self.seed)}
+        if name not in values:
+            known = ", ".join(f"${{{known}}}" for known in values)
+            msg = f"`${{{name}}}` {place} is not a variable.{did_you_mean(name, values)} Variables: {known}."
+            raise ConfigError(msg)
+        return values[name]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One config file, or one option of the command line.
+    """One config file or option: where messages say it stands, what it says, and which word names the file."""
 
-    Args:
-        name: Where messages say it stands.
-        tree: What it says.
-        word: Index of its value among the command line's words; -1 where it is not a config file.
-    """
-
-    name: str
+    place: str
     tree: Tree
-    word: int = -1
+    word: int = -1  # not a config file
 
 
-def read_sources(words: Sequence[str]) -> list[Source]:
-    """Read the config files and options of a command line, in order.
+@dataclass(frozen=True)
+class ConfigSources:
+    """Everything the user wrote: the words after the command, and in order the config files and options they hold."""
 
-    Args:
-        words: The command line after the verb.
+    words: Sequence[str]
+    sources: Sequence[Source]
 
-    Raises:
-        UsageError: If a config file is missing, is not YAML, or is not a mapping.
-    """
-    sources: list[Source] = []
+    @classmethod
+    def read(cls, words: Sequence[str]) -> ConfigSources:
+        """Read the config files and options of a command line, and fill in the variables, or raise a `ConfigError`.
+
+        `${run}` belongs to the recipe of the last config file that stands in a recipe's folder, with seed 0.
+        """
+        sources: list[Source] = []
+        folders: list[Path] = []
+        for index, option, value in _options(words):
+            if option in {"--config", "-c"} and value:
+                sources.append(_read_config(value, index))
+                folders += [] if value.lstrip().startswith("{") else [Path(value).parent]
+            else:
+                sources.append(Source("on the command line", _nested(option.removeprefix("--"), value)))
+        if not folders:
+            return cls(tuple(words), tuple(sources))
+        variables = Variables(([f for f in folders if (f / "recipe.yaml").is_file()] or folders)[-1])
+        resolved = [Source(s.place, cast("Tree", variables.resolve(s.tree, s.place)), s.word) for s in sources]
+        return cls([str(variables.resolve(word, "on the command line")) for word in words], resolved)
+
+    def inlined(self) -> list[str]:
+        """Return the command line with every config file in place of its name, and the mappings composed."""
+        files = [source for source in self.sources if source.word >= 0]
+        words = list(self.words)
+        for file, tree in zip(files, _compose([file.tree for file in files]), strict=True):
+            text = yaml.safe_dump(tree, default_flow_style=True, default_style='"', width=10**9)  # quoted: exact types
+            words[file.word] = ("--config=" if words[file.word].startswith("-") else "") + text
+        return words
+
+    def mentions(self) -> Iterator[tuple[KeyPath, object, str]]:
+        """Yield key path (without `init_args`), value and place of all that was written, the last first."""
+        for source in reversed(self.sources):
+            for path, value in reversed(list(_walk(source.tree))):
+                keys = tuple(key.removesuffix("+") for key in path if key not in {"init_args", "class_path"})
+                yield keys, value, source.place
+
+
+def read_yaml(name: str, text: str) -> object:
+    """Parse YAML as the parser does, or raise a `ConfigError` that names it; an empty text is an empty mapping."""
+    try:
+        content = get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        msg = f"{name} is not valid YAML: {' '.join(str(error).split())}"
+        raise ConfigError(msg) from error
+    return {} if content is None else content
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield the index of the word that holds an option's value, the option, and the value."""
     index = 0
     while index < len(words):
         option, equals, value = words[index].partition("=")
-        if not equals and index + 1 < len(words) and not words[index + 1].startswith("--"):
+        if option.startswith("-") and not equals and index + 1 < len(words) and not words[index + 1].startswith("--"):
             index += 1
             value = words[index]
-        if option in _CONFIG_WORDS and value:
-            sources.append(_read_config(value, index))
-        elif option.startswith("--"):
-            sources.append(Source("on the command line", _nested(option.removeprefix("--").split("."), _scalar(value))))
+        if option.startswith("-"):
+            yield index, option, value
         index += 1
-    return sources
-
-
-def walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
-    """Yield every key path of a tree with its value, parents first; list items count as keys."""
-    items: list[tuple[str, object]] = []
-    if isinstance(tree, Mapping):
-        items = [(str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list):
-        items = [(str(index), value) for index, value in enumerate(tree)]
-    for key, value in items:
-        yield (*path, key), value
-        yield from walk(value, (*path, key))
-
-
-def readable(path: KeyPath) -> str:
-    """Return a key path as the command line spells it.
-
-    Example:
-        >>> readable(("model", "init_args", "student", "path"))
-        'model.student.path'
-    """
-    return ".".join(key for key in path if key != "init_args")
 
 
 def _read_config(value: str, word: int) -> Source:
@@ -87,28 +130,41 @@ def _read_config(value: str, word: int) -> Source:
     name = "an inline --config" if is_inline else f"`{value}`"
     if not is_inline and not Path(value).is_file():
         msg = f"config file `{value}` does not exist (looked in `{Path.cwd()}`)."
-        raise UsageError(msg)
-    try:
-        tree = get_loader("yaml")(value if is_inline else Path(value).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        msg = f"{name} is not valid YAML: {' '.join(str(error).split())}"
-        raise UsageError(msg) from error
-    if tree is None:
-        tree = {}
+        raise MissingFileError(msg)
+    tree = read_yaml(name, value if is_inline else Path(value).read_text(encoding="utf-8"))
     if not isinstance(tree, dict):
         msg = f"{name} must be a mapping with keys such as `model`, `data` and `trainer`, got {type(tree).__name__}."
-        raise UsageError(msg)
+        raise ConfigError(msg)
     return Source(f"in {name}", tree, word)
 
 
-def _scalar(text: str) -> object:
+def _nested(key: str, value: str) -> Tree:
     try:
-        return get_loader("yaml")(text)
+        node: object = get_loader("yaml")(value)
     except yaml.YAMLError:
-        return text
+        node = value
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    return cast("Tree", node)
 
 
-def _nested(keys: Sequence[str], value: object) -> Tree:
-    for key in reversed(keys):
-        value = {key: value}
-    return value if isinstance(value, dict) else {}
+def _walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
+    """Yield every key path with its value, parents first; indices of lists count as keys."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*path, str(key)), value
+        yield from _walk(value, (*path, str(key)))
+
+
+def _compose(trees: Sequence[Tree]) -> list[Tree]:
+    """Return copies in which a later file's composed mapping holds the entries of the earlier ones, too."""
+    composed = copy.deepcopy(list(trees))
+    for key in COMPOSED:
+        merged: Tree = {}
+        for tree in composed:
+            for path, entries in list(_walk(tree)):
+                if ".".join(part for part in path if part != "init_args") == key and isinstance(entries, dict):
+                    merged = {name: entry for name, entry in (merged | entries).items() if entry is not None}
+                    entries.clear()
+                    entries.update(copy.deepcopy(merged))
+    return composed

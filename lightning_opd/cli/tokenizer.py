@@ -1,15 +1,14 @@
-"""The verb `tokenizer`: a small BPE that fits a task."""
+"""The command `tokenizer`: a small BPE that fits a task."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
-from lightning_opd.cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from lightning_opd.interfaces import Task
+from lightning_opd.cli.messages import build_from_config
+from lightning_opd.cli.sources import ConfigSources, Source
+from lightning_opd.errors import ConfigError
 
 
 def tokenizer(
@@ -32,27 +31,17 @@ def tokenizer(
         max_merge: Let tokens run across digits, words and punctuation, up to so many bytes.
         seed: Seed of the demonstrations.
     """
+    from lightning_opd.interfaces import Task
     from lightning_opd.tokenization.training import train_tokenizer
 
     if num_examples < 1:
         msg = f"`num_examples` must be at least 1, got {num_examples}."
-        raise UsageError(msg)
-    chats = _build_task(task).demonstrations("train", num_examples, seed)
+        raise ConfigError(msg)
+    sources = ConfigSources((), [Source("of the tokenizer", {"task": task})])
+    built = cast("Task", build_from_config(Task, "task", task, sources))
+    chats = built.demonstrations("train", num_examples, seed)
     texts = (f"{message['role']}\n{message['content']}" for chat in chats for message in chat)
     trained = train_tokenizer(texts, vocab_size, special_tokens or [], max_merge)
     Path(output).mkdir(parents=True, exist_ok=True)
     trained.save_pretrained(output)
     sys.stdout.write(f"tokenizer with {len(trained)} tokens written to {output}\n")
-
-
-def _build_task(spec: dict[str, object] | str) -> Task:
-    from lightning_opd.cli.messages import Written
-    from lightning_opd.cli.short import ShortParser
-    from lightning_opd.cli.sources import Source
-    from lightning_opd.interfaces import Task
-
-    parser = ShortParser(prog="python -m lightning_opd tokenizer")
-    parser.written = Written([Source("of the tokenizer", {"task": spec})])
-    parser.add_subclass_arguments(Task, "task", required=True)
-    built: Task = parser.instantiate(parser.parse_object({"task": spec})).task
-    return built

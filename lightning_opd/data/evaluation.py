@@ -5,12 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from lightning_opd.interfaces import Split
-from lightning_opd.types import Prompt
-
-Mode = Literal["sampled", "greedy"]
+from lightning_opd.types import Mode, Prompt, Split
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,49 @@
-"""Trainer settings against rollout batches: what would cut one is refused before anything runs."""
+"""Settings that would cut a rollout batch, or teach something else: refused before anything runs."""
 
 from __future__ import annotations
 
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from lightning_opd.collection import Collector
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import OPDCallback
+from lightning_opd.types import RunSettings
+
+
+def check_training(trainer: L.Trainer, collector: Collector, prompts_per_batch: int, num_ranks: int) -> None:
+    """Refuse settings of a training run that do not go together.
+
+    Raises:
+        ValueError: With the setting, its value and the cure.
+    """
+    if prompts_per_batch % num_ranks:
+        msg = (
+            f"`data.prompts_per_batch` is {prompts_per_batch}, which {num_ranks} processes cannot share equally. "
+            f"Use a multiple of {num_ranks}."
+        )
+        raise ConfigError(msg)
+    rows = prompts_per_batch // num_ranks * collector.samples_per_prompt
+    check_batch_limits(trainer, collector.updates_per_batch, rows)
+    if collector.sampling.temperature == 0:
+        msg = (
+            "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "
+            "`test` and `predict`."
+        )
+        raise ConfigError(msg)
+    callbacks = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
+    learner, off_policy = collector.learner, collector.off_policy
+    learner.objective.check(
+        RunSettings(
+            updates_per_batch=collector.updates_per_batch,
+            draws_from_student=collector.sampling.top_p == 1 and collector.engine.is_exact,
+            off_policy_fraction=0.0 if off_policy is None else off_policy.fraction,
+            has_outcome=any(callback.adds_outcome for callback in callbacks),
+            has_reference=learner.reference is not None,
+            has_critic=learner.value is not None,
+            teacher_names=learner.teachers.names,
+        )
+    )
 
 
 def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank: int) -> None:
@@ -18,14 +58,14 @@ def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank
             "GradientAccumulationScheduler would change the number of micro-batches per rollout batch while training. "
             "Remove it and set a constant `trainer.accumulate_grad_batches`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     if micro_batches > rows_per_rank:
         msg = (
             f"A rollout batch has {rows_per_rank} trajectories per process, which cannot be cut into {micro_batches} "
             f"micro-batches (`accumulate_grad_batches` {trainer.accumulate_grad_batches} × `updates_per_batch` "
             f"{updates_per_batch}). Raise `data.prompts_per_batch`, or lower one of the two."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     # a smoke test may end anywhere
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning at run time
         return
@@ -38,7 +78,7 @@ def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank
                 f"(`accumulate_grad_batches` × `updates_per_batch`). Use a multiple, for example "
                 f"{below or micro_batches}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
 
 def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) -> int:
@@ -56,5 +96,5 @@ def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) 
             f"Limiting the epoch to {limit} of it leaves {num_batches} of {num_batches * micro_batches} batches, "
             f"which would cut a rollout batch of {micro_batches} micro-batches. Use a whole number that is a multiple."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return max(1, num_batches // micro_batches)

@@ -7,37 +7,8 @@ from typing import Any
 
 import torch
 
-from lightning_opd.interfaces import Split
-from lightning_opd.types import Prompt
-
-
-class PromptBatch:
-    """The prompts behind one micro-batch; opaque to Lightning, which would copy a dataclass.
-
-    Args:
-        prompts: This rank's prompts of the rollout batch.
-        rows: Place of each prompt in the whole rollout batch over all ranks.
-        rollout batch: Rollout batches delivered before this one.
-        micro_batch: Which micro-batch of the rollout batch this is.
-        split: Split the prompts came from.
-        mode: "sampled" or "greedy".
-        num_real: Prompts before this count; the others repeat the first to fill up a rank.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        rows: Sequence[int],
-        index: int = 0,
-        micro_batch: int = 0,
-        split: Split = "train",
-        mode: str = "sampled",
-        num_real: int | None = None,
-    ) -> None:
-        """Bundle the prompts."""
-        self.prompts, self.rows, self.index, self.micro_batch = tuple(prompts), tuple(rows), index, micro_batch
-        self.split, self.mode = split, mode
-        self.num_real = len(prompts) if num_real is None else num_real
+from lightning_opd.errors import ConfigError
+from lightning_opd.types import Prompt, PromptBatch, Split
 
 
 class PromptLoader:
@@ -51,7 +22,7 @@ class PromptLoader:
         prompts_per_batch: Over all ranks; a last incomplete rollout batch is dropped.
         micro_batches: Items per rollout batch.
         seed: Of the order.
-        rank: This process among those that fraction the data.
+        rank: This process among those that share the data.
         num_ranks: How many there are.
         batches_per_epoch: Fewer rollout batches than there are, if the trainer is limited.
         is_repeating: Whether every epoch brings the same rollout batches (overfitting on purpose).
@@ -76,7 +47,7 @@ class PromptLoader:
                 f"`prompts_per_batch` is {prompts_per_batch}, but there are only {len(prompts)} training prompts. "
                 "Lower it, or give more prompts."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._prompts, self._size, self._micro_batches = prompts, prompts_per_batch, micro_batches
         self._seed, self._rank, self._num_ranks = seed, rank, num_ranks
         self._last = min(self._num_batches, batches_per_epoch or self._num_batches)
@@ -132,7 +103,7 @@ class PromptBatches:
     Args:
         parts: (split, mode, prompts) to go through.
         batch_size: Prompts per batch and rank.
-        rank: This process among those that fraction the data.
+        rank: This process among those that share the data.
         num_ranks: How many there are.
     """
 

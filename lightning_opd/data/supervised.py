@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # Lightning's own convention
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split, Task
+from lightning_opd.models import student_owner
 from lightning_opd.tokenization.chat import render_demonstration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = tuple[list[int], list[bool]]
-
-
-class TokenizerOwner(Protocol):
-    """What the data needs of the module."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer."""
 
 
 class SFTDataModule(L.LightningDataModule):
@@ -55,7 +49,7 @@ class SFTDataModule(L.LightningDataModule):
         super().__init__()
         if not 1 <= batch_size <= num_examples:
             msg = f"`data.batch_size` must lie between 1 and `data.num_examples` ({num_examples}), got {batch_size}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
         self.shuffle, self.seed = shuffle, seed
         self.num_examples, self.num_validation_examples = num_examples, num_validation_examples
@@ -85,7 +79,7 @@ class SFTDataModule(L.LightningDataModule):
                 f"A demonstration has {longest} tokens, more than `data.max_length` {self.max_length}. "
                 "Raise it, or shorten the data."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return examples
 
     def _trainer(self) -> L.Trainer:
@@ -95,7 +89,7 @@ class SFTDataModule(L.LightningDataModule):
         return self.trainer
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return cast("TokenizerOwner", self._trainer().lightning_module).tokenizer
+        return student_owner(self._trainer().lightning_module).tokenizer
 
     def _batches(self, examples: Sequence[Example], *, shuffle: bool) -> ExampleBatches:
         pad = int(cast("int", self._tokenizer().pad_token_id))
@@ -103,10 +97,10 @@ class SFTDataModule(L.LightningDataModule):
         rank, num_ranks = place.get("rank", 0), place.get("num_replicas", 1)
         if self.batch_size % num_ranks:
             msg = (
-                f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot fraction equally. "
+                f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally. "
                 f"Use a multiple of {num_ranks}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         size = min(self.batch_size, len(examples) // num_ranks * num_ranks)
         return ExampleBatches(examples, size, pad, self._seed, rank, num_ranks, shuffle=shuffle)
 
@@ -127,7 +121,7 @@ class ExampleBatches:
         batch_size: Over all ranks; a last incomplete batch is dropped.
         pad_token_id: Fills rows up on the right.
         seed: Of the order.
-        rank: This process among those that fraction the data.
+        rank: This process among those that share the data.
         num_ranks: How many there are.
         shuffle: Whether each epoch has an order of its own.
     """

@@ -1,4 +1,7 @@
-"""Advantage estimators: from the log-ratio of teacher and student to the factor of each token's gradient."""
+"""Advantage estimators: from the log-ratio of teacher and student to the factor of each token's gradient.
+
+`.github/THEORY.md`, sections 2 and 3, says which of them are exact and why.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 
@@ -19,8 +23,8 @@ class AdvantageEstimator(ABC):
 
     Attributes:
         needs_kl: Whether `kl` must be given.
-        looks_ahead: Whether Â_t depends on other positions. Refused with cross-tokenizer teachers,
-            whose earlier tokens already depend on later bytes.
+        looks_ahead: Whether Â_t depends on other positions. Such estimators are refused with cross-tokenizer
+            teachers, whose earlier tokens already depend on later bytes.
         is_constant_in_time: Whether every token of a row gets the same return, so that a row keeps
             it past its own end when it serves as another row's baseline.
     """
@@ -49,15 +53,16 @@ class AdvantageEstimator(ABC):
 
 @dataclass(frozen=True)
 class Immediate(AdvantageEstimator):
-    """Â_t = r_t: each token answers for its own log-ratio only.
+    """Â_t = r_t: each token is credited with its own log-ratio only.
 
-    The practical default. Equals the gradient of the full-vocabulary reverse KL at the visited
-    states with the state distribution held fixed: low variance, biased for the sequence KL, and yet
-    π = T is its only stationary point (tabular, full support, realisable). Not the estimator when an
-    early choice decides how well later tokens can match: it gives that choice no credit.
+    The practical default. It equals the gradient of the full-vocabulary reverse KL at the visited
+    states with the state distribution held fixed. It has low variance and is biased for the sequence KL,
+    yet π = T is its only stationary point (tabular, full support, realisable: Theorem 3). An early choice
+    that decides how well later tokens can match gets no credit; use `LogRatioToGo` or `KLToGo` there.
 
     Reference:
-        On-policy distillation for model merging, section 1.2 (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), section 1.2;
+        `.github/THEORY.md`, section 3.
 
     Example:
         >>> Immediate()(torch.tensor([[9.0, -1.0]]), torch.tensor([[False, True]]))
@@ -77,20 +82,20 @@ class Immediate(AdvantageEstimator):
 
 @dataclass(frozen=True)
 class LogRatioToGo(AdvantageEstimator):
-    """Â_t = Σ_{t'≥t} γ^{t'−t} r_t': each token answers for itself and for what follows, in nats.
+    """Â_t = Σ_{t'≥t} γ^{t'−t} r_t': each token is credited with itself and all later tokens, in nats.
 
-    With γ = 1 exact for the gradient of the sequence KL (REINFORCE), at a variance that grows about
-    as T^2.4 with the length T (a Markov student near its teacher), against T^1 of `Immediate`, which
-    is γ = 0; between them bias is traded for variance. t counts response tokens only: tokens of
-    tools and users take no time. Not for cross-tokenizer teachers, and at γ = 1 not for
-    long responses without a baseline.
+    With γ = 1 it is exact for the gradient of the sequence KL (REINFORCE). Its variance then grows about
+    as T^2.4 with the length T (a Markov student near its teacher), that of `Immediate` (γ = 0) as T^1;
+    a γ in between trades bias for variance. t counts response tokens only, not tokens of tools and users.
+    Most cross-tokenizer teachers refuse it; at γ = 1 long responses need a baseline.
 
     Args:
         discount: γ in [0, 1].
 
     Reference:
         Williams, Simple statistical gradient-following algorithms (1992);
-        On-policy distillation for model merging, Theorem 1 (ii) and (iii) (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1 (ii) and (iii);
+        `.github/THEORY.md`, section 2.
 
     Example:
         >>> LogRatioToGo(0.5)(torch.tensor([[4.0, 9.0, 2.0]]), torch.tensor([[True, False, True]]))
@@ -104,7 +109,7 @@ class LogRatioToGo(AdvantageEstimator):
         """Refuse a discount that grows with distance."""
         if not 0 <= self.discount <= 1:
             msg = f"`discount` must lie in [0, 1], got {self.discount}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -119,14 +124,15 @@ class LogRatioToGo(AdvantageEstimator):
 
 @dataclass(frozen=True)
 class FullTrajectory(AdvantageEstimator):
-    """Â_t = Σ_{t'} r_t' = log T(y|x) − log π(y|x): every token answers for the whole response, in nats.
+    """Â_t = Σ_{t'} r_t' = log T(y|x) − log π(y|x): every token is credited with the whole response, in nats.
 
-    Exact for the gradient of the sequence KL, at the highest variance of all, because a token also
-    answers for what came before it. For comparison and for rewards that exist per text only; not
-    for training where `LogRatioToGo` can be had, and not without a baseline.
+    It is exact for the gradient of the sequence KL and has the highest variance, because a token is also
+    credited with earlier tokens. It serves comparisons, and rewards that exist per text only. For training
+    prefer `LogRatioToGo`, or add a baseline.
 
     Reference:
-        On-policy distillation for model merging, Theorem 1 (i) (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1 (i);
+        `.github/THEORY.md`, section 2.
 
     Example:
         >>> FullTrajectory()(torch.tensor([[4.0, 9.0, 2.0]]), torch.tensor([[True, False, True]]))
@@ -150,16 +156,17 @@ class FullTrajectory(AdvantageEstimator):
 
 @dataclass(frozen=True)
 class KLToGo(AdvantageEstimator):
-    """Â_t = r_t − Σ_{t'>t} KL(s_t'): the future's log-ratios replaced by their mean at each visited state, in nats.
+    """Â_t = r_t − Σ_{t'>t} KL(s_t'): later log-ratios are replaced by their mean at each visited state, in nats.
 
-    Exact for the gradient of the sequence KL. With values close to V(s_t) its variance grows nearly as
-    that of `Immediate` (T^1.1); without, faster than that of `LogRatioToGo`, so not without. If r is
-    transformed, KL(s) must be −E_{a∼π}[transformed r(s, a)] (`log_ratio_transforms.expected_log_ratio`): a clipped
-    r with the plain KL is biased.
-    Not for teachers that answer with sampled or top-k log-probs only: the mean cannot be had there.
+    It is exact for the gradient of the sequence KL. With values close to V(s_t) its variance grows nearly as
+    that of `Immediate` (T^1.1); without values it grows faster than that of `LogRatioToGo`, so always give it a
+    critic or a baseline. If r is transformed, KL(s) must be −E_{a∼π}[transformed r(s, a)]
+    (`log_ratio_transforms.expected_log_ratio`); a clipped r with the plain KL is biased. A teacher that returns
+    sampled or top-k log-probs only cannot give this mean.
 
     Reference:
-        On-policy distillation for model merging, Theorem 1 (iv) and (v) (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1 (iv) and (v);
+        `.github/THEORY.md`, section 2.
 
     Example:
         >>> mask = torch.tensor([[True, False, True]])
@@ -183,7 +190,7 @@ class KLToGo(AdvantageEstimator):
                 "KLToGo needs `kl`, the expectation −E_{a∼π}[log-ratio] over the whole vocabulary at every state, "
                 "got None. Use a teacher with full distributions (a local one), or `LogRatioToGo`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         following = to_go(promote(kl), response_mask) - promote(kl)
         return _inside(promote(log_ratio) - following, response_mask, values)
 
@@ -193,7 +200,7 @@ def to_go(
 ) -> Float[Tensor, "batch time"]:
     """Return Σ_{t'≥t} discount^n x_t' over response tokens, n the response tokens from t to t'.
 
-    Takes log₂(time) steps: each doubles how far every position sees.
+    Takes log₂(time) steps; each step doubles the distance that every position covers.
     """
     total = torch.where(response_mask, x, 0.0)
     decay = torch.where(response_mask, torch.full_like(total, discount), 1.0)

@@ -1,4 +1,4 @@
-"""Which tokens of two tokenisations speak about the same bytes of one text."""
+"""Which tokens of two tokenisations cover the same bytes of one text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Alignment:
         return Alignment(strict, [(s, t) for s, t in self.spans if t.stop <= num_teacher])
 
     def then(self, other: Alignment, num_student: int, num_teacher: int) -> Alignment:
-        """Return this alignment followed by another one, before whose tokens stand so many on each side.
+        """Return this alignment followed by another one, which begins after so many tokens of each side.
 
         Example:
             >>> Alignment.identity(1).then(Alignment.identity(1), 1, 4).strict
@@ -44,7 +44,7 @@ class Alignment:
 def align(student_spans: Sequence[tuple[int, int]], teacher_spans: Sequence[tuple[int, int]]) -> Alignment:
     """Align two tokenisations of one text in linear time.
 
-    An empty span is a control token: it stands for no bytes, is never aligned here, and no run
+    An empty span is a control token: it covers no bytes, is never aligned here, and no run
     reaches across it. Bytes that only one side covers are left out.
 
     Args:

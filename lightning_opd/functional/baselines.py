@@ -1,4 +1,4 @@
-"""Baselines: what a token's return is compared with, never touching the expected gradient."""
+"""Baselines: what a token's return is compared with; the expected gradient does not change."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 Sum: TypeAlias = Callable[[Tensor], Tensor]
@@ -27,8 +28,8 @@ class Baseline(ABC):
 
     Attributes:
         needs_kl: Whether `kl` must be given.
-        needs_other_rows: Whether other rows count, so that it must see the whole rollout batch before the
-            rollout batch is cut into micro-batches.
+        needs_other_rows: Whether it reads other rows, so that it must get the whole rollout batch before the
+            split into micro-batches.
     """
 
     needs_kl: ClassVar[bool] = False
@@ -61,12 +62,13 @@ class LeaveOneOut(Baseline):
     """b_t = mean over the other rows of the group of their return at the same response-token ordinal.
 
     A row that has ended counts as 0 (nothing is to go), or with its total where the return is
-    constant in time (`FullTrajectory`). Exact because siblings are drawn independently; all of a
-    prompt's siblings must lie on one rank. Costs several samples per prompt; not for one sample per
-    prompt, and weak where siblings part early.
+    constant in time (`FullTrajectory`). It is exact because siblings are drawn independently; all
+    siblings of a prompt must lie on one rank. It needs at least two samples per prompt, and removes
+    little variance where siblings diverge early.
 
     Reference:
-        Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (2019).
+        Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (2019, ICLR workshop);
+        `.github/THEORY.md`, section 2.
 
     Raises:
         ValueError: A group has one row only.
@@ -96,7 +98,7 @@ class LeaveOneOut(Baseline):
                 "Expected at least 2 samples per prompt for the leave-one-out baseline, got a group of 1. "
                 "Set `data.samples_per_prompt` to 2 or more, or use the baseline `BatchMean`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         returns = torch.where(response_mask, promote(returns), 0.0).detach()
         ordinals = (response_mask.cumsum(-1) - 1).clamp(min=0)
         # masked positions add 0 wherever they land
@@ -113,12 +115,13 @@ class LeaveOneOut(Baseline):
 class BatchMean(Baseline):
     """b = mean return over all tokens of the other rows of the rollout batch, over all ranks.
 
-    Takes the common level out, at one sample per prompt. Exact because a row's own tokens stay out
-    of its mean. Coarse: it knows neither the prompt nor the position; not where prompts differ more
-    than responses do (`LeaveOneOut`), nor for returns that shrink along the response.
+    It removes the common level with one sample per prompt. It is exact because a row's own tokens stay out
+    of its mean, and coarse because it knows neither the prompt nor the position. Where prompts differ more
+    than responses do, use `LeaveOneOut`; it also fits returns that shrink along the response.
 
     Reference:
-        Greensmith, Bartlett, Baxter, Variance reduction techniques for gradient estimates (2004).
+        Greensmith, Bartlett, Baxter, Variance reduction techniques for gradient estimates in reinforcement
+        learning (2004).
 
     Raises:
         ValueError: The rollout batch has one row only.
@@ -149,7 +152,7 @@ class BatchMean(Baseline):
         )
         if int(num_rows) < 2:  # a row and another one
             msg = f"Expected at least 2 rows per rollout batch for the batch-mean baseline, got {int(num_rows)}."
-            raise ValueError(f"{msg} Set `data.prompts_per_batch` to 2 or more, or drop the baseline.")
+            raise ConfigError(f"{msg} Set `data.prompts_per_batch` to 2 or more, or drop the baseline.")
         others = (total - own) / (num_tokens - tokens).clamp(min=1)
         return torch.where(response_mask, others[:, None], 0.0)
 
@@ -158,12 +161,13 @@ class BatchMean(Baseline):
 class StateKL(Baseline):
     """b(s_t) = −KL(π(·|s_t) ‖ T(·|s_t)): the mean of r at the state, so that r_t − b(s_t) has mean 0.
 
-    Takes out all that the state alone says about the token's own log-ratio. Needs the whole vocabulary
-    at every state (then `DistributionMatching` is usually better still), and says nothing about what
-    is to go: not for long sums over the future.
+    It removes the part of the token's own log-ratio that depends on the state alone. It needs the whole
+    vocabulary at every state, where `DistributionMatching` is usually better still, and it does not cover
+    later tokens, so it does little for long sums over the future.
 
     Reference:
-        vOPD (2026).
+        Oh, Song, Choi, Choi, Jo, KL for a KL: on-policy distillation with control variate baseline (vOPD),
+        arXiv 2605.07865 (2026).
 
     Raises:
         ValueError: `kl` is missing.
@@ -186,5 +190,5 @@ class StateKL(Baseline):
                 "StateKL needs `kl`, the KL over the whole vocabulary at every state, got None. "
                 "Use a teacher with full distributions (a local one), or the baseline `LeaveOneOut`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return torch.where(response_mask, -promote(kl), 0.0).detach()

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.logprobs import promote
 
@@ -134,7 +135,7 @@ class SpanCredit(AlignedCredit):
         """Refuse spans of no tokens."""
         if self.max_tokens < 1:
             msg = f"`max_tokens` of a span must be at least 1, got {self.max_tokens}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(

@@ -12,14 +12,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax, over_positions, promote
 
 IMPOSSIBLE_LOGPROB = -100.0
-"""Floor in nats of a teacher's log-prob, so that a token it gives no mass repels with finite force."""
+"""Lowest log-prob in nats of a teacher, so that a token without probability gives a finite loss."""
 
 
 class Divergence(ABC):
-    """A divergence between two distributions given as logits."""
+    """A divergence between two distributions, as logits."""
 
     @abstractmethod
     def __call__(
@@ -27,7 +28,7 @@ class Divergence(ABC):
     ) -> Float[Tensor, "*shape"]:
         """Return the divergence at every position, in nats; differentiable in `student_logits`.
 
-        Log-probs will do in the place of logits.
+        Log-probs may take the place of logits.
         """
 
 
@@ -35,14 +36,13 @@ class Divergence(ABC):
 class ReverseKL(Divergence):
     """KL(student ‖ teacher) = Σ_a π(a) (log π(a) − log T(a)), the objective of on-policy distillation.
 
-    Mode-seeking: the student may drop what the teacher does, but is punished for what the teacher
-    would not do. On sampled states its gradient is the expectation of the immediate estimator's
-    (theory: Theorem 1 with the state distribution held fixed), at a fraction of the variance.
-    Needs the teacher's full distribution; not for teachers that return sampled log-probs only.
-    Not where the student must keep all of the teacher's ways: it may settle on one (`ForwardKL`).
+    It is mode-seeking: the student may drop modes of the teacher, and pays for mass where the teacher has
+    none. On sampled states its gradient is the expectation of the immediate estimator's, at a fraction of the
+    variance (`.github/THEORY.md`, section 3). It needs the teacher's full distribution. The student may settle
+    on one of several modes; where it must keep all of them, use `ForwardKL`.
 
     Reference:
-        On-policy distillation for model merging, section 1.1, equation (2) (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), section 1.1, equation (2).
 
     Example:
         >>> import torch
@@ -63,14 +63,16 @@ class ReverseKL(Divergence):
 class ForwardKL(Divergence):
     """KL(teacher ‖ student) = Σ_a T(a) (log T(a) − log π(a)), in nats.
 
-    Mass-covering: the student must reach all that the teacher does, and a student too small for that
-    spreads over what the teacher would not do. The gradient in the logits is π − T, as in supervised
+    It is mass-covering: the student must put mass wherever the teacher does, and a student too small for that
+    also puts mass where the teacher has none. The gradient in the logits is π − T, as in supervised
     training on the teacher's distribution. Its one-sample form is e^r − 1 − r differentiated (k3),
-    which is not a reverse KL. Not the objective of on-policy distillation: on states the student
-    visits it weighs tokens by the teacher.
+    which is not a reverse KL. It is not the objective of on-policy distillation: at the states that the
+    student visits it weighs tokens by the teacher.
 
     Reference:
-        Hinton et al., Distilling the knowledge in a neural network (2015); GKD, arXiv 2306.13649 (2024).
+        Hinton, Vinyals, Dean, Distilling the knowledge in a neural network, arXiv 1503.02531 (2015);
+        Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
+        arXiv 2306.13649 (2024).
 
     Example:
         >>> ForwardKL()(torch.zeros(3), torch.zeros(3)).item()
@@ -82,7 +84,7 @@ class ForwardKL(Divergence):
         self, student_logits: Float[Tensor, "*shape vocab"], teacher_logits: Float[Tensor, "*shape vocab"]
     ) -> Float[Tensor, "*shape"]:
         student = log_softmax(student_logits)
-        # only −inf is floored: however small, a probability that the teacher wants must be able to grow
+        # only −inf is replaced: a small probability must be able to grow if the teacher has mass there
         student = torch.where(student > -torch.inf, student, IMPOSSIBLE_LOGPROB)
         teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
         return (teacher.exp() * (teacher - student)).sum(-1)
@@ -92,16 +94,16 @@ class ForwardKL(Divergence):
 class JensenShannon(Divergence):
     """w·KL(T ‖ m) + (1 − w)·KL(π ‖ m) with m = w·T + (1 − w)·π, in nats.
 
-    Bounded by the entropy of (w, 1 − w), log 2 at w = ½: no token has an extreme pull. Divided by w it tends to
+    It is bounded by the entropy of (w, 1 − w), log 2 at w = ½, so no token dominates. Divided by w it tends to
     the forward KL as w → 0, divided by 1 − w to the reverse KL as w → 1, so the size of the gradient, and with
-    it the learning rate, depends on w. Not from a start where the two hardly overlap: bounded means
-    flat there.
+    it the learning rate, depends on w. Where student and teacher hardly overlap its gradient is nearly 0.
 
     Args:
         weight: w in (0, 1), the teacher's fraction of the mixture.
 
     Reference:
-        Generalised Jensen–Shannon divergence: GKD, arXiv 2306.13649 (2024), with β = w.
+        Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
+        arXiv 2306.13649 (2024), generalised Jensen–Shannon divergence with β = w.
 
     Example:
         >>> JensenShannon()(torch.zeros(3), torch.zeros(3)).item()
@@ -114,7 +116,7 @@ class JensenShannon(Divergence):
         """Refuse the ends, where the divergence is identically 0."""
         if not 0 < self.weight < 1:
             msg = f"`weight` must lie in (0, 1), got {self.weight}. For the ends use `ForwardKL` or `ReverseKL`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -139,7 +141,7 @@ def linear_divergence(
     teacher_temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> Float[Tensor, "batch time *more"]:
-    """Return a full-vocabulary divergence where `mask` holds, without ever holding all logits.
+    """Return a full-vocabulary divergence where `mask` holds, without all logits in memory at once.
 
     Args:
         divergence: Compares two sets of logits.

@@ -1,4 +1,4 @@
-"""Shapings: bounded, extrapolated or gated forms of the log-ratio, one element at a time."""
+"""Log-ratio transforms: bounded, extrapolated or gated forms of the log-ratio, one element at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import IMPOSSIBLE_LOGPROB
 from lightning_opd.functional.logprobs import promote
 
@@ -20,7 +21,7 @@ class LogRatioTransform(ABC):
     """Changes the log-ratio r of one token; the same on sampled tokens and on the whole vocabulary.
 
     Attributes:
-        needs_reference: Whether log-probs of a reference model must be given.
+        needs_reference: Whether it needs log-probs of a reference model.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -36,7 +37,7 @@ class LogRatioTransform(ABC):
         """Return the transformed log-ratio.
 
         Args:
-            log_ratio: What the log-ratio transforms before this one made of log T − log π.
+            log_ratio: log T − log π after all earlier transforms.
             student_logprobs: log π in nats.
             teacher_logprobs: log T in nats.
             reference_logprobs: log-probs of a reference model in nats, or None.
@@ -47,8 +48,9 @@ class LogRatioTransform(ABC):
 class Clip(LogRatioTransform):
     """r → min(max(r, −c), c), in nats: one token cannot outweigh all others.
 
-    Keeps the sign, so under `Immediate` π = T stays the only full-support fixed point (tabular, exact
-    expectation). Under to-go estimators a clipped sum is another objective: choose c wide there.
+    It keeps the sign, so under `Immediate` π = T stays the only full-support fixed point (tabular, exact
+    expectation; `.github/THEORY.md`, section 3). Under to-go estimators a clipped sum is another objective:
+    choose a large c there.
 
     Args:
         limit: c in nats.
@@ -60,7 +62,7 @@ class Clip(LogRatioTransform):
         """Refuse a limit that leaves nothing."""
         if self.limit <= 0:
             msg = f"`limit` must be positive, got {self.limit}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -77,16 +79,17 @@ class Clip(LogRatioTransform):
 class BoundedDifference(LogRatioTransform):
     """r → T^α − π^α, without unit and within [−1, 1]; α → 0 is α·r.
 
-    Bounded by construction where the log-ratio has a heavy negative tail. Keeps the sign, hence the
-    fixed point π = T of `Immediate`. Replaces what earlier log-ratio transforms did, so it comes first. Tokens
-    rare under both models barely count: not where rare tokens carry the lesson, and the learning
-    rate has to be chosen anew.
+    It is bounded by construction, where the log-ratio has a heavy negative tail. It keeps the sign, hence the
+    fixed point π = T of `Immediate`. It ignores the result of earlier transforms, so it comes first. Tokens
+    that are rare under both models barely count, so do not use it where the student must learn rare tokens.
+    The learning rate has to be chosen anew.
 
     Args:
         exponent: α > 0.
 
     Reference:
-        Zhao et al., PowerOPD: stabilizing on-policy distillation with bounded power transformation, arXiv 2606.17199.
+        Zhao, Tong, Fan, Nie, Li, Shen, PowerOPD: stabilizing on-policy distillation with bounded power
+        transformation, arXiv 2606.17199 (2026).
     """
 
     exponent: float = 1.0
@@ -95,7 +98,7 @@ class BoundedDifference(LogRatioTransform):
         """Refuse an exponent that flattens or turns the sign."""
         if self.exponent <= 0:
             msg = f"`exponent` must be positive, got {self.exponent}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -112,16 +115,17 @@ class BoundedDifference(LogRatioTransform):
 class Extrapolation(LogRatioTransform):
     """r → r + (λ − 1)(log T − log ref), which is λ(log T − log ref) − (log π − log ref) of a plain r, in nats.
 
-    Goes on in the direction that led from the reference to the teacher. The fixed point is no longer
-    the teacher but, under `Immediate`, π ∝ T^λ ref^(1−λ); λ = 1 is plain distillation, 0 the
-    reference. Not where parity with the teacher is wanted, and not with a reference that is not
-    the model the teacher came from.
+    The student goes on in the direction that led from the reference to the teacher. Under `Immediate` the fixed
+    point is π ∝ T^λ ref^(1−λ) instead of the teacher; λ = 1 is plain distillation, λ = 0 gives the reference.
+    The reference should be the model that the teacher was trained from. Do not use it for parity with the
+    teacher.
 
     Args:
-        scale: λ; 1.25 was published.
+        scale: λ; the paper uses 1.25.
 
     Reference:
-        G-OPD, arXiv 2602.12125 (2026).
+        Yang, Liu, Xie, Yang, Yang, Lin, Learning beyond teacher: generalized on-policy distillation with reward
+        extrapolation (G-OPD), arXiv 2602.12125 (2026).
 
     Raises:
         ValueError: The reference's log-probs are missing.
@@ -143,7 +147,7 @@ class Extrapolation(LogRatioTransform):
                 "Extrapolation needs `reference_logprobs`, got None. "
                 "Configure a reference model, or drop this log-ratio transform (a scale of 1 is plain distillation)."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return log_ratio + (self.scale - 1) * (teacher_logprobs - reference_logprobs)
 
 
@@ -151,30 +155,31 @@ class Extrapolation(LogRatioTransform):
 class OneSidedTrustRegion(LogRatioTransform):
     """r → 0 where r > 0 and log π − log T > c_high, or r < 0 and log T − log π > c_low; else r. In nats.
 
-    Drops the push that leads further away from the teacher once the student has left the region
-    around it on that side; the way back is never closed. A plain or clipped r always points to the
-    teacher, so there it changes nothing and π = T is the fixed point as before. It acts after
-    log-ratio transforms that aim elsewhere: after `Extrapolation` with λ > 1, under `Immediate`, the fixed point is
+    It drops a log-ratio that would move the student further away from the teacher once the student has left the
+    region around the teacher on that side; it never drops one that moves the student back. A plain or clipped r
+    always points to the teacher, so there it changes nothing. It matters after transforms with another fixed
+    point: after `Extrapolation` with λ > 1, under `Immediate`, the fixed point is
     π = T·min(e^c_high, (T/ref)^(λ−1) e^−k) with k normalising, if that k is ≥ 0. If not (and mostly for
-    λ < 1) a dropped push is one beside others that are not 0, and the bound does not hold. Not a guard
-    against stale rollouts: those are measured against the policy that sampled (`PPOClip`, `MaskedImportance`).
+    λ < 1) the other actions of the state still push, and the bound does not hold. It does not protect
+    against stale rollouts; `PPOClip` and `MaskedImportance` compare with the policy that sampled.
 
     Args:
-        low: c_low in nats, the room below the teacher.
-        high: c_high in nats, the room above the teacher.
+        low: c_low in nats, how far log π may lie below log T.
+        high: c_high in nats, how far log π may lie above log T.
 
     Reference:
-        The one-sided mask of prime-rl (2026), with the teacher in the place of the sampling policy.
+        The one-sided mask of Prime Intellect, prime-rl (2026, software), with the teacher in the place of the
+        sampling policy.
     """
 
     low: float = 1.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a region without room."""
+        """Refuse negative bounds."""
         if self.low < 0 or self.high < 0:
             msg = f"`low` and `high` must not be negative, got {self.low} and {self.high}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -197,7 +202,7 @@ def shape(
 ) -> Float[Tensor, "*shape"]:
     """Return the detached log-ratio log T − log π, transformed in the given order, in at least float32.
 
-    Log-probs are floored at −100 nats, so that what a model cannot say repels with finite force.
+    Log-probs are clamped to at least −100 nats, so that impossible tokens give finite log-ratios.
 
     Args:
         transforms: Applied one after the other.

@@ -24,7 +24,7 @@ def promote(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def bounded_log_ratio(
     logprobs: Float[Tensor, "*shape"], other_logprobs: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Return logprobs − other_logprobs in nats, held in [−20, 20] so that its exponential is finite.
+    """Return logprobs − other_logprobs in nats, clamped to [−20, 20] so that its exponential is finite.
 
     Differentiable in `logprobs` inside these bounds; −inf on either or both sides is no NaN.
     """
@@ -74,7 +74,7 @@ def linear_token_logprobs(
     bias: Float[Tensor, " vocab"] | None = None,
     chunk_size: int | None = None,
 ) -> Float[Tensor, "batch time"]:
-    """Return `token_logprobs(hidden @ weight.T + bias, ...)` without ever holding all logits.
+    """Return `token_logprobs(hidden @ weight.T + bias, ...)` without all logits in memory at once.
 
     Args:
         hidden: Last hidden states of a causal language model for the same `token_ids`.
@@ -102,7 +102,7 @@ def linear_token_statistics(
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    """Return log-probs (with gradient) and entropies (detached) in nats where `mask` holds, 0 elsewhere.
+    """Return log-probs (with gradient) and entropies (detached) in nats where `mask` is True, 0 elsewhere.
 
     Args:
         states: `states[b, t]` predicts `token_ids[b, t]` (see `shift_right`).
@@ -132,7 +132,7 @@ def linear_top_k(
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> tuple[Int[Tensor, "batch time k"], Float[Tensor, "batch time k"]]:
-    """Return the ids and log-probs (nats) of the k likeliest tokens where `mask` holds, likeliest first.
+    """Return the ids and log-probs (nats) of the k likeliest tokens where `mask` is True, likeliest first.
 
     Elsewhere ids are 0 and log-probs 0. A smaller vocabulary gives fewer than k.
 
@@ -167,7 +167,7 @@ def over_positions(
     """Apply a function to the positions that count, chunk by chunk, and put the results back; 0 elsewhere.
 
     With several chunks each is recomputed in the backward pass, so that only one chunk's logits
-    exist at a time. An empty mask gives zeros that still hang on the graph of `states`.
+    exist at a time. An empty mask gives zeros that stay in the graph of `states`.
 
     Args:
         function: Maps `[positions, ...]` tensors to one `[positions, ...]` tensor.

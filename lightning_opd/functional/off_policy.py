@@ -1,4 +1,4 @@
-"""Off-policy weights: how much a token counts that another policy than the student drew."""
+"""Off-policy weights: how much a token counts if another policy than the student sampled it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import bounded_log_ratio
 
 
 class OffPolicyWeight(ABC):
     """The importance weight of each token, w_t from π_train(a_t|s_t) / π_rollout(a_t|s_t).
 
-    A weight per token corrects which action was drawn, not which states were visited, and what was
-    never drawn (below a nucleus) stays unseen: with top-p the fixed point holds inside it only.
+    A weight per token corrects which action was sampled, not which states were visited. Tokens outside a
+    nucleus are never sampled, so with top-p the fixed point holds inside the nucleus only
+    (`.github/THEORY.md`, section 5).
     """
 
     @abstractmethod
@@ -28,7 +30,7 @@ class OffPolicyWeight(ABC):
 
         Args:
             old_logprobs: Log-probs of the student that trains, before the rollout batch's first update, in nats.
-            rollout_logprobs: Log-probs of the policy that drew the tokens, in nats.
+            rollout_logprobs: Log-probs of the policy that sampled the tokens, in nats.
         """
 
 
@@ -36,11 +38,11 @@ class OffPolicyWeight(ABC):
 class TruncatedImportance(OffPolicyWeight):
     """w_t = min(π_train / π_rollout, c): unbiased per token up to the truncation.
 
-    For top-p sampling, another engine's log-probs, or rollouts a few updates old. Not for responses
-    from far away (data sets, other models): there nearly all weights are 0 or c.
+    It suits top-p sampling, another engine's log-probs, or rollouts a few updates old. For responses of
+    data sets or other models nearly all weights are 0 or c, so it does not suit them.
 
     Args:
-        max_weight: c; 5 was published.
+        max_weight: c; 5 is common.
 
     Reference:
         Ionides, Truncated importance sampling (2008).
@@ -56,7 +58,7 @@ class TruncatedImportance(OffPolicyWeight):
         """Refuse a limit below the weight of a token that is on-policy."""
         if self.max_weight < 1:
             msg = f"`max_weight` must be at least 1, got {self.max_weight}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -67,18 +69,18 @@ class TruncatedImportance(OffPolicyWeight):
 
 @dataclass(frozen=True)
 class MaskedImportance(OffPolicyWeight):
-    """w_t = π_train / π_rollout where it lies in [ε_low, ε_high], else 0: doubtful tokens say nothing.
+    """w_t = π_train / π_rollout where it lies in [ε_low, ε_high], else 0: doubtful tokens give no gradient.
 
-    Stricter than truncation: where the two policies disagree that much, one log-prob is more likely wrong
-    than informative (another engine's kernels, mixtures of experts). Biased towards tokens both
-    agree on; not where the disagreement is the lesson.
+    It is stricter than truncation: where the two policies disagree that much, one log-prob is more likely wrong
+    than informative (another engine's kernels, mixtures of experts). It is biased towards tokens on which both
+    agree.
 
     Args:
         low: ε_low, at most 1.
         high: ε_high, at least 1.
 
     Reference:
-        The masked importance sampling of prime-rl (2025), ratios kept in [0.125, 8].
+        Masked importance sampling of Prime Intellect, prime-rl (2025, software), ratios kept in [0.125, 8].
 
     Example:
         >>> MaskedImportance(0.125, 8.0)(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -9.0]]))
@@ -92,7 +94,7 @@ class MaskedImportance(OffPolicyWeight):
         """Refuse a range that drops tokens that are on-policy."""
         if not 0 <= self.low <= 1 <= self.high:
             msg = f"`low` and `high` must satisfy 0 ≤ low ≤ 1 ≤ high, got {self.low} and {self.high}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(

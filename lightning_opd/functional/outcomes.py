@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 
@@ -29,8 +30,8 @@ class OutcomeAdvantage(ABC):
 class RLOO(OutcomeAdvantage):
     """R_i − mean_{j≠i} R_j: reward minus the mean reward of the other siblings; unit of the reward.
 
-    Unbiased, no normalisation: the one to use beside a teacher. Costs several samples per prompt;
-    not where siblings nearly always agree, there most groups say nothing.
+    It is unbiased and not normalised, which suits training beside a teacher. It needs several samples per
+    prompt; where siblings nearly always agree, most groups give no gradient.
 
     Reference:
         Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (2019), equation (8).
@@ -50,11 +51,11 @@ class RLOO(OutcomeAdvantage):
 class DrGRPO(OutcomeAdvantage):
     """R_i − mean_j R_j over all siblings j, i included; unit of the reward.
 
-    Dr. GRPO's form: (n − 1)/n of `RLOO`, the same direction and a step that depends on the
-    number of samples. Not where the scale matters, as in the weight beside a teacher term.
+    It is (n − 1)/n of `RLOO`: the same direction, and a step that depends on the number of samples. Beside
+    a teacher's term, where the scale matters, use `RLOO`.
 
     Reference:
-        Liu et al., Understanding R1-Zero-like training (Dr. GRPO), arXiv 2503.20783 (2025).
+        Liu et al., Understanding R1-Zero-like training: a critical perspective (Dr. GRPO), arXiv 2503.20783 (2025).
 
     Example:
         >>> DrGRPO()(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([7, 7, 7]))
@@ -70,15 +71,17 @@ class DrGRPO(OutcomeAdvantage):
 class GRPO(OutcomeAdvantage):
     """(R_i − mean_j R_j) / (std_j R_j + ε), the sample standard deviation over siblings; without unit.
 
-    Every group that disagrees weighs alike, so that a question with one success in eight pushes as hard
-    as an even one: no longer the gradient of the mean reward. The teacher's term is added after the
-    normalisation, never inside. Not where α R should tilt the teacher's distribution by a known amount.
+    Every group that disagrees has the same weight: a question with one success in eight gives as large a
+    gradient as an even one, so this is not the gradient of the mean reward. The teacher's term is added after
+    the normalisation, never inside. Where α R should tilt the teacher's distribution by a known amount, use
+    `RLOO`.
 
     Args:
         eps: ε in the unit of the reward; groups that agree get 0.
 
     Reference:
-        Shao et al., DeepSeekMath (GRPO), arXiv 2402.03300 (2024), section 4.1.2.
+        Shao et al., DeepSeekMath: pushing the limits of mathematical reasoning in open language models (GRPO),
+        arXiv 2402.03300 (2024), section 4.1.2.
 
     Example:
         >>> GRPO()(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([7, 7, 7, 7]))
@@ -106,7 +109,7 @@ def _centred(
             "Expected at least 2 samples per prompt to compare rewards of siblings, got a group of 1. "
             "Set `data.samples_per_prompt` to 2 or more."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     best = torch.full_like(sizes, -torch.inf, dtype=rewards.dtype).scatter_reduce(0, group, rewards, "amax")
     rewards = rewards - best[group]
     means = torch.zeros_like(best).index_add(0, group, rewards) / sizes

@@ -38,8 +38,8 @@ class Reduction(ABC):
 class TokenMean(Reduction):
     """Σ_i Σ_t loss_{i,t} / Σ_i |y_i|: the mean over all response tokens of the step, per token.
 
-    The default: a token is a token. Long responses weigh more, and in a mix of tasks the one with
-    long answers takes most of the gradient; not where each trajectory should count once (`SequenceMean`).
+    The default: every token has the same weight. Long responses weigh more, and in a mix of tasks the one with
+    long answers takes most of the gradient. Where each trajectory should count once, use `SequenceMean`.
 
     Example:
         >>> two = torch.tensor(2.0)
@@ -62,12 +62,13 @@ class TokenMean(Reduction):
 class SequenceMean(Reduction):
     """(1/N) Σ_i (1/|y_i|) Σ_t loss_{i,t}: the mean of trajectories' token means, per token.
 
-    Each trajectory counts once, however long. A token of a long response weighs less than one of a
-    short response, so errors in long responses are punished less: not for comparing response
-    lengths, and not the gradient of the sequence KL (`TrajectorySum`).
+    Each trajectory counts once, whatever its length. A token of a long response weighs less than one of a
+    short response, so errors in long responses cost less. It is not the gradient of the sequence KL
+    (`TrajectorySum` is).
 
     Reference:
-        Shao et al., DeepSeekMath (GRPO), arXiv 2402.03300 (2024), equation (3).
+        Shao et al., DeepSeekMath: pushing the limits of mathematical reasoning in open language models (GRPO),
+        arXiv 2402.03300 (2024), equation (3).
 
     Example:
         >>> losses, mask = torch.tensor([[4.0, 9.0], [1.0, 3.0]]), torch.tensor([[True, False], [True, True]])
@@ -92,11 +93,12 @@ class TrajectorySum(Reduction):
     """(1/N) Σ_i Σ_t loss_{i,t}: the sum over tokens, per trajectory.
 
     The only reduction whose gradient is that of the sequence KL, E Σ_t Â_t ∇log π. Its size grows
-    with the length of the responses: the learning rate has to follow, and clipping the gradient norm
-    then acts on long responses first.
+    with the length of the responses: the learning rate must be adapted, and clipping of the gradient norm
+    acts on long responses first.
 
     Reference:
-        On-policy distillation for model merging, Theorem 1 (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1;
+        `.github/THEORY.md`, sections 2 and 6.
 
     Example:
         >>> losses, mask = torch.tensor([[4.0, 9.0], [1.0, 3.0]]), torch.tensor([[True, False], [True, True]])

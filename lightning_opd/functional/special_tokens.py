@@ -1,4 +1,4 @@
-"""The mask of first special tokens, where two models' habits differ most and mean least."""
+"""The mask of first special tokens, where log-ratios are largest and least informative."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def first_special_token_mask(
     """Return True where a token keeps its signal: everywhere but at each response's first special token.
 
     A teacher whose template opens or closes differently (`<think>`, an end of turn) gives that one token
-    a log-ratio that outweighs the rest of the response. Later special tokens keep their signal. Not where
-    the special token is the lesson, as when a student must learn to stop: its only stop token is
-    the first special one.
+    a log-ratio that outweighs the rest of the response. Later special tokens keep their signal. Do not use it
+    where the student must learn a special token, for example to stop: its only stop token is then the first
+    special one.
 
     Args:
         token_ids: Prompt and response.
@@ -25,7 +25,8 @@ def first_special_token_mask(
         special_ids: Ids of the special tokens.
 
     Reference:
-        The special-token mask of Revisiting on-policy distillation, arXiv 2603.25562 (2026).
+        Fu et al., Revisiting on-policy distillation: empirical failure modes and simple fixes, arXiv 2603.25562
+        (2026), special-token mask.
 
     Example:
         >>> response = torch.tensor([[False, True, True, True]])

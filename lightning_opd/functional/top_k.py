@@ -1,4 +1,4 @@
-"""Divergences on a few likely tokens: which tokens, and what becomes of the mass on all others."""
+"""Divergences on a few likely tokens: which tokens, and how the mass on all others counts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import Divergence
 from lightning_opd.functional.logprobs import log_softmax, promote
 
@@ -23,22 +24,23 @@ class TopK(Divergence):
 
     With `tail`, all other tokens are one more outcome that holds the rest of the mass on both
     sides: a lower bound of the full divergence, 0 exactly if π = T on S; how the rest is spread stays
-    open. With `renormalise`, both are divided by their mass on S: 0 if π ∝ T on S, and the mass off S
-    is left free altogether, so only for supports that hold nearly all mass. π = T is a fixed point of
-    both. The raw sum Σ_S π log(π/T) is not offered: its gradient keeps a "+1" that drives mass off S
-    even at π = T. S is chosen without gradient. Not where the full vocabulary can be compared at
-    the same cost (`DistributionMatching` works in chunks).
+    open. With `renormalise`, both are divided by their mass on S: 0 if π ∝ T on S. The mass off S is then
+    free, so the support should cover nearly all mass. π = T is a fixed point of both. The raw sum
+    Σ_S π log(π/T) is not offered: its gradient keeps a "+1" that drives mass off S even at π = T.
+    S is chosen without gradient. Where the teacher's full distribution is at hand, compare
+    the full vocabulary instead: `DistributionMatching` works in chunks.
 
     Args:
         divergence: Compares the coarsened distributions.
         k: Likeliest tokens per side, at least 1; a vocabulary of at most k is compared in full.
-        support: Whose likeliest tokens. `student` sees what the student would do wrong, `teacher` what
-            it misses (the only one a top-k server can answer), `union` both; `intersection` is the
-            weakest, with `renormalise` it is 0 where the two sides fraction one token or none.
-        correction: What becomes of the other tokens' mass.
+        support: Whose likeliest tokens. `student` covers what the student does, `teacher` what the
+            teacher does (the only one that a top-k server can answer), `union` both; `intersection` is the
+            weakest, with `renormalise` it is 0 where the two sides have at most one token in common.
+        correction: How the other tokens' mass counts.
 
     Reference:
-        Revisiting on-policy distillation, arXiv 2603.25562 (2026): teacher support, k = 32.
+        Fu et al., Revisiting on-policy distillation: empirical failure modes and simple fixes, arXiv 2603.25562
+        (2026): teacher support, k = 32.
 
     Raises:
         ValueError: The correction or the support is unknown, or k is not positive.
@@ -54,10 +56,10 @@ class TopK(Divergence):
         _check(self.correction)
         if self.support not in {"student", "teacher", "union", "intersection"}:
             msg = f"`support` must be student, teacher, union or intersection, got {self.support!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.k < 1:
             msg = f"`k` must be at least 1, got {self.k}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def __call__(
@@ -95,7 +97,7 @@ def top_k_divergence(
     top_logprobs: Float[Tensor, "*shape k"],
     correction: str = "tail",
 ) -> Float[Tensor, "*shape"]:
-    """Return `TopK` with teacher support for a teacher that only answers with its likeliest tokens, in nats.
+    """Return `TopK` with teacher support for a teacher that returns only its likeliest tokens, in nats.
 
     Args:
         divergence: Compares the coarsened distributions.
@@ -103,7 +105,7 @@ def top_k_divergence(
         top_ids: The teacher's likeliest tokens, each at most once.
         top_logprobs: Their log-probs in nats under the teacher's whole distribution; −inf marks a
             missing entry.
-        correction: What becomes of the other tokens' mass. Mass below the precision of the
+        correction: How the other tokens' mass counts. Mass below the precision of the
             log-probs counts as that precision.
 
     Raises:
@@ -124,7 +126,7 @@ class SupportStatistics(NamedTuple):
     """How well two sets of likeliest tokens agree, each between 0 and 1 per position."""
 
     overlap: Tensor
-    """Fraction of the k tokens that both sets hold."""
+    """Fraction of the k tokens that are in both sets."""
     student_mass: Tensor
     """The student's probability of the teacher's k tokens."""
     teacher_mass: Tensor
@@ -151,7 +153,7 @@ def _check(correction: str) -> None:
             f"`correction` must be tail or renormalise, got {correction!r}. The raw sum Σ_S π log(π/T) is not offered: "
             'its gradient Σ_S π (log(π/T) + 1) ∇log π keeps a "+1" that drives mass off S even where π = T.'
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
 
 
 def _top(logprobs: Float[Tensor, "*shape vocab"], k: int) -> Int[Tensor, "*shape k"]:

@@ -1,17 +1,15 @@
 """The abstract classes: one file for each thing that a user may write anew."""
 
+from lightning_opd.interfaces.abilities import Generates, HasOutputHead, ReadsOwnTokens, ReadsStudentTokens, ReadsTrees
 from lightning_opd.interfaces.callback import OPDCallback
 from lightning_opd.interfaces.engine import RolloutEngine
+from lightning_opd.interfaces.environment import Environment
+from lightning_opd.interfaces.format_rule import FormatRule
 from lightning_opd.interfaces.objective import BatchForward, Objective, PrepareContext, StudentForward
-from lightning_opd.interfaces.task import Environment, FormatRule, RewardFunction, SingleTurn, Split, Task
-from lightning_opd.interfaces.teacher import (
-    Generates,
-    HasOutputHead,
-    ReadsOwnTokens,
-    ReadsStudentTokens,
-    ReadsTrees,
-    Teacher,
-)
+from lightning_opd.interfaces.reward_function import RewardFunction
+from lightning_opd.interfaces.task import SingleTurn, Task
+from lightning_opd.interfaces.teacher import Teacher
+from lightning_opd.types import Split
 
 __all__ = [
     "BatchForward",

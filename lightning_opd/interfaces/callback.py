@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class OPDCallback(Callback):
-    """A Lightning callback that also sees each training rollout batch before it is cut.
+    """A Lightning callback that also sees each training rollout batch before it is split.
 
-    It may write `distill_mask`, `distill_weights` and `outcome_advantages` of the rollouts,
+    It may change `distill_mask`, `distill_weights` and `outcome_advantages` of the rollouts,
     nothing else. It is not called in validation.
     """
 
     @property
     def adds_outcome(self) -> bool:
-        """Whether it writes outcome advantages."""
+        """Whether it sets outcome advantages."""
         return False
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        """Called once per rollout batch, on every rank, after generation, reward and scoring."""
+        """Called once per rollout batch, on every rank, after generation, rewards and scores."""

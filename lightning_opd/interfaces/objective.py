@@ -11,6 +11,7 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
 from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
 
@@ -103,7 +104,7 @@ class Objective(ABC):
                 f"{type(self).__name__} has no use for a critic: it subtracts no value from a sum over tokens. Remove "
                 "`model.critic`, or use `PolicyGradient` with `KLToGo` or `LogRatioToGo`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
         """Store on a rollout batch what needs all its rows, after the callbacks and before the split; on every rank.

@@ -4,59 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 from typing_extensions import override
 
-from lightning_opd.types import Message, Messages, Prompt, Trajectory
-
-Split: TypeAlias = Literal["train", "validation", "test"]
-
-
-class FormatRule(ABC):
-    """One named rule about how a reply must look; decided on token ids and text only.
-
-    In an episode of several turns it is asked once per reply, and shown the episode so far.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name under which violations are counted."""
-        return type(self).__name__
-
-    @abstractmethod
-    def is_broken(self, trajectory: Trajectory) -> bool:
-        """Return whether the trajectory's last reply, `trajectory.text`, breaks this rule."""
-
-
-class RewardFunction(ABC):
-    """Judges a finished episode, beside the task's own outcome."""
-
-    @abstractmethod
-    def __call__(self, trajectory: Trajectory) -> float:
-        """Return the reward."""
-
-
-class Environment(ABC):
-    """One episode: messages in, messages out."""
-
-    @abstractmethod
-    def reset(self) -> Messages:
-        """Start the episode and return the messages the student sees first."""
-
-    @abstractmethod
-    def step(self, reply: Message) -> Messages:
-        """Take the student's reply and return the messages that answer it; empty ends the episode."""
-
-    @abstractmethod
-    def reward(self) -> float:
-        """Return the reward of the finished episode."""
+from lightning_opd.errors import UnsupportedError
+from lightning_opd.interfaces.environment import Environment
+from lightning_opd.interfaces.format_rule import FormatRule
+from lightning_opd.types import Message, Messages, Prompt, Split
 
 
 class Task(ABC):
     """A data set of environments with a verifiable outcome.
 
-    A single-turn task writes `prompts` and `reward`; a task with turns overrides `environment`.
+    A single-turn task defines `prompts` and `reward`; a task with turns overrides `environment`.
     """
 
     @abstractmethod
@@ -64,12 +24,12 @@ class Task(ABC):
         """Return the prompts of a split, always in the same order."""
 
     def reward(self, prompt: Prompt, text: str) -> float:
-        """Judge the student's whole reply (stop token cut); usually 0 or 1."""
+        """Reward the student's whole reply (stop token cut); usually 0 or 1."""
         msg = f"{type(self).__name__} must override `reward` (one turn) or `environment` (several)."
-        raise NotImplementedError(msg)
+        raise UnsupportedError(msg)
 
     def environment(self, prompt: Prompt) -> Environment:
-        """Return the episode that belongs to a prompt; by default one turn, judged by `reward`."""
+        """Return the episode that belongs to a prompt; by default one turn, rewarded by `reward`."""
         return SingleTurn(self, prompt)
 
     def format_rules(self) -> Sequence[FormatRule]:
@@ -84,11 +44,11 @@ class Task(ABC):
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         """Return example chats that end with an assistant message, for supervised training."""
         msg = f"{type(self).__name__} has no demonstrations; override `demonstrations` to train on it supervised."
-        raise NotImplementedError(msg)
+        raise UnsupportedError(msg)
 
 
 class SingleTurn(Environment):
-    """An episode of one reply, judged by the task's `reward`."""
+    """An episode of one reply, rewarded by the task's `reward`."""
 
     def __init__(self, task: Task, prompt: Prompt) -> None:
         """Bind the episode to its prompt."""

@@ -1,4 +1,4 @@
-"""What scores the student's tokens, and what some teachers can do besides."""
+"""What scores the student's tokens."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
-from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from transformers import PreTrainedTokenizerBase
 
 
 class Teacher(ABC):
@@ -35,59 +32,3 @@ class Teacher(ABC):
 
     def close(self) -> None:
         """Release what the teacher holds."""
-
-
-class ReadsStudentTokens(ABC):
-    """A teacher that reads the student's own token ids, so that both must have one tokenizer."""
-
-    @abstractmethod
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer to compare with the student's."""
-
-
-class ReadsOwnTokens(ABC):
-    """A teacher that reads the student's text in the tokens of its own tokenizer."""
-
-    @abstractmethod
-    def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Learn how the student's tokens spell text; called once, before `setup`."""
-
-    @property
-    @abstractmethod
-    def is_cross_tokenizer(self) -> bool:
-        """Whether the two tokenizers differ; known once the student's is set."""
-
-
-class HasOutputHead(ABC):
-    """A teacher whose hidden states and output layer give whole distributions."""
-
-    @abstractmethod
-    def output_head(self) -> LinearHead | None:
-        """Return the layer that turns its hidden states into logits, or None where they fit no student token."""
-
-
-class Generates(ABC):
-    """A teacher that can generate responses, too."""
-
-    @abstractmethod
-    def generator(self) -> torch.nn.Module:
-        """Return its causal language model."""
-
-
-class ReadsTrees(HasOutputHead):
-    """A teacher that reads several continuations of one prompt in one forward pass."""
-
-    @abstractmethod
-    def tree_hidden_states(
-        self,
-        token_ids: Int[Tensor, "batch time"],
-        attention_mask: Bool[Tensor, "batch time time"],
-        position_ids: Int[Tensor, "batch time"],
-    ) -> Float[Tensor, "batch time hidden"]:
-        """Return its states after each token of a tree of continuations.
-
-        Args:
-            token_ids: Prompts, and after each a tree of continuations.
-            attention_mask: `attention_mask[b, t, u]` where token t reads token u; each reads itself.
-            position_ids: Of each token in its own continuation.
-        """

@@ -1,21 +1,29 @@
-"""Causal language models: loading, LoRA, sharding, and forwards that never hold all logits."""
+"""Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
+from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer
-from lightning_opd.models.sharding import any_rank, shard, shard_whole, unsharded
+from lightning_opd.models.owner import StudentOwner, student_owner
+from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm, export_student
 
 __all__ = [
     "LanguageModel",
     "Lora",
     "StudentConfig",
+    "StudentOwner",
     "any_rank",
     "build_student",
     "causal_lm",
     "export_student",
+    "gather_objects",
     "load_causal_lm",
     "load_tokenizer",
+    "max_over",
+    "num_ranks",
     "shard",
     "shard_whole",
+    "student_owner",
+    "sum_over_ranks",
     "unsharded",
 ]

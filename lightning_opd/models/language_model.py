@@ -1,4 +1,4 @@
-"""A causal language model as states and a head, so that no forward holds all logits."""
+"""A causal language model as states and a head, so that no forward keeps all logits in memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class LanguageModel:
-    """A causal language model as the training step sees it: states that predict tokens, and a head.
+    """A causal language model in two parts: states that predict tokens, and a head.
 
     Args:
-        model: The Hugging Face model; its own forward and cache do all the work.
+        model: The Hugging Face model; its own forward and cache are used.
         vocab_size: Real tokens of its tokenizer; padded rows of the head are cut.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
-        """Find out by a probe whether logits are `states @ weight.T + bias` and nothing else."""
+        """Check with a probe whether logits are `states @ weight.T + bias` and nothing else."""
         import inspect
 
         self.model = model
@@ -112,11 +112,11 @@ class LanguageModel:
         attention_mask: Bool[Tensor, "batch time time"],
         position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
-        """Return the states after each token, where each sees some of those before it, as in a tree.
+        """Return the states after each token, where each token attends to some earlier ones, as in a tree.
 
         Args:
             token_ids: Tokens of one or several continuations.
-            attention_mask: `sees[b, t, u]` where token t reads token u; each reads itself.
+            attention_mask: `attention_mask[b, t, u]` is True where token t reads token u; each reads itself.
             position_ids: Of each token in its own continuation.
         """
         dtype = self.model.dtype

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_opd.errors import MissingFileError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +19,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """Load a tokenizer.
 
     Raises:
-        FileNotFoundError: Nothing loadable at `path`.
+        FileNotFoundError: There is nothing to load at `path`.
     """
     from transformers import AutoTokenizer
 
@@ -31,7 +33,7 @@ def load_causal_lm(
     """Load a causal language model from safetensors, in eval mode.
 
     Raises:
-        FileNotFoundError: Nothing loadable at `path`.
+        FileNotFoundError: There is nothing to load at `path`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -49,22 +51,22 @@ def load_causal_lm(
 def _explain_missing(what: str, path: str) -> Iterator[None]:
     msg = (
         f"Expected {what} at `{path}` (a folder, or a model's name on the hub such as org/name), found none. "
-        "Check the path, or run the step that writes it first."
+        "Check the path, or run the step that makes it first."
     )
     is_hub_name = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
-    if not is_hub_name and not Path(path).is_dir():  # the hub would be asked, and asked again
-        raise FileNotFoundError(msg)
+    if not is_hub_name and not Path(path).is_dir():  # otherwise the hub would be asked several times
+        raise MissingFileError(msg)
     try:
         yield
     except (OSError, ValueError) as error:
         if Path(path).is_dir() and any(Path(path).glob("*.json")):
             raise
-        raise FileNotFoundError(msg) from error
+        raise MissingFileError(msg) from error
 
 
 @contextlib.contextmanager
 def quiet_files() -> Iterator[None]:
-    """Keep transformers' bars for reading and writing files off the console: ours show what matters."""
+    """Hide transformers' progress bars for reading and writing files."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()

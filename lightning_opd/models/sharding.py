@@ -1,4 +1,4 @@
-"""Weights shared out over processes (FSDP2), and gathered once where a whole generation needs them."""
+"""Weights sharded over processes (FSDP2), and gathered once for a whole generation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -48,12 +47,3 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         for index, group in enumerate(groups):
             group.reshard()
             group.set_reshard_after_forward(index != 0, recurse=False)
-
-
-def any_rank(flag: bool) -> bool:
-    """Return whether a flag holds on any process: what all must do if one of them has to."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    flags: list[bool] = [False] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(flags, flag)
-    return any(flags)

@@ -1,4 +1,4 @@
-"""The model to train: its settings, how it is built, and how it is written out."""
+"""The model to train: its settings, how it is built, and how it is exported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer, quiet_files
 
 if TYPE_CHECKING:
@@ -68,17 +69,17 @@ class StudentConfig:
                 f"`student` needs either `path` or `random_init`, got path={self.path!r} and "
                 f"random_init={'a mapping' if self.random_init else self.random_init!r}."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if self.path is None and self.tokenizer is None:
             msg = "`student.random_init` needs `student.tokenizer`: a folder with a tokenizer."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             msg = f"`student.dtype` must name a torch dtype such as float32 or bfloat16, got {self.dtype!r}."
-            raise ValueError(msg)  # the value is wrong, not its Python type
+            raise ConfigError(msg)  # the value is wrong, not its Python type
 
     @property
     def name(self) -> str:
-        """What reports call this student."""
+        """The name of this student in reports."""
         return self.path or f"random {(self.random_init or {}).get('model_type', 'model')}"
 
 
@@ -104,7 +105,7 @@ def build_student(student: StudentConfig) -> nn.Module:
 
 
 def train_mode(model: nn.Module) -> nn.Module:
-    """Return the model in train mode: loaded models come in eval mode, and Lightning leaves them there."""
+    """Return the model in train mode: loaded models are in eval mode, and Lightning does not change that."""
     return model.train()
 
 
@@ -114,7 +115,7 @@ def _random_model(student: StudentConfig) -> PreTrainedModel:
     settings = dict(student.random_init or {})
     if "model_type" not in settings:
         msg = f"`student.random_init` needs `model_type` (for example qwen3), got the keys {sorted(settings)}."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     tokenizer = load_tokenizer(str(student.tokenizer), trust_remote_code=student.trust_remote_code)
     settings.setdefault("vocab_size", len(tokenizer))
     settings |= {
@@ -145,7 +146,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
 
 
 def causal_lm(student: nn.Module) -> PreTrainedModel:
-    """Return the language model itself; an adapter lives inside its layers."""
+    """Return the language model itself; an adapter is inside its layers."""
     from peft import PeftModel
 
     return student.get_base_model() if isinstance(student, PeftModel) else student  # type: ignore[return-value]
@@ -165,7 +166,7 @@ def export_student(
         student: A full model, or one with an adapter.
         tokenizer: Saved beside the weights.
         folder: Where to write.
-        merge: Fold an adapter into the weights; False writes the adapter alone.
+        merge: Merge an adapter into the weights; False writes the adapter alone.
         weights: State dict to write instead of the student's own (gathered from shards).
     """
     with quiet_files():

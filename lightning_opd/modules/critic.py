@@ -7,21 +7,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import promote
 
 
 class Critic(nn.Module):
     """V(s_t): the estimator's expected return from the state before token t on, in nats.
 
-    With `KLToGo` it learns minus the KL still to come, and V as the baseline makes Theorem 1's (v)
+    With `KLToGo` it learns minus the KL of the later tokens. V as the baseline makes Theorem 1 (v)
     practical: the exact gradient at nearly the immediate estimator's variance. A wrong V costs
-    variance, never correctness, since V does not know the token.
+    variance and leaves the gradient exact, since V does not depend on the token.
 
-    A small head reads the student's states, detached: its loss touches nothing else, and its
-    gradient is clipped apart from the student's. A rollout batch's values are read before any update on
-    that rollout batch. Logs `train/explained_variance` (of each micro-batch; 1 is perfect, below 0 worse than
-    a constant) and
-    `train/value_loss` (nats²). Not for `Immediate`, whose return is one token's log-ratio.
+    A small head reads the student's detached states. Its loss changes nothing else, and its gradient is
+    clipped apart from the student's. The values of a rollout batch are computed before its first update.
+    Logs `train/explained_variance` (of each micro-batch; 1 is perfect, below 0 worse than a constant) and
+    `train/value_loss` (nats²). `Immediate` does not need it: its return is one token's log-ratio.
 
     Args:
         width: Neurons of the hidden layer.
@@ -29,17 +29,18 @@ class Critic(nn.Module):
         max_norm: Largest norm of the critic's gradient.
 
     Reference:
-        Schulman et al., High-dimensional continuous control using generalized advantage estimation
-        (2016), section 5; on-policy distillation for model merging, Theorem 1 (v) (2026).
+        Schulman et al., High-dimensional continuous control using generalized advantage estimation,
+        arXiv 1506.02438 (2016), section 5; Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026),
+        Theorem 1 (v); `.github/THEORY.md`, section 2.
     """
 
     def __init__(self, width: int = 64, lr: float = 1e-3, max_norm: float = 1.0) -> None:
-        """Check the numbers; `build` makes the layers once the student's width is known."""
+        """Check the numbers; `build` makes the layers when the student's width is known."""
         super().__init__()
         for name, value in (("width", width), ("lr", lr), ("max_norm", max_norm)):
             if value <= 0:
                 msg = f"`{name}` of the critic must be positive, got {value}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         self.width, self.lr, self.max_norm = width, lr, max_norm
         self.head: nn.Module | None = None
 

@@ -1,9 +1,10 @@
-"""What training with a teacher of another tokenizer cannot mean."""
+"""Refuses objectives that have no meaning with a teacher of another tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.credit import ExactMatchCredit, PrefixCredit
 from lightning_opd.interfaces import Objective, ReadsOwnTokens, Teacher
 from lightning_opd.objectives import PolicyGradient
@@ -15,12 +16,12 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     """Refuse objectives that have no meaning with cross-tokenizer teachers.
 
     Args:
-        objective: What is to be trained.
-        teachers: Name → teacher, all introduced to the student's tokenizer.
+        objective: The objective of the run.
+        teachers: Name → teacher; all know the student's tokenizer.
 
     Raises:
         ValueError: The estimator sums other positions' log-ratios, the objective needs the teacher's
-            states, or the credit is a mere diagnostic.
+            states, or the credit is only a diagnostic.
     """
     names = [
         name for name, teacher in teachers.items() if isinstance(teacher, ReadsOwnTokens) and teacher.is_cross_tokenizer
@@ -30,25 +31,25 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     if twice and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:
         msg = (
             f"`{type(objective.estimator).__name__}` adds up log-ratios of later tokens, which count twice where a "
-            f"teacher cuts the text in other places, and teacher {_listed(twice)} has another tokenizer than the "
+            f"teacher cuts the text in other places; teacher {_listed(twice)} has another tokenizer than the "
             "student. Use the credit `PrefixCredit`, whose log-ratios add up, or `Immediate`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     if names and Signal.HIDDEN_STATES in objective.signals:
         msg = (
-            f"`{type(objective).__name__}` compares whole distributions over one vocabulary, and teacher "
+            f"`{type(objective).__name__}` compares whole distributions over one vocabulary, but teacher "
             f"{_listed(names)} has another tokenizer than the student. Use `PolicyGradient`, or `DistributionMatching` "
             "with `teacher_signal: top_k`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     loose = [name for name in names if not isinstance(credits.get(name), PrefixCredit | ExactMatchCredit)]
     if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
             "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides cut "
-            f"the text alike, and teacher {_listed(loose)} has another one. Use `PrefixCredit`, or the objective "
+            f"the text alike, but teacher {_listed(loose)} has another credit. Use `PrefixCredit`, or the objective "
             "`PolicyGradient`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     spliced = [name for name, credit in credits.items() if credit.is_spliced]
     if spliced:
         msg = (
@@ -56,7 +57,7 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
             "which no teacher was trained on: a diagnostic, not a training signal. Use the credit `PrefixCredit`, "
             "`ExactMatchCredit`, `SpanCredit` or `SequenceCredit`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
 
 
 def _listed(names: list[str]) -> str:

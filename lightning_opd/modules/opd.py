@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_opd.collection import Learner, RolloutProducer
 from lightning_opd.interfaces import (
     Objective,
-    PrepareContext,
     ReadsOwnTokens,
     ReadsStudentTokens,
     StudentForward,
@@ -24,18 +23,16 @@ from lightning_opd.interfaces import (
 from lightning_opd.models import StudentConfig, shard_whole
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
-from lightning_opd.modules.records import EvaluationRecords
-from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
+from lightning_opd.modules.evaluation import EvaluationModule
+from lightning_opd.modules.quotients import Quotients
+from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher, TeacherPool
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
-from lightning_opd.types import LossTerms, RolloutBatch, Signal, TeacherScores
-
-ROWS_PER_FORWARD = 64
-"""Rows of a rollout batch that one forward without a graph takes at once."""
+from lightning_opd.types import LossTerms, RolloutBatch
 
 
-class OPDModule(StudentModule):
+class OPDModule(EvaluationModule):
     """Distil one teacher per prompt into a student, on the student's own responses.
 
     `training_step` is the training step and stays as it is; a subclass overrides a hook:
@@ -60,7 +57,7 @@ class OPDModule(StudentModule):
     def __init__(
         self,
         student: StudentConfig,
-        teachers: dict[str, str | Teacher] | None = None,
+        teachers: Mapping[str, str | Teacher] | None = None,
         objective: Objective = DistributionMatching(),  # frozen, hence safe to share
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,
@@ -74,12 +71,9 @@ class OPDModule(StudentModule):
         named = {k: LocalTeacher(v) if isinstance(v, str) else v for k, v in (teachers or {}).items() if v is not None}
         self.teachers = TeacherPool(named)
         self.objective = objective
-        self._sums: dict[str, Tensor] = {}
+        self._step_metrics = Quotients()
         self._metric_stage = "train"
-        self._records = EvaluationRecords()
         self._update_started = self._update_seconds = 0.0
-
-    # --- hooks -----------------------------------------------------------------------------------
 
     def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         """Return the detached factor of each token's log-prob gradient; row-local terms only."""
@@ -93,9 +87,27 @@ class OPDModule(StudentModule):
 
     def log_terms(self, terms: LossTerms) -> None:
         """Add a micro-batch's metrics to the step's; `training_step` logs their quotients once per step."""
-        self._add({f"{self._metric_stage}/{name}": pair for name, pair in terms.metrics.items()})
+        self._step_metrics.update({f"{self._metric_stage}/{name}": pair for name, pair in terms.metrics.items()})
 
-    # --- the training step --------------------------------------------------------------------------------
+    @override
+    def setup(self, stage: str) -> None:
+        """Hand the data module what it produces rollouts with, so that wrong settings are found before any loading."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning at run time
+        if isinstance(data, RolloutProducer):
+            data.connect(self.learner())
+
+    def learner(self) -> Learner:
+        """Return the student, its teachers and the objective; models load in `configure_model`."""
+        return Learner(
+            self.tokenizer,
+            lambda: self.loaded_student,
+            lambda: self.language_model,
+            self.forward_student,
+            self.teachers,
+            self.objective,
+            self.reference,
+            self.critic,
+        )
 
     @override
     def configure_model(self) -> None:
@@ -150,34 +162,6 @@ class OPDModule(StudentModule):
         for parameter, gradient in zip(own, kept, strict=True):
             parameter.grad = gradient
 
-    @torch.no_grad()
-    def score(self, batch: RolloutBatch) -> TeacherScores:
-        """Let every teacher score its own rows of a rollout batch."""
-        return self.teachers.score(batch, self.objective.signals)
-
-    @torch.no_grad()
-    def prepare(self, rollouts: RolloutBatch, num_updates: int) -> None:
-        """Store on a scored rollout batch what needs all its rows, or the student as it is before any update."""
-        if self.reference is not None:
-            rollouts.reference_logprobs = self.reference.score(rollouts, frozenset({Signal.LOGPROBS})).logprobs
-
-        def over_batch(function: Callable[[RolloutBatch, StudentForward], Tensor]) -> Tensor:
-            values = torch.zeros_like(rollouts.rollout_logprobs)
-            for start in range(0, len(rollouts), ROWS_PER_FORWARD):
-                rows = torch.arange(start, min(start + ROWS_PER_FORWARD, len(rollouts)), device=values.device)
-                part = rollouts.select(rows)
-                values[rows, rollouts.span(rows)] = function(part, self.forward_student(part)).to(values.dtype)
-            return values
-
-        was_training = self.language_model.model.training
-        self.language_model.model.eval()
-        context = PrepareContext(over_batch, num_updates, self.data_parallel_sum)
-        self.objective.prepare(rollouts, context)
-        critic = self.critic
-        if critic is not None and num_updates > 1:
-            rollouts.baselines = over_batch(lambda part, student: critic(student.hidden_states))
-        self.language_model.model.train(was_training)
-
     @override
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
         self.trainer.profiler.start("update")  # type: ignore[attr-defined]  # set by Lightning at run time
@@ -192,8 +176,8 @@ class OPDModule(StudentModule):
         advantages = self.compute_advantages(batch, student)
         terms = self.compute_loss(batch, student, advantages)
         loss = terms.loss.detach().to(torch.float64)
-        self._add({"train/loss": (loss, loss.new_tensor(1 / self._micro_batches()))})
-        self._add(batch.metrics)
+        self._step_metrics.update({"train/loss": (loss, loss.new_tensor(1 / self._micro_batches()))})
+        self._step_metrics.update(batch.metrics)
         self.log_terms(terms)
         if not self.trainer.fit_loop._should_accumulate():  # Lightning's own word on the step
             self._log_step(len(batch))
@@ -208,7 +192,7 @@ class OPDModule(StudentModule):
             batch.baselines = torch.where(batch.response_mask, values.detach(), 0.0).to(batch.rollout_logprobs.dtype)
         targets = self.objective.value_targets(batch, student)
         loss, metrics = value_loss(values, targets, batch.response_mask, batch.num_active_tokens)
-        self._add({f"train/{name}": pair for name, pair in metrics.items()})
+        self._step_metrics.update({f"train/{name}": pair for name, pair in metrics.items()})
         return loss
 
     def _micro_batches(self) -> int:
@@ -222,69 +206,16 @@ class OPDModule(StudentModule):
             self.log("time/update", self._update_seconds, batch_size=len(batch))
             self._update_seconds = 0.0
 
-    def _add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        for name, pair in metrics.items():
-            both = torch.stack([x.detach().to(torch.float64) for x in pair])
-            self._sums[name] = self._sums[name] + both if name in self._sums else both
-
     def _log_step(self, batch_size: int) -> None:
-        """Reduce every metric of the optimiser step over the ranks at once, and log the quotients."""
-        names = sorted(self._sums)
-        sums = self.data_parallel_sum(torch.stack([self._sums[name] for name in names]))
-        self._sums.clear()
-        values = {name: value / count for name, (value, count) in zip(names, sums, strict=True) if count > 0}
+        """Log every quotient of the optimiser step over all ranks."""
+        values = self._step_metrics.compute()
+        self._step_metrics.reset()
         self.log_dict(values, batch_size=batch_size)
         for name in ("train/teacher_kl", "train/reward"):
             if name in values:
                 self.log(name.removeprefix("train/"), values[name], prog_bar=True, logger=False, batch_size=batch_size)
 
-    # --- evaluation ------------------------------------------------------------------------------
-
-    @override
-    def on_validation_epoch_start(self) -> None:
-        self._records.clear()
-
-    @override
-    def validation_step(self, batch: RolloutBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._records.add(batch)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        records = self._records.gather()
-        for name, value in records.means().items():
-            self.log(f"val/{name}", value, prog_bar=name == "reward", batch_size=len(records), sync_dist=True)
-
-    @override
-    def on_test_epoch_start(self) -> None:
-        self._records.clear()
-
-    @override
-    def test_step(self, batch: RolloutBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._records.add(batch)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        records = self._records.gather()
-        for name, value in records.means(by_mode=True).items():
-            self.log(f"test/{name}", value, batch_size=len(records), sync_dist=True)
-        if self.trainer.is_global_zero:
-            records.write_scores(Path(self.trainer.default_root_dir) / "scores.json", self.student_config.name)
-
-    @override
-    def on_predict_epoch_start(self) -> None:
-        self._records.clear()
-
-    @override
-    def predict_step(self, batch: RolloutBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, object]]:
-        return self._records.add(batch)
-
-    @override
-    def on_predict_epoch_end(self) -> None:
-        records = self._records.gather()
-        if self.trainer.is_global_zero:
-            records.write_predictions(Path(self.trainer.default_root_dir) / "predictions.jsonl")
-
     @override
     def teardown(self, stage: str) -> None:
         if stage == "fit":
-            self._sums.clear()
+            self._step_metrics.reset()

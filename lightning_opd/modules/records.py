@@ -1,56 +1,79 @@
-"""What an evaluation leaves behind: one record per response."""
+"""Records of an evaluation: one per response."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
 
 from lightning_opd.types import RolloutBatch, Trajectory
 
 
-class EvaluationRecords:
-    """Collects one record per judged response; the same on one rank and on many."""
+class EvaluationRecords(Metric):
+    """Collects one record per response; the same on one rank and on many.
 
-    def __init__(self, records: list[dict[str, object]] | None = None) -> None:
-        """Start from nothing, or from given records."""
-        self._records = records or []
+    A record is kept as a line of JSON, so that records travel between ranks as tensors of bytes.
+    """
+
+    full_state_update = False
+    lines: list[Tensor]
+
+    def __init__(self) -> None:
+        """Start without records."""
+        super().__init__()
+        self.add_state("lines", [], dist_reduce_fx="cat")
+
+    @override
+    def update(self, batch: RolloutBatch) -> None:
+        """Keep a batch's responses, but for those that only fill it up."""
+        kept = zip(records_of(batch), batch.trajectories, strict=True)
+        text = "".join(json.dumps(record) + "\n" for record, trajectory in kept if not trajectory.is_repeat)
+        line_bytes = np.frombuffer(text.encode(), dtype=np.uint8).copy()
+        self.lines.append(torch.from_numpy(line_bytes).to(batch.token_ids.device))
+
+    @override
+    def forward(self, batch: RolloutBatch) -> list[dict[str, object]]:
+        """Keep a batch's responses and return all their records."""
+        self.update(batch)
+        return records_of(batch)
+
+    @override
+    def compute(self) -> Records:
+        """Return the records of all ranks, on every rank, in one order."""
+        parts = self.lines if isinstance(self.lines, list) else [self.lines]  # synchronised states are one tensor
+        text = b"".join(part.cpu().numpy().tobytes() for part in parts).decode()
+        records: list[dict[str, object]] = [json.loads(line) for line in text.splitlines()]
+        order = ("split", "mode", "domain", "key")
+        return Records(sorted(records, key=lambda record: [str(record[name]) for name in order]))
+
+
+def records_of(batch: RolloutBatch) -> list[dict[str, object]]:
+    """Return one record per response of a scored batch."""
+    mask = batch.response_mask & batch.aligned_mask
+    log_ratios = torch.where(mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0)
+    kls, is_scored = (-log_ratios.sum(dim=1)).tolist(), (batch.teacher_ids >= 0).tolist()
+    rows = zip(batch.trajectories, kls, is_scored, strict=True)
+    return [_record(trajectory, kl, scored) for trajectory, kl, scored in rows]
+
+
+class Records:
+    """Records of an evaluation, in a fixed order."""
+
+    def __init__(self, records: list[dict[str, object]]) -> None:
+        """Hold the records."""
+        self._records = records
 
     def __len__(self) -> int:
         """Return the number of responses."""
         return len(self._records)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._records = []
-
-    def add(self, batch: RolloutBatch) -> list[dict[str, object]]:
-        """Keep a batch's responses and return their records."""
-        log_ratios = torch.where(
-            batch.response_mask & batch.aligned_mask, batch.teacher_logprobs - batch.rollout_logprobs, 0.0
-        )
-        kls = (-log_ratios.sum(dim=1)).tolist()
-        is_scored = (batch.teacher_ids >= 0).tolist()
-        records = [
-            _record(trajectory, kl, scored)
-            for trajectory, kl, scored in zip(batch.trajectories, kls, is_scored, strict=True)
-        ]
-        self._records += [r for r, t in zip(records, batch.trajectories, strict=True) if not t.is_repeat]
-        return records
-
-    def gather(self) -> EvaluationRecords:
-        """Return the records of all ranks, on every rank, in one order."""
-        gathered = [self._records]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered = [[] for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(gathered, self._records)
-        records = [record for part in gathered for record in part]
-        order = ("split", "mode", "domain", "key")
-        return EvaluationRecords(sorted(records, key=lambda record: [str(record[name]) for name in order]))
-
     def means(self, *, by_mode: bool = False) -> dict[str, float]:
-        """Return mean outcome, format validity, length (tokens) and teacher KL (nats per token), also per domain."""
+        """Return mean reward, format validity, length (tokens) and teacher KL (nats per token), also per domain."""
         groups: dict[str, list[dict[str, object]]] = {}
         for record in self._records:
             place = f"/{record['split']}/{record['mode']}" if by_mode else ""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # Lightning's own convention
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
-from lightning_opd.models import LanguageModel, StudentConfig, build_student, causal_lm, load_tokenizer, shard
+from lightning_opd.models import (
+    LanguageModel,
+    StudentConfig,
+    StudentOwner,
+    build_student,
+    causal_lm,
+    load_tokenizer,
+    shard,
+)
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.types import RolloutBatch
 
@@ -29,10 +36,10 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
-class StudentModule(L.LightningModule, ABC):
-    """What supervised training and distillation fraction: the student and how it is kept.
+class StudentModule(L.LightningModule, StudentOwner):
+    """The part that supervised training and distillation share: the student and its checkpoints.
 
-    Checkpoints hold the trainable weights only, and load strictly for what they hold.
+    Checkpoints contain the trainable weights only, and load strictly for these.
     """
 
     strict_loading = False  # frozen weights are not in the checkpoint; `on_load_checkpoint` is strict for the rest
@@ -48,17 +55,27 @@ class StudentModule(L.LightningModule, ABC):
         self._language_model: LanguageModel | None = None
 
     def configure_student(self) -> nn.Module:
-        """Return the student in train mode; a hook for students that are built in another way."""
+        """Return the student in train mode; a hook for students that are built differently."""
         return build_student(self.student_config)
 
     @cached_property
+    @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The student's tokenizer, checked for what training needs."""
+        """The student's tokenizer, checked for pad token, stop token and chat template."""
         config = self.student_config
         path = config.tokenizer or config.path
         tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
         check_student_tokenizer(tokenizer)
         return tokenizer
+
+    @property
+    @override
+    def loaded_student(self) -> nn.Module:
+        """The student with its adapter; there from `configure_model` on."""
+        if self.student is None:
+            msg = "The student is not loaded yet; it is from `configure_model` on."
+            raise RuntimeError(msg)
+        return self.student
 
     @property
     def language_model(self) -> LanguageModel:
@@ -80,7 +97,7 @@ class StudentModule(L.LightningModule, ABC):
             shard(model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
-        """Return the ranks that fraction the weights, or None where every rank holds them all.
+        """Return the ranks that share the weights, or None where every rank has all of them.
 
         Raises:
             ValueError: The strategy would split matrices (tensor parallelism), which is not supported.
@@ -93,7 +110,7 @@ class StudentModule(L.LightningModule, ABC):
                 "`data_parallel_size` of the ModelParallelStrategy to the number of processes "
                 "(see configs/trainer/fsdp.yaml)."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return self.device_mesh["data_parallel"]
 
     def forward_student(self, batch: RolloutBatch) -> StudentForward:
@@ -136,15 +153,7 @@ class StudentModule(L.LightningModule, ABC):
                 f"({', '.join(missing[:3])}…), {len(unexpected)} are unexpected ({', '.join(unexpected[:3])}…). "
                 "Use the student settings (full or LoRA, targets, rank) it was trained with."
             )
-            raise ValueError(msg)
-
-    def data_parallel_sum(self, values: Tensor) -> Tensor:
-        """Return the element-wise sum over all ranks."""
-        if self.trainer.world_size == 1:
-            return values
-        total = values.clone()
-        torch.distributed.all_reduce(total)
-        return total
+            raise ConfigError(msg)
 
     def loss_scale(self) -> float:
         """Undo Lightning's averages: gradients of ranks and micro-batches must add up, not average."""

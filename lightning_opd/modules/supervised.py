@@ -1,4 +1,4 @@
-"""Supervised training: the student learns off-policy responses."""
+"""Supervised training: the student learns demonstrated responses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
-from lightning_opd.models import StudentConfig
+from lightning_opd.models import StudentConfig, sum_over_ranks
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
 
 
 class SFTModule(StudentModule):
-    """Maximise the log-prob of off-policy responses; for bases, experts, warm starts and controls.
+    """Maximise the log-prob of demonstrated responses; for bases, experts, warm starts and controls.
 
     The loss is the mean over the response tokens of the optimiser step on this rank's micro-batch.
 
@@ -46,7 +46,7 @@ class SFTModule(StudentModule):
     @override
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss, num_tokens = self.compute_loss(batch)
-        mean_tokens = self.data_parallel_sum(num_tokens.detach().to(loss.dtype)) / self.trainer.world_size
+        mean_tokens = sum_over_ranks(num_tokens.detach().to(loss.dtype)) / self.trainer.world_size
         loss = loss / mean_tokens.clamp(min=1)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["token_ids"]))
         return loss

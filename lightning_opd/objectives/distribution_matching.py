@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.divergences import Divergence, ReverseKL
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions, promote
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
@@ -28,17 +29,21 @@ class DistributionMatching(Objective):
     """Match distributions at every token the student visits: Σ_t D(π(·|s_t), T(·|s_t)).
 
     With the reverse KL this is what the immediate policy gradient estimates, at a fraction of its
-    variance: the better choice wherever the teacher's output head is at hand (local teachers).
+    variance (`.github/THEORY.md`, section 3); prefer it with local teachers, whose output head is at hand.
     The state distribution is held fixed, as in the immediate estimator: a nucleus (`top_p` below 1)
     changes which states are visited, not what is matched there. Logits exist only one chunk at a time.
 
     Args:
         divergence: Compares the two distributions.
         reduction: Adds the tokens up.
-        teacher_signal: What travels from the teacher: "hidden_states" (the whole distribution, in
-            the room of one state per token) or "top_k" (its likeliest tokens, as a server returns
+        teacher_signal: What the teacher returns: "hidden_states" (the whole distribution, at
+            the size of one state per token) or "top_k" (its likeliest tokens, as a server returns
             them; needs `TopK` with teacher support).
         policy_loss: Turns outcome advantages, if a callback adds any, into a loss.
+
+    Reference:
+        Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
+        arXiv 2306.13649 (2024).
     """
 
     divergence: Divergence = ReverseKL()
@@ -47,7 +52,7 @@ class DistributionMatching(Objective):
     policy_loss: PolicyLoss = Reinforce()
 
     def __post_init__(self) -> None:
-        """Refuse what is no divergence, and one that the teacher's signal cannot serve."""
+        """Refuse anything but a divergence, and one that the teacher's signal cannot serve."""
         given: object = self.divergence
         if not isinstance(given, Divergence):
             msg = (
@@ -55,7 +60,7 @@ class DistributionMatching(Objective):
                 "sampled token, differentiated as a loss (k1), has an expected gradient of zero. Use `ReverseKL`, or "
                 "`PolicyGradient`, in which the log-ratio is a factor of the gradient."
             )
-            raise TypeError(msg)
+            raise ConfigTypeError(msg)
         if self.teacher_signal == "top_k" and not (
             isinstance(self.divergence, TopK) and self.divergence.support == "teacher"
         ):
@@ -63,7 +68,7 @@ class DistributionMatching(Objective):
                 f"With `teacher_signal: top_k` only the teacher's own top tokens are known, got {self.divergence}. "
                 "Use `divergence: TopK` with `support: teacher`, or `teacher_signal: hidden_states`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @property
     @override
@@ -75,23 +80,23 @@ class DistributionMatching(Objective):
         super().check(settings)
         if not settings.teacher_names:
             msg = (
-                "DistributionMatching learns from teachers, and there is none. Name them under `model.teachers`, or "
+                "DistributionMatching learns from teachers, but there is none. Name them under `model.teachers`, or "
                 "use `OutcomeGradient` to learn from outcome rewards alone."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.has_outcome and settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
                 f"`updates_per_batch` is {settings.updates_per_batch} and outcome rewards are on: their policy "
                 f"gradient is stale from the second update on, which {type(self.policy_loss).__name__} does not "
                 "correct. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.has_outcome and settings.off_policy_fraction > 0:
             msg = (
                 "Outcome rewards teach through the student's own tokens, but a fraction of the rollout batches is "
                 "off-policy. Remove `data.off_policy_responses`, or the callback `OutcomeReward`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
@@ -134,11 +139,11 @@ class DistributionMatching(Objective):
         assert isinstance(self.divergence, TopK)
         top_k, scores = self.divergence, batch.teacher_scores
         if scores is None or scores.top_ids is None or scores.top_logprobs is None:
-            msg = "The teachers returned no top-k log-probs. Use a teacher that answers them, or hidden states."
-            raise ValueError(msg)
+            msg = "The teachers returned no top-k log-probs. Use a teacher that returns them, or hidden states."
+            raise ConfigError(msg)
         if scores.top_ids.shape[-1] < top_k.k:
-            msg = f"`TopK` wants {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
-            raise ValueError(msg)
+            msg = f"`TopK` needs {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
+            raise ConfigError(msg)
 
         def compare(states: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
             logits = promote(student.head.logits(states)) / batch.temperature
@@ -155,7 +160,7 @@ class DistributionMatching(Objective):
 
     @torch.no_grad()
     def _support_metrics(self, batch: RolloutBatch, student: StudentForward) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return how far both sides agree on their likeliest tokens, where only those are compared."""
+        """Return how far both sides agree on their likeliest tokens, if only those are compared."""
         if self.teacher_signal == "top_k" or not isinstance(self.divergence, TopK):
             return {}
         k, mask = self.divergence.k, batch.response_mask & batch.aligned_mask

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
@@ -20,7 +21,7 @@ from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 class OutcomeGradient(Objective):
     """Learn from outcome rewards alone: −Σ_t Â_out(y) log π(a_t|s_t).
 
-    The control to distillation. With the callback `OutcomeReward` and its `advantage` set to
+    The control without a teacher. With the callback `OutcomeReward` and its `advantage` set to
     `RLOO` it is RLOO, with `GRPO` it is GRPO (without its KL penalty).
 
     Args:
@@ -28,8 +29,9 @@ class OutcomeGradient(Objective):
         reduction: Adds the tokens up.
 
     Reference:
-        Ahmadian et al., Back to basics: revisiting REINFORCE-style optimization (2024);
-        Shao et al., DeepSeekMath (2024), section 4.1.
+        Ahmadian et al., Back to basics: revisiting REINFORCE-style optimization for learning from human feedback
+        in LLMs, arXiv 2402.14740 (2024); Shao et al., DeepSeekMath: pushing the limits of mathematical reasoning
+        in open language models (GRPO), arXiv 2402.03300 (2024), section 4.1.
     """
 
     policy_loss: PolicyLoss = Reinforce()
@@ -45,21 +47,21 @@ class OutcomeGradient(Objective):
         super().check(settings)
         if not settings.has_outcome:
             msg = (
-                "OutcomeGradient learns from outcome rewards, and no callback adds any. Add "
+                "OutcomeGradient learns from outcome rewards, but no callback adds any. Add "
                 "`lightning_opd.callbacks.OutcomeReward` to `trainer.callbacks`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
                 f"`updates_per_batch` is {settings.updates_per_batch}, and {type(self.policy_loss).__name__} does not "
                 "correct for stale rollouts. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not settings.draws_from_student or settings.off_policy_fraction > 0:
             msg = (
                 "OutcomeGradient needs tokens of the student's whole distribution: `top_p: 1`, no off-policy responses."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:

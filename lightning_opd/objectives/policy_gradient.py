@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.advantages import AdvantageEstimator, Immediate
 from lightning_opd.functional.baselines import Baseline
 from lightning_opd.functional.log_ratio_transforms import Clip, LogRatioTransform, expected_log_ratio, shape
@@ -28,23 +29,26 @@ from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 class PolicyGradient(Objective):
     """Learn from the sampled tokens: −Σ Â_t log π(a_t|s_t), with Â from r_t = log T − log π.
 
-    With `Immediate` it needs one log-prob per token from the teacher, so any teacher will do, served
-    ones included; noisier than matching whole distributions. r is recomputed from the current
-    student at every update. The teacher's term is never normalised; outcome advantages are added
-    after their own normalisation.
+    With `Immediate` it needs one log-prob per token, which any teacher can return, also a server; it is
+    noisier than matching whole distributions. r is recomputed from the current student at every update.
+    The teacher's term is never normalised; outcome advantages are added after their own normalisation.
 
     Args:
         estimator: Turns log-ratios into advantages.
         baseline: Subtracted from the estimator's return; null for none. `model.critic` learns one.
-        log_ratio_transform: What r passes through: one transform, several in this order, or null for none. The
+        log_ratio_transform: Transforms r: one transform, several in this order, or null for none. The
             clip to ±5 nats keeps student = teacher the only fixed point under `Immediate`.
-        teacher_log_ratio_transforms: Teacher's name → what r passes through for its prompts, instead of
+        teacher_log_ratio_transforms: Teacher's name → transforms for its prompts, instead of
             `log_ratio_transform`.
         policy_loss: Turns advantages into a loss; several updates per rollout batch need one that corrects
             for stale rollouts.
-        off_policy: Weight of tokens that another policy drew (a nucleus, another engine); null where
-            the student's whole distribution was sampled.
+        off_policy: Weight of tokens that another policy sampled (a nucleus, another engine); null where
+            tokens come from the student's whole distribution.
         reduction: Adds the tokens up.
+
+    Reference:
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1;
+        `.github/THEORY.md`, sections 2 to 5.
     """
 
     estimator: AdvantageEstimator = Immediate()
@@ -66,7 +70,7 @@ class PolicyGradient(Objective):
                 "advantage has an expected gradient of zero: it is the same for every token of a state. Match "
                 "distributions with `DistributionMatching`, or use `Immediate`."
             )
-            raise TypeError(msg)
+            raise ConfigTypeError(msg)
 
     @property
     @override
@@ -101,54 +105,52 @@ class PolicyGradient(Objective):
                 f"Both a critic and the baseline {type(self.baseline).__name__} would be subtracted. Remove "
                 "`model.critic` or `objective.baseline`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         unknown = sorted(set(self.teacher_log_ratio_transforms) - set(settings.teacher_names))
         if unknown:
             msg = (
                 f"`teacher_log_ratio_transforms` names {unknown}, the teachers are "
                 f"{list(settings.teacher_names)}. Correct the name, or add the teacher under `model.teachers`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not settings.teacher_names:
             msg = (
-                "PolicyGradient learns from teachers, and there is none. Name them under `model.teachers`, or use "
+                "PolicyGradient learns from teachers, but there is none. Name them under `model.teachers`, or use "
                 "`OutcomeGradient` to learn from outcome rewards alone."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.updates_per_batch > 1 and not self.policy_loss.is_off_policy:
             msg = (
                 f"`updates_per_batch` is {settings.updates_per_batch}: from the second update on the rollouts are "
                 f"stale, which {type(self.policy_loss).__name__} does not correct. Use `policy_loss: PPOClip` or "
                 "`TruncatedImportance`, or one update per rollout batch."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not settings.draws_from_student and self.off_policy is None:
             msg = (
                 "The tokens are not drawn from the student's whole distribution (`top_p` below 1, or another engine), "
                 "which biases every log-ratio. Set `off_policy: TruncatedImportance`, or sample with `top_p: 1`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if settings.off_policy_fraction > 0:
             msg = (
                 "A policy gradient learns from the student's own tokens only, but a fraction of the rollout batches is "
                 "off-policy. Use the objective `DistributionMatching`, or remove `data.off_policy_responses`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._check_reference(settings)
 
     def _check_reference(self, settings: RunSettings) -> None:
         if self.needs_reference and not settings.has_reference:
-            msg = "A log-ratio transform extrapolates from a reference model, and there is none. Set `model.reference`."
-            raise ValueError(msg)
+            msg = "A log-ratio transform extrapolates from a reference model, but there is none. Set `model.reference`."
+            raise ConfigError(msg)
         if self.needs_reference and self._needs_kl:
             msg = (
                 f"{type(self.estimator).__name__} needs the expectation of the transformed log-ratio over the "
                 "vocabulary, which a reference model's log-probs of the sampled tokens cannot give. Use `Immediate` or "
                 "`LogRatioToGo` with `Extrapolation`."
             )
-            raise ValueError(msg)
-
-    # --- the rollout batch ------------------------------------------------------------------------------
+            raise ConfigError(msg)
 
     @override
     def prepare(self, rollouts: RolloutBatch, context: PrepareContext) -> None:
@@ -165,7 +167,7 @@ class PolicyGradient(Objective):
             assert values is not None
             return values
 
-        # a baseline may be off by the engine's rounding: it only must not know the row's own tokens
+        # rounding differences of the engine do no harm in a baseline: it only must not read the row's own tokens
         own = context.over_batch(returns) if self._needs_kl else self.returns(rollouts, rollouts.rollout_logprobs)
         rollouts.baselines = self.baseline(
             own,
@@ -176,10 +178,8 @@ class PolicyGradient(Objective):
             is_constant_in_time=self.estimator.is_constant_in_time,
         )
 
-    # --- one micro-batch -------------------------------------------------------------------------
-
     def _signal_mask(self, batch: RolloutBatch) -> Bool[Tensor, "batch time"]:
-        """Tokens whose log-ratio counts, for themselves and in others' sums."""
+        """Tokens whose log-ratio counts, also in the sums of earlier tokens."""
         return batch.response_mask & batch.aligned_mask & batch.distill_mask
 
     def _transformed(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
@@ -215,7 +215,7 @@ class PolicyGradient(Objective):
         returns = self.returns(batch, student.logprobs)
         if batch.kl is None:
             return returns
-        # the sampled log-ratio of this very token gives way to its expectation: less noise, same mean
+        # replace the sampled log-ratio of this token by its expectation: less noise, same mean
         return returns - self._transformed(batch, student.logprobs.detach()) - batch.kl
 
     @override

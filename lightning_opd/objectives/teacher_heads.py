@@ -1,4 +1,4 @@
-"""Every position's student states beside those of its own teacher, one chunk of logits at a time."""
+"""Compares student and teacher at every position, one chunk of logits at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import linear_divergence
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
 from lightning_opd.interfaces import StudentForward
@@ -39,12 +40,12 @@ def against_each_teacher(
             "The objective needs the teachers' hidden states, got log-probs only. Use local teachers, or the objective "
             "`PolicyGradient` with an estimator that reads sampled tokens only (`Immediate`)."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     total = student.hidden_states.new_zeros(())
     for index, head in enumerate(scores.heads or (None,)):
         if head is None:
             msg = f"Teacher `{batch.teacher_names[index]}` has no output head; use the objective `PolicyGradient`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         # one vocabulary for both sides, cut before any softmax
         vocab_size = min(head.vocab_size, student.head.vocab_size)
         width = scores.hidden_states.shape[-1] if head.weight is None else head.weight.shape[1]

@@ -1,4 +1,4 @@
-"""Rollout engines: how responses are written."""
+"""Rollout engines: how responses are generated."""
 
 from lightning_opd.rollouts.in_process import InProcessEngine
 

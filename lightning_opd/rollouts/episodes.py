@@ -1,4 +1,4 @@
-"""From prompts to judged trajectories: many episodes at once, one call of the engine per turn."""
+"""From prompts to episodes and their rewards: many episodes at once, one call of the engine per turn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task
 from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def run_episodes(
+def generate_episodes(
     task: Task,
     prompts: Sequence[Prompt],
     engine: RolloutEngine,
@@ -25,39 +26,39 @@ def run_episodes(
     sampling: Sampling,
     max_length: int,
     on_progress: Callable[[int], None] | None = None,
-) -> list[Trajectory]:
-    """Play `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
+) -> list[Episode]:
+    """Generate `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
 
-    All episodes advance together: in each turn the engine writes the replies of those that are not over,
-    the environments answer, and the finished ones leave; a process whose episodes are all over still calls
-    the engine as long as another one plays. Tokens stay as sampled: a reply is decoded for
+    All episodes advance together: in each turn the engine generates the replies of the active episodes,
+    the environments answer, and finished episodes leave. A process whose episodes are all over still calls
+    the engine as long as another process has active ones. Tokens stay as sampled: a reply is decoded for
     the environment, never encoded again.
 
     Args:
-        task: Gives the environments and the format rules.
-        prompts: The questions; none on a process that only has to join the others.
-        engine: Writes the replies; it already holds the student.
+        task: Provides the environments and the format rules.
+        prompts: The questions; none on a process that only joins the others.
+        engine: Generates the replies; it already has the student.
         tokenizer: The student's.
-        seeds: One per episode; each turn has its own from it, the first turn the seed itself.
-        sampling: How to draw and how far to go, with the stop tokens filled in.
+        seeds: One per episode; the first turn uses the seed itself, later turns seeds made from it.
+        sampling: How to sample and where to stop, with the stop tokens filled in.
         max_length: Longest sequence in tokens that the student has positions for.
         on_progress: Called with the number of finished episodes and, in between, of the turn's replies.
 
     Raises:
-        ValueError: A prompt leaves no room for the reply.
+        ValueError: A prompt is too long for the reply to fit.
     """
     num_samples = max(1, len(seeds) // max(1, len(prompts)))
     max_length = min(max_length, sampling.max_episode_tokens or max_length)
-    episodes: list[_Episode] = []
+    episodes: list[Episode] = []
     for i, prompt in enumerate(prompts):
         environments = [task.environment(prompt) for _ in range(num_samples)]
         messages, *_ = [environment.reset() for environment in environments]
         prompt_ids = render_prompt(tokenizer, messages)
         for environment, seed in zip(environments, seeds[i * num_samples : (i + 1) * num_samples], strict=True):
-            episodes.append(_Episode(environment, prompt, messages, prompt_ids, seed, tokenizer, sampling))
+            episodes.append(Episode(environment, prompt, messages, prompt_ids, seed, tokenizer, sampling))
     check_lengths([e.token_ids for e in episodes[::num_samples]], prompts, sampling.max_new_tokens, max_length)
     active, turn = episodes, 0
-    while turn == 0 or any_rank(bool(active)):  # writing with sharded weights takes all ranks
+    while turn == 0 or any_rank(bool(active)):  # generation with sharded weights needs all ranks
         num_done = len(episodes) - len(active)
         samples = engine.generate(
             [episode.token_ids for episode in (active[::num_samples] if turn == 0 else active)],
@@ -70,6 +71,11 @@ def run_episodes(
             episode.advance(sample, max_length)
         active, turn = [episode for episode in active if not episode.is_over], turn + 1
     engine.finish()
+    return episodes
+
+
+def reward_episodes(episodes: Sequence[Episode], task: Task) -> list[Trajectory]:
+    """Return finished episodes with the reward of their environment and the format rules that they break."""
     rules = task.format_rules()
     return [_apply_format_rules(episode.trajectory(), rules) for episode in episodes]
 
@@ -77,7 +83,7 @@ def run_episodes(
 def check_lengths(
     token_ids: Sequence[Sequence[int]], prompts: Sequence[Prompt], max_new_tokens: int, max_length: int
 ) -> None:
-    """Raise on a prompt that leaves no room for the reply."""
+    """Raise on a prompt that is too long for the reply to fit."""
     for ids, prompt in zip(token_ids, prompts, strict=True):
         if len(ids) + max_new_tokens > max_length:
             start = str(prompt.messages[-1].get("content", ""))[:60]
@@ -85,11 +91,11 @@ def check_lengths(
                 f"The prompt that begins with {start!r} has {len(ids)} tokens; with `max_new_tokens` {max_new_tokens} "
                 f"it exceeds the student's context of {max_length}. Shorten it, or lower `max_new_tokens`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
 
-class _Episode:
-    """One episode while it is played."""
+class Episode:
+    """One running episode."""
 
     def __init__(
         self,
@@ -111,7 +117,7 @@ class _Episode:
         self.is_over = self._is_truncated = False
 
     def advance(self, sample: Sample, max_length: int) -> None:
-        """Take a reply, let the environment answer it, and see whether there is room to go on."""
+        """Take a reply, let the environment answer it, and check whether another turn fits."""
         text = decode_response(self._tokenizer, sample.token_ids, self._sampling.stop_token_ids)
         start, end = len(self.token_ids), len(self.token_ids) + len(sample.token_ids)
         before = tuple(self._messages)
@@ -122,13 +128,13 @@ class _Episode:
         self._is_truncated, self.is_over = sample.is_truncated, sample.is_truncated or not answer
         if self.is_over:
             return
-        given = render_answer(self._tokenizer, before, answer)
-        has_room = len(self.token_ids) + len(given) + self._sampling.max_new_tokens <= max_length
-        if not has_room or len(self._turns) == self._sampling.max_turns:
+        answer_ids = render_answer(self._tokenizer, before, answer)
+        fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
+        if not fits or len(self._turns) == self._sampling.max_turns:
             self._is_truncated = self.is_over = True
             return
         self._messages += [reply, *answer]
-        self._append(given, [0.0] * len(given), is_reply=False)
+        self._append(answer_ids, [0.0] * len(answer_ids), is_reply=False)
 
     def _append(self, token_ids: Sequence[int], logprobs: Sequence[float], *, is_reply: bool) -> None:
         self.token_ids += token_ids
@@ -136,7 +142,7 @@ class _Episode:
         self._mask += [is_reply] * len(token_ids)
 
     def trajectory(self) -> Trajectory:
-        """Return the finished episode, not yet judged by format rules."""
+        """Return the finished episode, with its reward, not yet checked by format rules."""
         return Trajectory(
             prompt=self._prompt,
             token_ids=tuple(self.token_ids),
@@ -150,7 +156,7 @@ class _Episode:
 
 
 def _apply_format_rules(trajectory: Trajectory, rules: Sequence[FormatRule]) -> Trajectory:
-    """Show each reply, with what came before it, to every rule."""
+    """Apply every rule to each reply and what came before it."""
     turns, checked = trajectory.turns, []
     for i, turn in enumerate(turns):
         is_last = i + 1 == len(turns)

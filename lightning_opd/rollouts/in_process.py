@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import RolloutEngine
 from lightning_opd.models import causal_lm, unsharded
@@ -22,28 +23,28 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 RETIRE_FRACTION = 0.05
-"""Finished rows leave the batch once they are this fraction of it, so that fewer are ever carried along.
+"""Finished rows leave the batch once they are this fraction of it.
 
-A step copies the cache anyway to make room for its token, so that leaving costs little."""
+Every step copies the cache anyway to append its token, so dropping rows costs little."""
 
 
 class InProcessEngine(RolloutEngine):
     """Generates with the training weights themselves: exactly on-policy, no copy, no server.
 
-    In episodes of several turns, keys and values of one turn are kept for the next, which reads only what is new:
-    as many last tokens of every row as the longest news has. Memory for them grows with `batch_size` no further
-    than a turn's own cache, times the batches of a turn; `finish` releases it.
+    In episodes of several turns it keeps the keys and values of one turn for the next, which reads only new tokens:
+    of every row as many last tokens as the row with most new ones needs. Their memory is that of a turn's own
+    cache, times the batches of a turn; `finish` releases it.
 
     Args:
-        batch_size: Most responses written at once; longer lists are split. Bounds memory only:
-            a response does not depend on what is written beside it.
+        batch_size: Most responses generated at once; longer lists are split. It bounds memory only:
+            a response does not depend on the others of its batch.
     """
 
     def __init__(self, batch_size: int = 512) -> None:
         """Remember the batch size; the student arrives with `sync`."""
         if batch_size < 1:
             msg = f"`batch_size` must be at least 1, got {batch_size}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
         self._num_tokens = self._num_row_steps = 0
@@ -57,7 +58,7 @@ class InProcessEngine(RolloutEngine):
 
     @property
     def occupancy(self) -> float:
-        """Tokens written since the last `sync`, as a fraction of decode steps × rows still in the batch."""
+        """Tokens generated since the last `sync`, as a fraction of decode steps × rows still in the batch."""
         return self._num_tokens / max(1, self._num_row_steps)
 
     @property
@@ -91,7 +92,7 @@ class InProcessEngine(RolloutEngine):
             raise RuntimeError(msg)
         if len(seeds) != len(token_ids) * num_samples:
             msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         was_training = self._model.training
         self._model.eval()
         samples: dict[int, Sample] = {}
@@ -125,7 +126,7 @@ class InProcessEngine(RolloutEngine):
 
 
 class _Decoding:
-    """One batch of responses while they are written; finished rows leave it."""
+    """One batch of responses during generation; finished rows leave it."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class _Decoding:
         self.num_row_steps = self.num_read = 0
 
     def run(self, on_progress: Callable[[int], None] | None, num_done: int) -> list[Sample]:
-        """Write every row to its end and return them in order."""
+        """Generate every row to its end and return them in order."""
         logits, cache = self._prefill()
         rows = torch.arange(len(self._seeds), device=logits.device)  # which response each batch row is
         attention = self._attention.repeat_interleave(self._num_samples, dim=0)
@@ -197,14 +198,14 @@ class _Decoding:
         return logits, cache
 
     def _keep(self, rows: Int[Tensor, " rows"], is_done: Bool[Tensor, " rows"], cache: DynamicCache) -> None:
-        """Remember the responses that are done, but for their last token: the model has not read it."""
+        """Remember finished responses without their last token, which the model has not read."""
         if self._following is None:
             return
         places = is_done.nonzero().squeeze(-1)
         done = rows[places]
         prompts = [self._prompts[row // self._num_samples] for row in done.tolist()]
-        written = zip(prompts, self._tokens[done].tolist(), self._lengths[done].tolist(), strict=True)
-        sequences = [[*prompt, *tokens[: length - 1]] for prompt, tokens, length in written]
+        generated = zip(prompts, self._tokens[done].tolist(), self._lengths[done].tolist(), strict=True)
+        sequences = [[*prompt, *tokens[: length - 1]] for prompt, tokens, length in generated]
         self._following.keep(sequences, [self._longest - len(prompt) for prompt in prompts], places, cache)
 
     def _decode(
@@ -233,7 +234,7 @@ class _Decoding:
 def draw(
     logits: Float[Tensor, "rows vocab"], seeds: Int[Tensor, " rows"], position: int, sampling: Sampling
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Draw one token per row by inverting the cumulative distribution, and return its log-prob.
+    """Sample one token per row by inverting the cumulative distribution, and return its log-prob.
 
     The log-prob (nats) is that of the distribution drawn from: after temperature and nucleus.
     Greedy (`temperature` 0) takes the likeliest token and reports its log-prob at temperature 1.

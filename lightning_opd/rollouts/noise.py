@@ -12,7 +12,7 @@ _MASK = 2**64 - 1
 
 
 def row_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed from whatever names a row, the same on every machine and rank."""
+    """Return a 63-bit seed from the parts that identify a row, the same on every machine and rank."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -31,7 +31,7 @@ def uniforms(seeds: Int[Tensor, " rows"], position: int) -> Float[Tensor, " rows
 
     Args:
         seeds: One int64 seed per row.
-        position: Which draw of the row this is.
+        position: Index of the draw within the row.
 
     Reference:
         Steele, Lea, Flood, Fast splittable pseudorandom number generators (2014): SplitMix64.

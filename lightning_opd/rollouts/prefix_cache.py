@@ -1,4 +1,4 @@
-"""Keys and values of what was already read or written, for the next turn of the same episodes."""
+"""Keys and values of tokens already read or generated, for the next turn of the same episodes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Place = tuple[Float[Tensor, "states rows heads time dim"], int, int]
 
 
 class PrefixCache:
-    """Remembers sequences with their keys and values, and finds those that a new sequence begins like.
+    """Remembers sequences with their keys and values, and finds the longest known prefix of a new sequence.
 
-    Only models that keep every layer's keys and values whole can go on from them: where a layer has a sliding window or
-    a state of its own, nothing is remembered and the next turn reads its prompt from the start.
+    It works for models that keep all keys and values of every layer. Where a layer has a sliding window or a state of
+    its own, nothing is remembered and the next turn reads its prompt from the start.
     """
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start empty."""
         self._sequences: list[tuple[int, ...]] = []
         self._places: dict[tuple[int, ...], Place] = {}
 
@@ -49,10 +49,10 @@ class PrefixCache:
         self._sequences = []
 
     def beginnings(self, sequences: Sequence[Sequence[int]], config: PretrainedConfig) -> tuple[DynamicCache, int]:
-        """Return a cache that holds how sequences begin, and how many of their columns are still to be read.
+        """Return a cache of the known prefixes, and how many columns of the sequences are still to be read.
 
-        Columns are those of the sequences padded on the left to the longest. The last ones are read anew, as
-        many in every row as the least known row needs: so no row has a hole.
+        Columns are those of the sequences padded on the left to the longest. Every row reads as many last
+        columns as the row with the shortest known prefix needs, so that no row has a gap.
 
         Args:
             sequences: Prompts of one batch.
@@ -79,11 +79,11 @@ class PrefixCache:
         return cache, num_new
 
     def _best(self, sequence: tuple[int, ...]) -> tuple[int, Place | None]:
-        """Return how many first tokens the likest remembered sequence shares, and where it lies."""
+        """Return the length of the longest common prefix with a remembered sequence, and its place."""
         index = bisect_left(self._sequences, sequence)
-        near = self._sequences[max(0, index - 1) : index + 1]  # in this order, one of the neighbours is the likest
-        length, likest = max(((_num_shared(sequence, other), other) for other in near), default=(0, ()))
-        return length, self._places.get(likest)
+        near = self._sequences[max(0, index - 1) : index + 1]  # sorted: a neighbour has the longest common prefix
+        length, nearest = max(((_num_shared(sequence, other), other) for other in near), default=(0, ()))
+        return length, self._places.get(nearest)
 
 
 def _num_shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
@@ -92,7 +92,7 @@ def _num_shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
 
 
 def _states(cache: DynamicCache) -> list[Tensor]:
-    """Return every layer's keys and values, or nothing where a layer does not hold all of them, alike in shape."""
+    """Return every layer's keys and values; nothing if a layer lacks some or has another shape."""
     from transformers.cache_utils import DynamicLayer
 
     states: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Two-digit addition with the carry worked out aloud."""
+"""Two-digit addition, with the carry in the thoughts."""
 
 from __future__ import annotations
 

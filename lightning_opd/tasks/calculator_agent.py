@@ -1,4 +1,4 @@
-"""Sums and differences that a calculator works out."""
+"""An agent that computes sums and differences with a calculator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cache
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.tasks.tool_agent import Harness, ToolAgent
 from lightning_opd.tasks.tools import Tool, calculate
@@ -42,7 +43,7 @@ class CalculatorAgent(ToolAgent):
         super().__init__(right_fraction, open_fraction, harness)
         if not 10 <= highest <= 99:
             msg = f"`highest` must have two digits, got {highest}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.highest = highest
 
     @override

@@ -12,11 +12,12 @@ from typing import Literal
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.tasks.splits import in_split, question_key
 from lightning_opd.types import Messages, Prompt
 
-_SIGN = r"(?:(?<![\w.)])-)?"  # a minus behind a digit or a bracket subtracts
+_SIGN = r"(?:(?<![\w.)])-)?"  # a minus after a digit or a bracket subtracts
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER = re.compile(rf"{_SIGN}{_WHOLE}(?:\.\d+)?|{_SIGN}(?<!\d)\.\d+", re.ASCII)
 
@@ -25,12 +26,12 @@ class Jsonl(Task):
     """Prompts from a JSONL file: `messages` or `prompt`, the teacher's name, and perhaps an `answer`.
 
     Without split files the rows are split by a hash of the question: .6 train, .1 validation,
-    .3 test. A row without `answer` has outcome 0: distillation needs none. A row's `response`, or
-    the assistant's message at the end of its `messages`, is its demonstration and no part of the
-    prompt. All other columns travel with the prompt.
+    .3 test. A row without `answer` has reward 0; distillation needs no answer. A row's `response`, or
+    the assistant's message at the end of its `messages`, is its demonstration, not a part of the
+    prompt. The prompt keeps all other columns.
 
     Args:
-        path: The file; all splits, or the training split if one of the others is given.
+        path: The file: all splits, or the training split if one of the other paths is set.
         validation_path: Validation prompts.
         test_path: Test prompts.
         teacher_field: Column with the teacher's name.
@@ -48,7 +49,7 @@ class Jsonl(Task):
         domain_field: str | None = None,
         match: Literal["exact", "numeric"] = "exact",
     ) -> None:
-        """Remember the files; they are read, and checked whole, at first use."""
+        """Remember the files; they are read and checked at first use."""
         self.teacher_field, self.domain_field, self.match = teacher_field, domain_field, match
         self._paths: dict[Split, str | None] = {"train": path, "validation": validation_path, "test": test_path}
         self._has_split_files = bool(validation_path or test_path)
@@ -75,20 +76,20 @@ class Jsonl(Task):
         rows = [p for p in self.prompts(split) if "response" in p.columns]
         if not rows:
             msg = f"No row of `{self._paths['train']}` ({split}) has a `response` to learn from; add that column."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         chosen = [rows[i % len(rows)] for i in range(num_examples)]
         return [(*p.messages, {"role": "assistant", "content": str(p.columns["response"])}) for p in chosen]
 
     def _read_file(self, path: str) -> list[Prompt]:
         if not Path(path).is_file():
             msg = f"Expected a JSONL file at `{path}`, found none. Check `data.task.init_args.path`."
-            raise FileNotFoundError(msg)
+            raise MissingFileError(msg)
         with Path(path).open("rb") as file:
             prompts = [self._prompt(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
         if not prompts:
             columns = f"`prompt` and `{self.teacher_field}`"
-            msg = f"`{path}` holds no prompts. Write one JSON object per line, with {columns}."
-            raise ValueError(msg)
+            msg = f"`{path}` has no prompts. Write one JSON object per line, with {columns}."
+            raise ConfigError(msg)
         return prompts
 
     def _prompt(self, line: bytes, place: str) -> Prompt:
@@ -97,19 +98,19 @@ class Jsonl(Task):
         answer = row.get("answer")
         if self.match == "numeric" and answer is not None and last_number(str(answer)) is None:
             msg = f"{place}: expected a number in `answer`, got {answer!r}. Correct the line, or use `match: exact`."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         teacher = row.get(self.teacher_field)
         if not isinstance(teacher, str):
             msg = (
                 f"{place}: expected the teacher's name in `{self.teacher_field}`, got {teacher!r}. "
                 f"The line's columns are {sorted(row)}; name another one in `teacher_field`, or add it."
             )
-            raise ValueError(msg)  # the file is wrong, not an argument's type
+            raise ConfigError(msg)  # the file is wrong, not an argument's type
         domain = teacher
         if self.domain_field is not None:
             if self.domain_field not in row:
                 msg = f"{place}: expected `{self.domain_field}`, got the columns {sorted(row)}. Correct `domain_field`."
-                raise ValueError(msg)
+                raise ConfigError(msg)
             domain = str(row[self.domain_field])
         if messages[-1]["role"] == "assistant":
             row.setdefault("response", messages[-1]["content"])
@@ -125,10 +126,10 @@ def _row(line: bytes, place: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         shown = line.strip()[:60].decode("utf-8", errors="replace")
         msg = f"{place}: expected one JSON object per line (UTF-8), got {shown!r} ({error}). Correct the line."
-        raise ValueError(msg) from None
+        raise ConfigError(msg) from None
     if not isinstance(row, dict):
         msg = f"{place}: expected a JSON object, got {type(row).__name__}. Write {{...}} with named columns."
-        raise ValueError(msg)  # the file is wrong, not an argument's type
+        raise ConfigError(msg)  # the file is wrong, not an argument's type
     return row
 
 
@@ -139,14 +140,14 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
     if not isinstance(messages, list) or not messages:
         needed = "`prompt` (a text) or `messages` (a list of role and content)"
         msg = f"{place}: expected {needed}, got the columns {sorted(row)}. Add one of them."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             msg = f"{place}: every message needs `role` and `content`, got {message!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
     if messages[0]["role"] == "assistant":
-        msg = f"{place}: `messages` must open with the user or the system, got the assistant first."
-        raise ValueError(msg)
+        msg = f"{place}: `messages` must begin with the user or the system, got the assistant first."
+        raise ConfigError(msg)
     return tuple(messages)
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, Split, Task
 from lightning_opd.types import Messages, Prompt, Trajectory
 
@@ -29,7 +30,7 @@ class Mixture(Task):
         self.tasks = {name: task for name, task in tasks.items() if task is not None}
         if not self.tasks:
             msg = "`tasks` of a Mixture is empty; name at least one task."
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     @override
     def prompts(self, split: Split) -> Sequence[Prompt]:
@@ -57,12 +58,12 @@ class Mixture(Task):
                 f"A prompt of domain `{prompt.domain}` reached a Mixture of {sorted(self.tasks)}. "
                 "A Mixture inside a Mixture cannot tell its prompts apart: name all tasks in one."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         return self.tasks[prompt.domain]
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:
-        """Return each task's rules, which judge only its own prompts."""
+        """Return each task's rules, which apply only to its own prompts."""
         names: dict[str, list[tuple[str, FormatRule]]] = {}
         for domain, task in self.tasks.items():
             for rule in task.format_rules():
@@ -81,7 +82,7 @@ class Mixture(Task):
 
 @dataclass(frozen=True)
 class _OwnDomain(FormatRule):
-    """One rule name, judged by the rule of the prompt's own task."""
+    """One rule name, decided by the rule of the prompt's own task."""
 
     rule_name: str
     rules: tuple[tuple[str, FormatRule], ...]
@@ -99,11 +100,11 @@ class _OwnDomain(FormatRule):
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a curriculum.
+    """A phase of a curriculum.
 
     Args:
-        task: Demonstrates in this stretch.
-        fraction: Of all examples.
+        task: Demonstrates in this phase.
+        fraction: Fraction of all examples.
     """
 
     task: Task
@@ -111,19 +112,19 @@ class Phase:
 
 
 class Curriculum(Task):
-    """Demonstrations of several tasks one after the other; everything else is the first one's.
+    """Demonstrations of several tasks one after the other; everything else comes from the first one.
 
     Args:
-        phases: In the order of training; the shares add up to 1.
+        phases: In the order of training; their fractions add up to 1.
     """
 
     def __init__(self, phases: list[Phase]) -> None:
-        """Check the shares."""
+        """Check the fractions."""
         total = sum(phase.fraction for phase in phases)
         if abs(total - 1) > 1e-6 or any(phase.fraction < 0 for phase in phases):
             fractions = [phase.fraction for phase in phases]
             msg = f"The fractions of a curriculum's phases must be positive and add up to 1, got {fractions}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.phases = phases
 
     @override
@@ -157,7 +158,7 @@ class Curriculum(Task):
 
 
 def interleave(parts: Iterable[Sequence[Item]]) -> list[Item]:
-    """Merge sequences so that every stretch holds them in proportion to their lengths.
+    """Merge sequences so that every part of the result has them in proportion to their lengths.
 
     Example:
         >>> interleave(["aaaa", "bb"])

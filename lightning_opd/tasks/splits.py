@@ -25,5 +25,5 @@ def split_of(key: str) -> Split:
 
 
 def in_split(prompts: Iterable[Prompt], split: Split) -> Sequence[Prompt]:
-    """Return a split's prompts in the order of a second hash, so that any first N are a fair sample."""
+    """Return a split's prompts in the order of a second hash, so that the first N are a random sample for any N."""
     return sorted((p for p in prompts if split_of(p.key) == split), key=lambda p: question_key("order", p.key))

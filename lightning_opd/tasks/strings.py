@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.tasks.tool_answer import Agent, ToolAnswer
 from lightning_opd.types import Prompt
@@ -25,7 +26,7 @@ class Strings(ToolAnswer):
         agent: Who demonstrates: "expert" is always right; "sloppy" swaps the last two of four
             letters, echoes the question, or malforms the call.
         sloppy_right_fraction: Fraction of the sloppy agent's replies that are right on purpose. Three
-            letters survive the swap: .54 of all are right at the default.
+            letters are right after the swap as well: .54 of all are right at the default.
         num_questions: Questions for all splits together, half of them with three letters.
 
     Example:
@@ -42,7 +43,7 @@ class Strings(ToolAnswer):
         super().__init__(agent, sloppy_right_fraction)
         if not 1 <= num_questions <= MAX_QUESTIONS:
             msg = f"`num_questions` must lie between 1 and {MAX_QUESTIONS}, got {num_questions}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.num_questions = num_questions
 
     @override

@@ -1,4 +1,4 @@
-"""Letters in another order, with two tools of which one is a trap."""
+"""An agent that puts letters in another order with one of two tools."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import permutations
 
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.tasks.tool_agent import Harness, ToolAgent
 from lightning_opd.tasks.tools import Tool, reverse_text, sort_text
@@ -21,8 +22,8 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 class TextAgent(ToolAgent):
     """Sort or reverse three letters with `sort_text` or `reverse_text`; the reply has three letters.
 
-    6,720 questions with 16 letters to choose from. Each tool answers whatever it is given, so that the wrong
-    one's answer looks like an answer: that is the trap, and the typical slip. One question in six survives it.
+    6,720 questions with 16 letters to choose from. Both tools accept every input, so the wrong tool's answer
+    looks plausible; calling it is the typical slip. For one question in six both tools give the same answer.
 
     Args:
         right_fraction: Fraction of demonstrations that make the right call.
@@ -48,7 +49,7 @@ class TextAgent(ToolAgent):
         super().__init__(right_fraction, open_fraction, harness)
         if not 3 <= num_letters <= len(ALPHABET):
             msg = f"`num_letters` must be between 3 and {len(ALPHABET)}, got {num_letters}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.num_letters = num_letters
 
     @override

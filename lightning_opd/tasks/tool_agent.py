@@ -1,4 +1,4 @@
-"""What the tiny tasks of two turns fraction: call a tool, read its answer, reply with it."""
+"""The base of the tiny tasks of two turns: call a tool, read its answer, reply with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Literal
 
 from typing_extensions import override
 
-from lightning_opd.formats import (
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Environment, FormatRule, Split, Task
+from lightning_opd.tasks.format_rules import (
     SpecialTokenInside,
     TextAfterFinalTag,
     Truncated,
@@ -19,7 +21,6 @@ from lightning_opd.formats import (
     UnparsableToolCall,
     WrongArguments,
 )
-from lightning_opd.interfaces import Environment, FormatRule, Split, Task
 from lightning_opd.tasks.splits import in_split
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
 from lightning_opd.tokenization.tool_calls import CLOSE, TaggedJson, ToolCall, render_tool_call
@@ -31,25 +32,25 @@ Harness = Literal["strict", "lenient"]
 class ToolAgent(Task):
     """A question that a tool answers: the student generates the call, reads the answer, and replies with it.
 
-    The outcome is 1 if the final reply is the right answer, word for word. The demonstrator plays real
-    episodes, in the same harness as the student.
+    The reward is 1 if the final reply is exactly the right answer. The demonstrator runs real episodes,
+    in the same harness as the student.
 
     Args:
         right_fraction: Fraction of demonstrations that make the right call; the others make the typical slip.
         open_fraction: Fraction of demonstrations that leave the call open, without its closing tag.
-        harness: "strict" answers closed calls only, so that an open one is a final reply, and wrong;
-            "lenient" answers a last call that is left open as well.
+        harness: "strict" answers closed calls only, so that an open call counts as a wrong final reply;
+            "lenient" also answers a last call without its closing tag.
     """
 
     def __init__(self, right_fraction: float, open_fraction: float, harness: Harness) -> None:
-        """Check the demonstrator's shares."""
+        """Check the demonstrator's fractions."""
         for name, fraction in (("right_fraction", right_fraction), ("open_fraction", open_fraction)):
             if not 0 <= fraction <= 1:
                 msg = f"`{name}` is a fraction between 0 and 1, got {fraction}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
         if harness not in ("strict", "lenient"):
             msg = f"`harness` must be 'strict' or 'lenient', got {harness!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.right_fraction, self.open_fraction, self.harness = right_fraction, open_fraction, harness
         self._split = cache(lambda split: in_split(self.questions(), split))
 
@@ -82,7 +83,7 @@ class ToolAgent(Task):
 
     @override
     def reward(self, prompt: Prompt, text: str) -> float:
-        """Judge the final reply."""
+        """Return 1 if the final reply is the right answer."""
         return float(text == prompt.columns["answer"])
 
     @override

@@ -1,4 +1,4 @@
-"""What the tiny tasks fraction: think, then report the result in one tool call."""
+"""The base of the tiny tasks of one turn: think, then report the result in one tool call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from lightning_opd.formats import (
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import FormatRule, Split, Task
+from lightning_opd.tasks.format_rules import (
     TextAfterFinalTag,
     ThinkOnce,
     Truncated,
@@ -19,32 +21,31 @@ from lightning_opd.formats import (
     UnknownTool,
     UnparsableToolCall,
 )
-from lightning_opd.interfaces import FormatRule, Split, Task
 from lightning_opd.tasks.splits import in_split
 from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, only_call
 from lightning_opd.types import Messages, Prompt
 
 Agent = Literal["expert", "sloppy"]
 SLIP_FRACTION, ECHO_FRACTION = 0.65, 0.15
-"""What a sloppy agent does where it is not right on purpose; the rest are slips in a malformed call."""
+"""Fractions of what a sloppy agent does if it is not right on purpose; the rest are slips in a malformed call."""
 
 
 class ToolAnswer(Task):
     """A question whose answer is reported as `<think>…</think><tool_call>{"name": …}</tool_call>`.
 
-    The outcome is 1 if the reply makes exactly one call, of the task's tool, with the right result.
+    The reward is 1 if the reply makes exactly one call, of the task's tool, with the right result.
     """
 
     tool: ClassVar[str]
 
     def __init__(self, agent: Agent, sloppy_right_fraction: float) -> None:
-        """Check who demonstrates."""
+        """Check the demonstrator."""
         if agent not in ("expert", "sloppy"):
             msg = f"`agent` must be 'expert' or 'sloppy', got {agent!r}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not 0 <= sloppy_right_fraction <= 1:
             msg = f"`sloppy_right_fraction` is a fraction between 0 and 1, got {sloppy_right_fraction}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.agent, self.sloppy_right_fraction = agent, sloppy_right_fraction
         self._split = cache(lambda split: in_split(self.questions(), split))
 
@@ -58,7 +59,7 @@ class ToolAnswer(Task):
 
     @abstractmethod
     def slip(self, prompt: Prompt) -> tuple[str, str]:
-        """Return thoughts and result of the typical slip; an easy question survives it."""
+        """Return thoughts and result of the typical slip; easy questions are right in spite of it."""
 
     @abstractmethod
     def echo(self, prompt: Prompt) -> tuple[str, str]:

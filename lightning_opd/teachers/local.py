@@ -1,4 +1,4 @@
-"""A teacher in this process, on the student's own tokens."""
+"""A teacher in this process that scores the student's own tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
-from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, shard
+from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, max_over, shard
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             value moves the fixed point to z_student = (sampling temperature / this) · z_teacher.
         dtype: Precision of the weights; log-probs are computed in at least float32.
         batch_size: Most trajectories scored at once.
-        top_k: Likeliest tokens per position it reports to an objective that asks for them.
+        top_k: Likeliest tokens per position for an objective that asks for them.
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
         trust_remote_code: Run code shipped with the model; only for models you trust.
     """
@@ -49,10 +50,10 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,  # a key in YAML
     ) -> None:
-        """Remember where the model lies; `setup` loads it."""
+        """Remember the settings; `setup` loads the model."""
         if temperature is not None and temperature <= 0:
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
         self.top_k = top_k
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
@@ -167,11 +168,11 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         model = self._loaded()
         if self.attn_implementation not in TREE_ATTENTION:
             msg = (
-                f"Teacher `{self.path}` is to read several continuations at once (credit `PrefixCredit`), which the "
+                f"Teacher `{self.path}` has to read several continuations at once (credit `PrefixCredit`), which the "
                 f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or "
                 "the credit `SpanCredit`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         longest = int(position_ids.max()) + 1 if len(position_ids) else 0
         self._check_length(longest, model.max_length)
         parts = []
@@ -194,16 +195,14 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
                 f"A trajectory has {longest} tokens, more than the {max_length} positions of teacher "
                 f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
 
     def _num_rounds(self, num_rows: int) -> int:
-        """Return how often this rank must run the model: under sharding as often as every other."""
+        """Return how often this rank must run the model; under sharding all ranks run it equally often."""
         rounds = math.ceil(num_rows / self.batch_size)
         if self._mesh is None:
             return rounds
-        most = torch.tensor(max(rounds, 1), device=self._mesh.device_type)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._mesh.get_group())
-        return int(most)
+        return max_over(self._mesh, max(rounds, 1))
 
     def _gather_head(self, signals: frozenset[Signal]) -> None:
         """Keep a whole copy of a sharded head for the objective, and free the gathered weights."""

@@ -1,4 +1,4 @@
-"""Routing: each prompt is scored by its own teacher, and by no other."""
+"""Routing: each prompt's own teacher scores it, and no other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, Teacher
 from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
 
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class TeacherPool:
-    """All teachers by name; names with one identity fraction one loaded model.
+    """All teachers by name; names with the same identity share one loaded model.
 
     Args:
         teachers: Name → teacher. Every rank visits them in the order of their sorted names.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
-        """Share what can be shared."""
+        """Keep one teacher per identity."""
         shared: dict[Hashable, Teacher] = {}
         self.names = tuple(sorted(teachers))
         self._teachers = {name: shared.setdefault(teachers[name].identity, teachers[name]) for name in self.names}
@@ -46,7 +47,7 @@ class TeacherPool:
         return {name: self._teachers[name] for name in first.values()}
 
     def check_routes(self, prompts: Iterable[Prompt]) -> None:
-        """Raise on a prompt whose teacher is not here.
+        """Raise on a prompt whose teacher is unknown.
 
         Raises:
             ValueError: With the unknown name, the known ones and the nearest of them.
@@ -59,7 +60,7 @@ class TeacherPool:
                     f"A prompt asks for teacher `{prompt.teacher}`; the known teachers are {list(self.names)}.{hint} "
                     "Add it under `model.teachers`, or correct the prompt's teacher field."
                 )
-                raise ValueError(msg)
+                raise ConfigError(msg)
 
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load every distinct model once."""
@@ -72,9 +73,9 @@ class TeacherPool:
         return [index.get(prompt.teacher, -1) for prompt in prompts]
 
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
-        """Let each teacher score its own rows, and put the scores in one place.
+        """Let each teacher score its own rows, and return all scores as one.
 
-        What it measured is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
+        A teacher's own metric is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
         with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest.
         """
         logprobs = torch.zeros_like(tokens.rollout_logprobs)

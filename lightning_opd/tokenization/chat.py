@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.compatibility import missing_template
 from lightning_opd.types import Messages
 
@@ -13,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Return the tokens the student sees before it writes: the chat and an opened assistant turn."""
+    """Return the tokens before a reply: the chat and an opened assistant turn."""
     return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
 
 
 def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: Messages) -> list[int]:
     """Return the tokens between a reply's stop token and the next reply: the template's own.
 
-    The chat is rendered with stand-ins for the student's words, and what follows the last of them is
-    taken. So no word of the student is rendered (its tokens stay as sampled), and no template that
-    rewrites earlier replies, such as one that drops their thoughts, can disagree with them.
+    The chat is rendered with placeholders for the student's replies, and the text after the last placeholder
+    is returned. So the student's replies are never rendered (their tokens stay as sampled), and a template that
+    rewrites earlier replies, for example without their thoughts, cannot change them.
 
     Args:
         tokenizer: Whose template to use.
         messages: The chat before the reply that is answered.
-        answer: What the environment says to that reply.
+        answer: The environment's answer to that reply.
 
     Raises:
-        ValueError: The template does not show assistant messages word for word.
+        ValueError: The template does not show assistant messages verbatim.
     """
     stand_in, everything = "reply", str((messages, answer))
     while stand_in in everything:
@@ -39,43 +40,43 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     chat = (*shown, {"role": "assistant", "content": stand_in}, *answer)
     _, found, rest = _render(tokenizer, chat, add_generation_prompt=True).rpartition(stand_in)
     if not found:
-        msg = "The chat template does not show an assistant's content, so an answer to it has no place. Use another."
-        raise ValueError(msg)
+        msg = "The chat template does not show an assistant's content, so no answer can follow it. Use another one."
+        raise ConfigError(msg)
     return _encode(tokenizer, rest.removeprefix(_stop(tokenizer)))
 
 
 def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
     """Return a whole chat's tokens and a mask that is True on the replies to learn, stop tokens included.
 
-    Those are the last reply and, where it followed from tools' answers, the calls before it: all turns
+    Those are the last reply and, if tools were called, the calls before it: all turns
     of an agent's episode. The tokens are laid out as in an episode: the prompt's are those of
     `render_prompt`, those between replies are `render_answer`'s, and a reply is tokenised apart, as it
     is when the student generates it. A template that does not end a turn with the stop token gets it
-    appended, so that what is learned can stop.
+    appended, so that the student learns to stop.
 
     Raises:
         ValueError: The last message is not the assistant's, or the template does not show a reply
-            right behind the generation prompt.
+            directly after the generation prompt.
     """
     if not messages or messages[-1].get("role") != "assistant":
         role = messages[-1].get("role") if messages else "no message"
         msg = f"A demonstration must end with a message of role `assistant`, got {role}."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     replies = _replies([message.get("role") for message in messages])
     token_ids, mask = [], []
     for i, reply in enumerate(replies):
         if i == 0:
-            given = render_prompt(tokenizer, messages[:reply])
+            context = render_prompt(tokenizer, messages[:reply])
         else:
-            given = render_answer(tokenizer, messages[: replies[i - 1]], messages[replies[i - 1] + 1 : reply])
-        written = _encode(tokenizer, _reply(tokenizer, messages[: reply + 1]))
-        token_ids += given + written
-        mask += [False] * len(given) + [True] * len(written)
+            context = render_answer(tokenizer, messages[: replies[i - 1]], messages[replies[i - 1] + 1 : reply])
+        reply_ids = _encode(tokenizer, _reply(tokenizer, messages[: reply + 1]))
+        token_ids += context + reply_ids
+        mask += [False] * len(context) + [True] * len(reply_ids)
     return token_ids, mask
 
 
 def _replies(roles: Sequence[object]) -> list[int]:
-    """Return where the replies to learn stand: the last message, and the calls that led to it."""
+    """Return the indices of the replies to learn: the last message, and the calls that led to it."""
     replies = [len(roles) - 1]
     while True:
         before = replies[0] - 1
@@ -87,17 +88,17 @@ def _replies(roles: Sequence[object]) -> list[int]:
 
 
 def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
-    """Return the last message as the template shows it behind the generation prompt, with its stop token."""
+    """Return the last message as the template renders it after the generation prompt, with its stop token."""
     prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
     whole = _render(tokenizer, messages, add_generation_prompt=False)
     if not whole.startswith(prompt):
         msg = (
-            "The chat template renders an assistant message differently from its generation prompt, so that what is "
-            "learned would not be what is sampled. Use a template whose generation prompt begins the assistant's turn."
+            "The chat template renders an assistant message differently from its generation prompt, so the learned "
+            "tokens would differ from the sampled ones. Use a template whose generation prompt begins its turn."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     reply, stop = whole[len(prompt) :], _stop(tokenizer)
-    if stop:  # what follows the stop token (a line break, usually) is never sampled
+    if stop:  # text after the stop token (usually a line break) is never sampled
         before, _, _ = reply.rpartition(stop)
         reply = (before if stop in reply else reply) + stop
     return reply
@@ -110,7 +111,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return the tokens that end a response: the tokenizer's and, if given, the model's own.
+    """Return the tokens that end a response: the tokenizer's and, if there is a model, its own.
 
     Raises:
         ValueError: There is none.
@@ -122,12 +123,12 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence
             "The tokenizer has no stop token (`eos_token`), so responses would never end. Set it in "
             "tokenizer_config.json, or name the ids in `data.sampling.stop_token_ids`."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return tuple(dict.fromkeys([*own, *more]))
 
 
 def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what the chat template puts between the generation prompt and a reply, and what behind the reply.
+    """Return what the chat template puts between the generation prompt and a reply, and after the reply.
 
     The first is often a space; it is empty where the template shows a reply in another place.
     """
@@ -140,7 +141,7 @@ def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        raise ValueError(missing_template(tokenizer))
+        raise ConfigError(missing_template(tokenizer))
     chat = cast("list[dict[str, str]]", [{k: v for k, v in message.items() if k != "tools"} for message in messages])
     tools = cast("list[dict[str, object]] | None", messages[0].get("tools") if messages else None)
     return cast(

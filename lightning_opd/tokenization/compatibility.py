@@ -1,8 +1,10 @@
-"""Checks of tokenizers: what training needs of one, and what two must fraction."""
+"""Checks of tokenizers: of one for training, and of two for a common vocabulary."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,9 +22,9 @@ def check_student_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
                 f"The tokenizer `{tokenizer.name_or_path}` has no `{name}`: {use}. Set it in tokenizer_config.json, "
                 f'for example {{"{name}": "<|endoftext|>"}}, with a token the vocabulary has.'
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
     if not tokenizer.chat_template:
-        raise ValueError(missing_template(tokenizer))
+        raise ConfigError(missing_template(tokenizer))
 
 
 def missing_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -49,12 +51,12 @@ def check_same_vocabulary(
         shown = ", ".join(f"{t!r}: {ours.get(t)} here, {theirs.get(t)} there" for t in different[:3])
         msg = (
             f"Teacher `{teacher_name}` has another vocabulary than the student: {len(different)} tokens differ "
-            f"({shown}). A local teacher scores the student's own tokens, so both must fraction one tokenizer."
+            f"({shown}). A local teacher scores the student's own tokens, so both must share one tokenizer."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     if student.eos_token_id != teacher.eos_token_id:
         msg = (
             f"Teacher `{teacher_name}` stops with {teacher.eos_token!r}, the student with {student.eos_token!r}: "
             "the teacher would punish every ending. Give both the same `eos_token` in tokenizer_config.json."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""Tool calls in a reply: JSON between tags (Hermes, Qwen), bare JSON (Llama), or a form of one's own."""
+"""Tool calls in a reply: JSON between tags (Hermes, Qwen), bare JSON (Llama), or another form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ToolCall:
 
 
 class ToolCallParser(ABC):
-    """Finds the calls that a reply makes; a model family has one."""
+    """Finds the calls in a reply; each model family has its own parser."""
 
     @abstractmethod
     def __call__(self, text: str) -> Sequence[ToolCall | None]:
@@ -51,7 +51,7 @@ class TaggedJson(ToolCallParser):
         return [parse_tool_call(body) for body in self.bodies(text)]
 
     def bodies(self, text: str) -> list[str]:
-        """Return what stands between each pair of tags."""
+        """Return the text between each pair of tags."""
         bodies: list[str] = []
         _, found, rest = text.partition(self.open_tag)
         while found:
@@ -95,14 +95,14 @@ class BareJson(ToolCallParser):
 
 
 def call_bodies(text: str) -> list[str]:
-    """Return what stands between each pair of tool-call tags."""
+    """Return the text between each pair of tool-call tags."""
     return TaggedJson().bodies(text)
 
 
 def parse_tool_call(body: str) -> ToolCall | None:
     """Return the call that a body describes, or None if it is not `{"name": str, "arguments": {...}}`.
 
-    A call without arguments may leave them out. A key given twice, and NaN, are no JSON here.
+    A call without arguments may leave them out. A repeated key and NaN are errors.
     """
     try:
         return _as_call(_DECODER.decode(body), "arguments")
@@ -111,7 +111,7 @@ def parse_tool_call(body: str) -> ToolCall | None:
 
 
 def only_call(text: str) -> ToolCall | None:
-    """Return the reply's tool call if it makes exactly one and makes it well, else None."""
+    """Return the reply's tool call if it makes exactly one and it is well-formed, else None."""
     bodies = call_bodies(text)
     if len(bodies) != 1 or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
         return None
@@ -119,7 +119,7 @@ def only_call(text: str) -> ToolCall | None:
 
 
 def render_tool_call(name: str, arguments: Mapping[str, object]) -> str:
-    """Return a call as an expert writes it: tagged JSON without spaces."""
+    """Return a call in the expert's form: tagged JSON without spaces."""
     call = json.dumps({"name": name, "arguments": dict(arguments)}, separators=(",", ":"), ensure_ascii=False)
     return f"{OPEN}{call}{CLOSE}"
 
@@ -132,7 +132,7 @@ def _as_call(value: object, arguments_key: str) -> ToolCall | None:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse a key given twice: which value counts would depend on the parser."""
+    """Refuse a repeated key: which value counts would depend on the parser."""
     value = dict(pairs)
     if len(value) != len(pairs):
         msg = f"keys repeat in {[key for key, _ in pairs]}"

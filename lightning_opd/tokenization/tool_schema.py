@@ -1,9 +1,11 @@
-"""What a tool takes: a typed Python function as JSON schema, and arguments checked against it."""
+"""A tool's arguments: a typed Python function as JSON schema, and checks against it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import cast
+
+from lightning_opd.errors import ConfigError
 
 Schema = Mapping[str, object]
 
@@ -38,11 +40,11 @@ def function_schema(function: Callable[..., object]) -> Schema:
             f"`{name}` cannot become a tool: {error} A tool needs a type for every argument, and a Google docstring "
             "with a line for each under `Args:`."
         )
-        raise ValueError(msg) from error
+        raise ConfigError(msg) from error
 
 
 def argument_error(schema: Schema, arguments: Mapping[str, object]) -> str | None:
-    """Return what is wrong with a call's arguments, or None. Nothing is converted: "3" is no integer.
+    """Return what is wrong with a call's arguments, or None. Nothing is converted: "3" is not an integer.
 
     Args:
         schema: Of the tool, as `function_schema` gives it.
@@ -96,6 +98,6 @@ def _inner_error(schema: Schema, value: object, where: str) -> str | None:
 
 
 def _is_of_type(value: object, name: str) -> bool:
-    if isinstance(value, bool):  # in Python a number, in JSON none
+    if isinstance(value, bool):  # a number in Python, not in JSON
         return name == "boolean"
     return isinstance(value, _TYPES.get(name, (object,)))

@@ -1,10 +1,12 @@
-"""A small tokenizer trained on the spot, for worlds that bring no model."""
+"""Trains a small tokenizer, for tasks without a pretrained model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,7 +32,7 @@ def train_tokenizer(
     special_tokens: Sequence[str] = (),
     max_merge: int | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE with the ChatML template; it can spell any text.
+    """Train a byte-level BPE with the ChatML template; it can encode any text.
 
     Digits are single tokens, so that numbers of one length have one tokenisation, and no token holds
     parts of two words.
@@ -42,7 +44,7 @@ def train_tokenizer(
         max_merge: Let tokens run across digits, words and punctuation instead, up to so many bytes.
 
     Raises:
-        ValueError: The vocabulary has no room for bytes and special tokens.
+        ValueError: The vocabulary is too small for bytes and special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -52,7 +54,7 @@ def train_tokenizer(
     if vocab_size < smallest:
         needed = f"{NUM_BYTES} bytes and {len(control)} special tokens"
         msg = f"`vocab_size` must be at least {smallest} ({needed}), got {vocab_size}."
-        raise ValueError(msg)
+        raise ConfigError(msg)
     tokenizer = Tokenizer(models.BPE())
     borders = [pre_tokenizers.Digits(individual_digits=True)] if max_merge is None else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,7 +68,7 @@ def train_tokenizer(
         show_progress=False,
         max_token_length=max_merge,
     )
-    between = re.compile("|".join(map(re.escape, control)))  # control tokens teach the merges nothing
+    between = re.compile("|".join(map(re.escape, control)))  # control tokens take no part in the merges
     tokenizer.train_from_iterator((piece for text in texts for piece in between.split(text)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,6 +1,17 @@
 """What travels through a training step, in the order in which it comes to be."""
 
-from lightning_opd.types.episodes import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
+from lightning_opd.types.episodes import (
+    Message,
+    Messages,
+    Mode,
+    Prompt,
+    PromptBatch,
+    Sample,
+    Sampling,
+    Split,
+    Trajectory,
+    Turn,
+)
 from lightning_opd.types.tensors import (
     LinearHead,
     LossTerms,
@@ -16,13 +27,16 @@ __all__ = [
     "LossTerms",
     "Message",
     "Messages",
+    "Mode",
     "Prompt",
+    "PromptBatch",
     "RolloutBatch",
     "RunSettings",
     "Sample",
     "SampledTokens",
     "Sampling",
     "Signal",
+    "Split",
     "TeacherScores",
     "Trajectory",
     "Turn",

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
+
+from lightning_opd.errors import ConfigError
 
 Message: TypeAlias = Mapping[str, object]
 """One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
 schemas that its template shows."""
 
 Messages: TypeAlias = Sequence[Message]
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+
+Mode: TypeAlias = Literal["sampled", "greedy"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Sampling:
         max_new_tokens: Longest reply in tokens, the stop token included.
         max_turns: Most replies of one episode; one that wants more ends truncated.
         max_episode_tokens: Longest episode in tokens, everything included; by default what the
-            student has positions for. One that has no room for a whole reply ends truncated.
+            student has positions for. One that has no space for a whole reply ends truncated.
         stop_token_ids: Tokens that end a response; the data module fills in the tokenizer's.
         vocab_size: Ids from here on (padded rows of the output layer) are never drawn; the data
             module fills in the tokenizer's.
@@ -60,15 +66,15 @@ class Sampling:
         """Refuse values no engine can draw with."""
         if self.temperature < 0:
             msg = f"`temperature` must be 0 (greedy) or positive, got {self.temperature}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if not 0 < self.top_p <= 1:
             msg = f"`top_p` must lie in (0, 1], got {self.top_p}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         for name in ("max_new_tokens", "max_turns", "max_episode_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 msg = f"`{name}` must be at least 1, got {limit}."
-                raise ValueError(msg)
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Turn:
 class Trajectory:
     """A finished episode: the prompt, the tokens of all turns, and the reward.
 
-    A format rule is shown the episode up to and including the reply it judges, `text` being that reply.
+    A format rule is shown the episode up to and including the reply it checks, `text` being that reply.
 
     Args:
         prompt: The question.
@@ -144,3 +150,32 @@ class Trajectory:
         """Tokens of the last reply, its stop token included."""
         start, end = (self.turns[-1].start, self.turns[-1].end) if self.turns else (0, len(self.token_ids))
         return self.token_ids[start:end]
+
+
+class PromptBatch:
+    """The prompts behind one micro-batch; opaque to Lightning, which would copy a dataclass.
+
+    Args:
+        prompts: This rank's prompts of the rollout batch.
+        rows: Index of each prompt in the whole rollout batch over all ranks.
+        index: Rollout batches delivered before this one.
+        micro_batch: Which micro-batch of the rollout batch this is.
+        split: Split the prompts came from.
+        mode: "sampled" or "greedy".
+        num_real: Prompts before this count; the others repeat the first to fill up a rank.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[int],
+        index: int = 0,
+        micro_batch: int = 0,
+        split: Split = "train",
+        mode: str = "sampled",
+        num_real: int | None = None,
+    ) -> None:
+        """Bundle the prompts."""
+        self.prompts, self.rows, self.index, self.micro_batch = tuple(prompts), tuple(rows), index, micro_batch
+        self.split, self.mode = split, mode
+        self.num_real = len(prompts) if num_real is None else num_real

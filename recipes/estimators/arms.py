@@ -1,4 +1,4 @@
-"""What is compared: one objective per arm, on the same models, tasks, reduction and optimiser."""
+"""The arms of the comparison: one objective each, on the same models, tasks, reduction and optimiser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from training import cosine_to_a_tenth, optimizer_at
 
 from lightning_opd import OPDDataModule, OPDModule, Sampling, StudentConfig, Task
 from lightning_opd.callbacks import OutcomeReward
-from lightning_opd.data import Evaluation, OffPolicyResponses, TeacherResponses
+from lightning_opd.collection import OffPolicyResponses, TeacherResponses
+from lightning_opd.data import Evaluation
 from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import LeaveOneOut
 from lightning_opd.functional.outcomes import GRPO

@@ -12,7 +12,8 @@ from training import Comparison, Ingredients, Ledger, cosine_to_a_tenth, make_tr
 
 from lightning_opd import OPDDataModule, OPDModule, Sampling, SFTDataModule, SFTModule, StudentConfig
 from lightning_opd.callbacks import ExportHuggingFace
-from lightning_opd.data import Evaluation, OffPolicyResponses, TeacherResponses
+from lightning_opd.collection import OffPolicyResponses, TeacherResponses
+from lightning_opd.data import Evaluation
 from lightning_opd.tokenization.training import train_tokenizer
 
 ARMS = {
@@ -37,7 +38,7 @@ ARCHITECTURE = {
 
 
 def make_models(folder: Path, seed: int, num_digits: int, num_steps: int) -> dict[str, float]:
-    """Train an expert that mends slips and makes few, and spoil it into a base that makes them and mends fewer."""
+    """Train an expert that corrects slips and makes few, then a base from it that makes more and corrects fewer."""
     task = RunningSum(num_digits)
     chats = task.demonstrations("train", 64, seed)
     texts = (f"{message['role']}\n{message['content']}" for chat in chats for message in chat)

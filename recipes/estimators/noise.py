@@ -11,6 +11,7 @@ from arms import CRITIC_LR, KL_TO_GO, MEASURED, REVERSE_KL, Arm, make_data, make
 from jaxtyping import Float
 from torch import Tensor
 from training import make_trainer, optimizer_at
+from typing_extensions import override
 
 from lightning_opd import OPDModule, RolloutBatch, StudentConfig
 from lightning_opd.callbacks import ExportHuggingFace
@@ -32,7 +33,7 @@ class GradientMeter(OPDModule):
     """
 
     def __init__(self, models: str, student: str, warm_up: int) -> None:
-        """Keep the student where it is by a learning rate of 0."""
+        """Keep the student unchanged by a learning rate of 0."""
         super().__init__(
             StudentConfig(student),
             teachers_of(models),
@@ -43,6 +44,7 @@ class GradientMeter(OPDModule):
         self.warm_up = warm_up
         self.gradients: dict[str, list[Tensor]] = {name: [] for name in MEASURED}
 
+    @override
     def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: Tensor) -> LossTerms:
         """Measure every arm on this forward, then return the module's own loss."""
         if self.global_step >= self.warm_up:
@@ -51,12 +53,12 @@ class GradientMeter(OPDModule):
         return super().compute_loss(batch, student, advantages)
 
     def _gradient(self, arm: Arm, batch: RolloutBatch, student: StudentForward) -> Tensor:
-        heads, objective = self.teachers.heads(), arm.objective
+        objective = arm.objective
         own = dataclasses.replace(batch, baselines=batch.baselines if arm.has_critic else None, kl=None)
         still = StudentForward(student.hidden_states.detach(), student.head, own)
         with torch.no_grad():  # the one micro-batch is the whole rollout batch
-            objective.prepare(own, lambda function: function(own, still), PrepareContext(heads, 1, lambda x: x))
-        loss = objective.loss(own, student, heads=heads).loss
+            objective.prepare(own, PrepareContext(lambda function: function(own, still), 1, lambda x: x))
+        loss = objective.loss(own, student).loss
         weights = [p for p in self.language_model.model.parameters() if p.requires_grad]
         return -torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)])
 
@@ -85,7 +87,7 @@ def statistics(products: Float[Tensor, "arm batch arm batch"], reference: int) -
 
 
 def rounded(value: Tensor) -> float | None:
-    """Return a number for JSON, which knows no nan."""
+    """Return a number for JSON, which has no NaN."""
     return round(float(value), 4) if bool(value.isfinite()) else None
 
 

@@ -1,4 +1,4 @@
-"""Puts what the other steps measured into tables and one picture."""
+"""Puts the results of the other steps into tables and one picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = ("noise", "slopes", "convergence", "long_horizon")
 
 
 def read(results: Path) -> dict[str, Results]:
-    """Return what each step wrote."""
+    """Return the results of each step."""
     return {name: json.loads((results / name / f"{name}.json").read_text(encoding="utf-8")) for name in STEPS}
 
 

@@ -1,4 +1,4 @@
-"""A long chain in which one slip spoils the rest, unless it is noticed: running sums with a draft for each."""
+"""A long chain in which an uncorrected slip makes the rest wrong: running sums with a draft for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_opd import Prompt, SFTModule, Task
 from lightning_opd.interfaces import Split
@@ -21,14 +22,14 @@ DIGITS = "01234"
 
 
 class RunningSum(Task):
-    """Add digits modulo 5; after each digit write the sum twice, first as a draft, then as it counts.
+    """Add digits modulo 5; after each digit state the sum twice, first as a draft, then as the one that counts.
 
     The outcome is 1 if every sum that counts is right.
 
     Args:
         num_digits: Length of the chain.
-        writer: Who demonstrates: a careful one mends every slip, a sloppy one takes its drafts as they are, and so
-            goes on from a wrong sum.
+        writer: Who demonstrates: a careful one corrects every slip, a sloppy one keeps its wrong drafts and so
+            continues from a wrong sum.
         slip_fraction: Fraction of drafts that a demonstration draws at random.
 
     Example:
@@ -55,17 +56,20 @@ class RunningSum(Task):
         )  # as many tokens per digit as in the reply: the digit to add lies at a fixed distance
         return Prompt(({"role": "user", "content": content},), key, name, name, {"digits": digits, "sums": sums})
 
+    @override
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Return the questions of a split."""
         return self._split(split)
 
+    @override
     def reward(self, prompt: Prompt, text: str) -> float:
         """Return 1 if there are as many sums as digits, all of them right."""
         sums = str(prompt.columns["sums"])
         return float(len(text) == 2 * len(sums) and text[1::2] == sums)
 
+    @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
-        """Return chats of the chosen writer."""
+        """Return chats of the chosen demonstrator."""
         noise, prompts = random.Random(f"running sum {split} {seed}"), self.prompts(split)  # not secret
         chosen = [prompts[noise.randrange(len(prompts))] for _ in range(num_examples)]
         return [(*prompt.messages, {"role": "assistant", "content": self._reply(prompt, noise)}) for prompt in chosen]
@@ -86,11 +90,12 @@ def add(one: str, other: str) -> str:
 
 
 class MendingExpert(SFTModule):
-    """Learns to mend slips, and not to make them: a wrong draft is context, and no example."""
+    """Learns to correct slips without learning to make them: a wrong draft is context, not an example."""
 
+    @override
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Leave the wrong drafts out."""
         token_ids, mask = batch["token_ids"], batch["response_mask"].bool()
-        is_draft = mask & mask.roll(-1, dims=1) & (mask.cumsum(dim=1) % 2 == 1)  # the stop token has no sum behind it
+        is_draft = mask & mask.roll(-1, dims=1) & (mask.cumsum(dim=1) % 2 == 1)  # no sum follows the stop token
         is_slip = is_draft & (token_ids != token_ids.roll(-1, dims=1))
         return super().compute_loss({**batch, "response_mask": mask & ~is_slip})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Results = Mapping[str, Any]
-"""Name of a step → what its JSON holds."""
+"""Name of a step → the content of its JSON."""
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -33,7 +33,7 @@ def curves_of(ledger: Results, arm: str) -> list[list[dict[str, float]]]:
 
 
 def rates_of(ledger: Results, arm: str) -> dict[str, float]:
-    """Return the outcome after the steps of choice: learning rate → fraction."""
+    """Return the solved fraction after the steps that choose the learning rate: learning rate → fraction."""
     prefix = f"choice/{arm}/"
     return {key.removeprefix(prefix): ledger[key][-1]["reward"] for key in ledger if key.startswith(prefix)}
 

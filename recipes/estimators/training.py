@@ -1,4 +1,4 @@
-"""What every training of this recipe shares: a quiet trainer, one schedule, and the comparison of arms."""
+"""Shared by all trainings of this recipe: a quiet trainer, one schedule, and the comparison of arms."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import lightning as L
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from typing_extensions import override
 
 from lightning_opd.modules.student import OptimizerFactory
 
@@ -59,17 +60,18 @@ class Curve(L.Callback):
         """Start empty."""
         self.points: list[dict[str, float]] = []
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note what the validation found."""
+        """Keep the validation's metrics."""
         metrics = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
         self.points.append({"step": trainer.global_step, **metrics})
 
 
 class Ledger(dict[str, Any]):
-    """Results by name, written to disk whenever one is added: an interrupted script goes on with the missing ones."""
+    """Results by name, saved whenever one is added: an interrupted script resumes with the missing ones."""
 
     def __init__(self, path: Path) -> None:
-        """Read what an earlier run left."""
+        """Read the results of an earlier run."""
         super().__init__(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
         self._path = path
 
@@ -86,7 +88,7 @@ class Ledger(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Each arm at the learning rate that suits it best, over several seeds of order and noise.
+    """Each arm at its best learning rate, over several seeds of order and noise.
 
     Args:
         make: From (arm, learning rate, steps, seed) to a module, its data and its callbacks.
@@ -103,7 +105,7 @@ class Comparison:
     steps: int
 
     def run(self, ledger: Ledger, seeds: Sequence[int]) -> None:
-        """Train what the ledger does not hold yet."""
+        """Run the trainings that are not in the ledger yet."""
         brief, every = self.steps_to_choose, max(1, self.steps // NUM_VALIDATIONS)
         for name in self.arms:
             tried = {

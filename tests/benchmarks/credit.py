@@ -23,7 +23,7 @@ NUM_TEACHERS = 10
 
 
 def main() -> None:
-    """Print one row per world and credit: means, and lowest to highest, over random students and teachers."""
+    """Print one row per problem and credit: mean, lowest and highest over random students and teachers."""
     lines = [
         "| world | credit | relative error of the gradient | total variation from the teacher at the fixed point |",
         "|---|---|---|---|",

@@ -37,15 +37,14 @@ def folder(seed: int, name: str) -> Path:
 
 def probe(seed: int, student: str) -> dict[str, object]:
     """Let a student answer validation questions and compare native, spliced and spelt log-probs of the answers."""
-    from lightning_opd.data.collate import collate
     from lightning_opd.functional.credit import ExactMatchCredit, SpanCredit
     from lightning_opd.models import StudentConfig, build_student, load_tokenizer
     from lightning_opd.rollouts import InProcessEngine
-    from lightning_opd.rollouts.episodes import run_episodes
     from lightning_opd.tasks import Arithmetic
     from lightning_opd.teachers import CrossTokenizerTeacher
     from lightning_opd.teachers.cross_tokenizer.report import cross_tokenizer_report
     from lightning_opd.types import Sampling
+    from tests.world import collate, run_episodes
 
     path, cpu = str(folder(seed, student) / "model"), torch.device("cpu")
     tokenizer, task, engine = load_tokenizer(path), Arithmetic(), InProcessEngine()
@@ -226,8 +225,8 @@ def collect(seed: int, seeds: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    verb, number, *words = sys.argv[1:]
-    if verb == "train":
+    command, number, *words = sys.argv[1:]
+    if command == "train":
         for word in words:
             train(int(number), word)
     else:

@@ -1,4 +1,4 @@
-"""What every recipe's evidence shares: where it came from, and how it enters the README."""
+"""Shared by the recipes' evidence: its provenance, and its way into the README."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def with_table(text: str, name: str, table: str) -> str:
     """Return a README with a table between its markers `<!-- table:NAME -->` and `<!-- end -->`."""
     pattern = rf"(<!-- table:{name} -->\n).*?(\n<!-- end -->)"
     text, found = re.subn(pattern, lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
-    assert found == 1, f"README.md has no place for the table of {name}"
+    assert found == 1, f"README.md has no markers for the table of {name}"
     return text
 
 

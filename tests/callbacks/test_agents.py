@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_opd.callbacks import FormatErrorMask, OutcomeReward, TaskReward, WeightedReward, WellFormed
-from lightning_opd.formats import NamedRule
 from lightning_opd.interfaces import FormatRule, Objective, RewardFunction
+from lightning_opd.tasks.format_rules import NamedRule
 from lightning_opd.types import RolloutBatch, Trajectory
 from tests.agents import ScriptedChat
 from tests.world import OBJECTIVES, Letters, Recorder, largest_difference, make_data, make_module, make_trainer
@@ -97,7 +97,7 @@ def test_groups_without_spread_are_counted_as_groups(world: Path, tmp_path: Path
     assert recorder.logged[0]["train/groups_without_spread"] == pytest.approx(float(expected))
 
 
-def test_the_group_size_is_checked_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+def test_the_group_size_is_checked_before_anything_is_generated(world: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(ValueError, match=r"`data\.samples_per_prompt` 1"):
         make_trainer(tmp_path, OutcomeReward(), recorder).fit(make_module(world), make_data(samples_per_prompt=1))
@@ -106,7 +106,7 @@ def test_the_group_size_is_checked_before_anything_is_written(world: Path, tmp_p
 
 def test_an_endless_training_has_no_end_to_reach(world: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, OutcomeReward(final_coef=0.0), max_steps=-1, max_epochs=-1)
-    with pytest.raises(ValueError, match="where training ends"):
+    with pytest.raises(ValueError, match="length of training"):
         trainer.fit(make_module(world), make_data())
 
 
@@ -117,7 +117,7 @@ def test_wrong_weights_are_refused(wrong: dict[str, float]) -> None:
 
 
 class Sabotage(Recorder):
-    """Changes everything that is said about tokens the student did not generate."""
+    """Changes every tensor at tokens that the student did not generate."""
 
     def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
         super().on_rollout_end(trainer, module, rollouts)  # type: ignore[arg-type]

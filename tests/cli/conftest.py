@@ -1,17 +1,12 @@
-"""What the command line's tests fraction: running it in this process, and a configuration to start from."""
+"""A complete configuration of a merge, to start from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
-import yaml
 
-from lightning_opd.cli.main import main
-
-Cli: TypeAlias = Callable[..., tuple[int, str, str]]
+from tests.commands import Write
 
 MERGE = {
     "model": {"student": {"path": "runs/none"}, "teachers": {"arithmetic": "runs/a", "strings": "runs/s"}},
@@ -30,36 +25,6 @@ MERGE = {
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run a command line in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr("sys.argv", ["lightning-opd"])
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def write_yaml(tmp_path: Path) -> Callable[[str, object], Path]:
-    """Write a YAML file into the test's folder and return its path."""
-
-    def write(name: str, content: object) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
-        return path
-
-    return write
-
-
-@pytest.fixture
-def merge_yaml(write_yaml: Callable[[str, object], Path]) -> Path:
+def merge_yaml(write_yaml: Write) -> Path:
     """A complete `fit` configuration of a merge; its models do not exist."""
     return write_yaml("merge.yaml", MERGE)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import MERGE, Cli
+from tests.cli.conftest import MERGE
+from tests.commands import Cli
 
 FUNCTIONAL = "lightning_opd.functional"
 
@@ -63,7 +64,9 @@ CHOICES: dict[str, dict[str, object]] = {
     },
     "given": {
         "model": {"objective": part("lightning_opd.objectives.Likelihood")},
-        "data": {"off_policy_responses": {"source": part("lightning_opd.data.DatasetResponses"), "fraction": 1.0}},
+        "data": {
+            "off_policy_responses": {"source": part("lightning_opd.collection.DatasetResponses"), "fraction": 1.0}
+        },
     },
     "hints": {
         "model": {

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 import lightning_opd
-from lightning_opd.cli.verbs import SHORT_VERBS, verb_names
-from tests.cli.conftest import Cli
+from lightning_opd.cli.commands import SHORT_COMMANDS, command_names
+from tests.commands import Cli
 
 
 def seconds(words: Sequence[str]) -> float:
@@ -23,46 +23,48 @@ def seconds(words: Sequence[str]) -> float:
     return min(once() for _ in range(3))
 
 
-def test_help_lists_every_verb_on_one_line(cli: Cli) -> None:
+def test_help_lists_every_command_on_one_line(cli: Cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    for verb in verb_names():
-        assert sum(line.split()[:1] == [verb] for line in out.splitlines()) == 1
+    for command in command_names():
+        assert sum(line.split()[:1] == [command] for line in out.splitlines()) == 1
 
 
-def test_without_a_verb_the_overview_is_shown_and_the_command_fails(cli: Cli) -> None:
+def test_without_a_command_the_overview_is_shown_and_the_command_fails(cli: Cli) -> None:
     code, out, _ = cli()
     assert code == 2
-    assert "verbs:" in out
+    assert "commands:" in out
 
 
 def test_version_is_shown(cli: Cli) -> None:
     assert cli("--version") == (0, f"lightning_opd {lightning_opd.__version__}\n", "")
 
 
-def test_a_mistyped_verb_gets_a_suggestion_in_one_line(cli: Cli) -> None:
+def test_a_mistyped_command_gets_a_suggestion_in_one_line(cli: Cli) -> None:
     code, _, err = cli("averge")
     assert code == 2
     assert "Did you mean `average`?" in err
     assert err.count("\n") == 1
 
 
-def test_options_before_the_verb_are_answered_with_the_right_order(cli: Cli) -> None:
+def test_options_before_the_command_are_answered_with_the_right_order(cli: Cli) -> None:
     code, _, err = cli("--config", "x.yaml", "fit")
     assert code == 2
     assert "`python -m lightning_opd fit --config ...`" in err
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", SHORT_VERBS)
-def test_short_verbs_explain_every_option(cli: Cli, verb: str) -> None:
-    code, out, _ = cli(verb, "--help")
+@pytest.mark.parametrize("command", SHORT_COMMANDS)
+def test_short_commands_explain_every_option(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
     assert code == 0
     options = [line for line in out.splitlines() if line.strip().startswith("--")]
     assert len(options) >= 3
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in SHORT_VERBS)], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in SHORT_COMMANDS)], ids=lambda words: words[0]
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     heavy = ("torch", "lightning.pytorch", "transformers", "numpy", "matplotlib", "rich")
     code = (
@@ -74,7 +76,7 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_help_of_a_short_verb_is_quick() -> None:
+def test_help_of_a_short_command_is_quick() -> None:
     assert seconds(["-m", "lightning_opd", "tokenizer", "--help"]) - seconds(["-c", "pass"]) < 1.0
 
 

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from tests.cli.conftest import Cli
-
-Write = Callable[[str, object], Path]
+from tests.commands import Cli, Write
 
 
 def resolved(cli: Cli, *words: object) -> dict[str, dict[str, dict[str, dict[str, object]]]]:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
-
-Write = Callable[[str, object], Path]
+from tests.commands import Cli, Write
 
 
 @pytest.mark.parametrize(
@@ -21,8 +18,8 @@ Write = Callable[[str, object], Path]
         ),
         ("--trainer.max_stps=3", ["`trainer.max_stps`", "Did you mean `max_steps`?"]),
         ("--trainr.max_steps=3", ["`trainr`", "Did you mean `trainer`?"]),
-        ("--trainer.max_steps=z", ["`trainer.max_steps`", "expected int, got `z`"]),
-        ("--data.samples_per_prompt=many", ["`data.samples_per_prompt`", "expected int, got `many`"]),
+        ("--trainer.max_steps=z", ["`trainer.max_steps`", "Expected a int. Got value: z"]),
+        ("--data.samples_per_prompt=many", ["`data.samples_per_prompt`", "Expected a int. Got value: many"]),
         ("--data.task=lightning_opd.tasks.Arithmetik", ["`data.task`", "Did you mean `Arithmetic`?"]),
         ("--data.task=my_tasks.Sums", ["module `my_tasks`", "PYTHONPATH"]),
         ("--model.class_path=lightning_opd.SFTModul", ["`model`", "Did you mean `SFTModule`?"]),
@@ -30,12 +27,14 @@ Write = Callable[[str, object], Path]
             "--data.task=lightning_opd.teachers.LocalTeacher",
             [
                 "`data.task`",
-                "expected a subclass of `Task`",
-                "`lightning_opd.teachers.LocalTeacher`",
+                "lightning_opd.teachers.LocalTeacher does not correspond to a subclass of Task.",
                 "For example lightning_opd.tasks.",
             ],
         ),
-        ("--model.teachers.x.class_path=lightning_opd.tasks.Strings", ["`model.teachers.x`", "subclass of `Teacher`"]),
+        (
+            "--model.teachers.x.class_path=lightning_opd.tasks.Strings",
+            ["`model.teachers.x`", "subclass of Teacher. For"],
+        ),
         ("--trainer.callbacks=LearningRateMonitr", ["`trainer.callbacks`", "Did you mean `LearningRateMonitor`?"]),
         ("--data.prompts_per_batch=0", ["`data.prompts_per_batch` must be at least 1, got 0"]),
         ("--trainer.strategy=fsdp", ["FSDP1", "`--config configs/trainer/fsdp.yaml`"]),
@@ -65,7 +64,7 @@ def test_a_wrong_word_is_answered_in_one_line_that_names_key_and_cure(
             "model: {teachers: {x: {class_path: lightning_opd.teachers.LocalTeacher, init_args: {pth: y}}}}",
             ["`model.teachers.x.pth`", "`path`"],
         ),
-        ("model: {teachers: [a]}", ["`model.teachers`", "expected dict", "`['a']`"]),
+        ("model: {teachers: [a]}", ["`model.teachers`", "Expected a Mapping", "`['a']`"]),
         (
             "data: {task: {init_args: {tasks: {x: {class_path: lightning_opd.tasks.String}}}}}",
             ["`data.task.tasks.x`", "`Strings`"],
@@ -74,6 +73,14 @@ def test_a_wrong_word_is_answered_in_one_line_that_names_key_and_cure(
             "trainer: {callbacks: [{class_path: lightning_opd.callbacks.FormatErrorMsk}]}",
             ["`trainer.callbacks.0`", "`FormatErrorMask`"],
         ),
+        ("modle: {student: {path: x}}", ["`modle` in ", "Did you mean `model`?"]),
+        ("trainer: {max_stps: 3}", ["`trainer.max_stps` in ", "Did you mean `max_steps`?"]),
+        ("trainer: {callbacks: [3]}", ["`trainer.callbacks` in ", "Not a valid subclass of Callback"]),
+        (
+            "data: {sampling: {temperature: hot}}",
+            ["`data.sampling.temperature` in ", "a float. Got value: hot"],
+        ),
+        ("trainer: {default_root_dir: '${rn}/x'}", ["`${rn}` in ", "Did you mean `run`? Variables: ${run}, ${runs},"]),
         ("model: [3", ["not valid YAML", "line 1"]),
         ("[3]", ["must be a mapping"]),
     ],
@@ -118,10 +125,13 @@ def test_the_traceback_is_there_on_request(cli: Cli, merge_yaml: Path, monkeypat
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["average", "--bas", "x"], "`--bas` is not an option. Did you mean `--base`?"),
+        (["average", "--bas", "x"], "`bas` on the command line is not a known key. Did you mean `base`?"),
         (["average", "--base", "x", "--models", "[a]"], "`output` must be given"),
-        (["average", "--base", "x", "--models", "a", "--output", "y"], "`models`: expected list, got `a`."),
-        (["run"], "`run` expects `recipe` after the verb"),
+        (
+            ["average", "--base", "x", "--models", "a", "--output", "y"],
+            "`models` on the command line: Expected a list. Got value: a",
+        ),
+        (["run"], "`run` expects `recipe` after the command"),
         (["tokenizer", "--task", "lightning_opd.tasks.String", "--output", "x"], "Did you mean `Strings`?"),
         (
             ["tokenizer", "--task", "{class_path: lightning_opd.tasks.Strings, init_args: {agnt: x}}", "--output", "x"],
@@ -130,7 +140,7 @@ def test_the_traceback_is_there_on_request(cli: Cli, merge_yaml: Path, monkeypat
         (["export", "--checkpoint", "none.ckpt", "--config", "x", "--output", "y"], "`none.ckpt` does not exist"),
     ],
 )
-def test_short_verbs_answer_wrong_words_too(cli: Cli, words: list[str], expected: str) -> None:
+def test_short_commands_answer_wrong_words_too(cli: Cli, words: list[str], expected: str) -> None:
     code, _, err = cli(*words)
     assert code == 2
     assert expected in err

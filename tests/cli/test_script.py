@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.commands import Cli
 
 SCRIPT = """
 from pathlib import Path
@@ -22,9 +22,9 @@ def _in_the_folder_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "recipes/mine/step.py").write_text(SCRIPT)
     (tmp_path / "recipes/mine/neighbour.py").write_text("WORD = 'hello '")
     (tmp_path / "recipes/mine/step.yaml").write_text(
-        "file: recipes/mine/step.py\narguments: {output: runs/mine/seed0/said/said.txt, times: 2}\n"
+        "file: ${recipe}/step.py\narguments: {output: '${run}/said/said.txt', times: 2}\n"
     )
-    (tmp_path / "recipes/mine/recipe.yaml").write_text("steps:\n  - {name: said, verb: script, config: step.yaml}\n")
+    (tmp_path / "recipes/mine/recipe.yaml").write_text("steps:\n  - {name: said, command: script, config: step.yaml}\n")
 
 
 def test_a_recipe_runs_a_python_step_with_its_arguments_and_seed(cli: Cli, tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_a_recipe_runs_another_one_first_with_its_own_seed_and_output(cli: Cli, 
         "import shutil\n\ndef main(seed: int, source: str, output: str) -> None:\n    shutil.copy(source, output)\n"
     )
     (tmp_path / "recipes/outer/step.yaml").write_text(
-        "file: recipes/outer/step.py\n"
-        "arguments: {source: runs/mine/seed0/said/said.txt, output: runs/outer/seed0/copied/said.txt}\n"
+        "file: ${recipe}/step.py\n"
+        "arguments: {source: '${runs}/mine/seed${seed}/said/said.txt', output: '${run}/copied/said.txt'}\n"
     )
     (tmp_path / "recipes/outer/recipe.yaml").write_text(
         "steps:\n"
-        "  - {name: inner, verb: run, overrides: [recipes/mine, --until, said]}\n"
-        "  - {name: copied, verb: script, config: step.yaml}\n"
+        "  - {name: inner, command: run, overrides: [recipes/mine, --until, said]}\n"
+        "  - {name: copied, command: script, config: step.yaml}\n"
     )
     code, _, err = cli("run", "recipes/outer", "--seed", "5", "--output", "elsewhere")
     assert code == 0, err
@@ -97,7 +97,7 @@ def test_a_recipe_runs_another_one_first_with_its_own_seed_and_output(cli: Cli, 
     _, out, _ = cli("run", "recipes/outer", "--seed", "5", "--output", "elsewhere")
     assert out.count("finished before") == 2
     (tmp_path / "recipes/mine/step.yaml").write_text(
-        "file: recipes/mine/step.py\narguments: {output: runs/mine/seed0/said/said.txt}\n"
+        "file: ${recipe}/step.py\narguments: {output: '${run}/said/said.txt'}\n"
     )
     cli("run", "recipes/outer", "--seed", "5", "--output", "elsewhere")
     assert (tmp_path / "elsewhere/outer/seed5/copied/said.txt").read_text() == "hello 5"

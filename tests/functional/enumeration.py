@@ -1,4 +1,4 @@
-"""A world small enough to list every response: what sampling estimates, added up exactly in float64."""
+"""A problem small enough to enumerate every response: expectations as exact sums in float64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class World:
 
     @property
     def probability(self) -> Tensor:
-        """StudentConfig's probability of every response, detached."""
+        """The student's probability of every response, detached."""
         return self.logprobs.sum(-1).exp().detach()
 
     def of_tokens(self, table: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from lightning_opd.functional.advantages import Immediate
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.functional.credit import (
     AlignedCredit,
-    Credit,
     ExactMatchCredit,
     PrefixCredit,
     SequenceCredit,
@@ -62,7 +61,9 @@ def test_without_any_pair_nothing_is_comparable(credit: AlignedCredit) -> None:
 @pytest.mark.parametrize(
     ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2]
 )
-def test_credits_are_computed_in_at_least_float32(credit: AlignedCredit, dtype: torch.dtype, expected: torch.dtype) -> None:
+def test_credits_are_computed_in_at_least_float32(
+    credit: AlignedCredit, dtype: torch.dtype, expected: torch.dtype
+) -> None:
     assert credit(STUDENT.to(dtype), TEACHER.to(dtype), ALIGNMENT)[0].dtype == expected
 
 
@@ -133,9 +134,6 @@ def test_the_parts_of_a_span_add_up_to_its_log_ratio(student: list[float], teach
     for division in ("equal", "proportional"):
         compared, _ = SpanCredit(division)(own, theirs, ALIGNMENT)
         torch.testing.assert_close(compared.sum(), theirs.sum())
-
-
-# --- against the exact gradient over texts ---------------------------------------------------------
 
 
 def relative_bias(credit: AlignedCredit, world: str, seed: int) -> float:

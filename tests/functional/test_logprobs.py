@@ -97,7 +97,7 @@ def test_linear_token_logprobs_are_computed_in_at_least_float32(dtype: torch.dty
     torch.testing.assert_close(actual, dense, rtol=0, atol={torch.float16: 5e-3, torch.bfloat16: 5e-2}.get(dtype, 1e-5))
 
 
-def test_predicting_moves_states_to_the_token_they_predict() -> None:
+def test_shift_right_moves_states_to_the_token_they_predict() -> None:
     states = torch.randn(2, 4, 3)
     moved = shift_right(states)
     assert not moved[:, 0].any()

@@ -129,9 +129,7 @@ def test_a_truncated_token_keeps_a_bounded_push(ratio: float, expected: float, a
         (1.5, -2.0, 3.0, 3.0),
     ],
 )
-def test_the_clipped_ratio_is_the_pessimistic_bound(
-    ratio: float, advantage: float, loss: float, gradient: float
-) -> None:
+def test_ppo_clip_is_the_pessimistic_bound(ratio: float, advantage: float, loss: float, gradient: float) -> None:
     logprobs = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
     old_logprobs = logprobs.detach() - math.log(ratio)
     value = PPOClip(clip_low=0.1, clip_high=0.3)(logprobs, old_logprobs, torch.tensor([[advantage]]).double())

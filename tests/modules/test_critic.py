@@ -12,7 +12,7 @@ from lightning_opd.modules import Critic, OPDModule
 from lightning_opd.modules.critic import value_loss
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.types import Sampling
-from tests.world import Recorder, largest_difference, make_data, make_module, make_trainer
+from tests.world import STOPS, Recorder, largest_difference, make_data, make_module, make_trainer
 
 
 def with_critic(world: Path, objective: Objective | None = None, dtype: str = "float32", **critic: float) -> OPDModule:
@@ -95,15 +95,15 @@ def test_the_critics_gradient_is_clipped_apart_from_the_students(world: Path, tm
 
 
 def test_the_critic_learns_and_says_how_much_it_explains(world: Path, tmp_path: Path) -> None:
-    """The student stands still and writes to the limit: what is to come shrinks along the response."""
-    recorder, module = Recorder(), with_critic(world, lr=1e-2)
+    """The student is constant and generates up to the limit, so the KL to go shrinks along the response."""
+    recorder, module = Recorder(), with_critic(world, lr=2e-2)
     module._optimizer = lambda groups: torch.optim.Adam([{**groups[0], "lr": 0.0}, groups[1]], lr=0.0)
-    data = make_data(prompts_per_batch=12, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
-    make_trainer(tmp_path, recorder, max_steps=60, max_epochs=-1).fit(module, data)
+    data = make_data(prompts_per_batch=6, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
+    make_trainer(tmp_path, recorder, max_steps=32, max_epochs=-1).fit(module, data)
     explained = [logged["train/explained_variance"] for logged in recorder.logged]
-    assert explained[0] < 0.1
-    assert sum(explained[-5:]) / 5 > 0.2
-    assert all("train/value_loss" in logged for logged in recorder.logged)
+    assert explained[0] < -1
+    assert sum(explained[-5:]) / 5 > 0.1, "a constant explains at most 0"
+    assert recorder.logged[-1]["train/value_loss"] < 0.3 * recorder.logged[0]["train/value_loss"]
 
 
 def test_a_checkpoint_holds_the_critic_and_a_resumed_run_equals_the_undisturbed_one(
@@ -116,11 +116,12 @@ def test_a_checkpoint_holds_the_critic_and_a_resumed_run_equals_the_undisturbed_
         module._optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-2)
         saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = make_trainer(tmp_path, saver, max_steps=max_steps, enable_checkpointing=True)
-        trainer.fit(module, make_data(updates_per_batch=2), ckpt_path=ckpt_path)
+        sampling = Sampling(max_new_tokens=6, stop_token_ids=STOPS)
+        trainer.fit(module, make_data(updates_per_batch=2, sampling=sampling), ckpt_path=ckpt_path)
         return module
 
     whole = train(4)
-    for step in (1, 2, 3):
+    for step in (1, 2):  # inside a rollout batch and between two
         resumed = train(4, tmp_path / f"step={step}.ckpt")
         for name, value in whole.named_parameters():
             assert torch.equal(value, dict(resumed.named_parameters())[name]), f"{name} differs after step {step}"

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.functional.advantages import FullTrajectory, Immediate, KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import StateKL
 from lightning_opd.functional.divergences import ForwardKL, JensenShannon, ReverseKL
@@ -18,6 +17,7 @@ from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives import DistributionMatching, Likelihood, OutcomeGradient, PolicyGradient
 from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
+from tests.world import collate
 
 HIDDEN, VOCAB = 6, 11
 
@@ -172,6 +172,19 @@ def test_outcome_advantages_stay_where_the_distillation_is_masked(objective: Obj
     mask = world.batch.response_mask
     weighted = torch.where(mask, world.batch.outcome_advantages[:, None] * logprobs, 0.0)
     expected = -objective.reduction(weighted, mask, world.batch.num_active_tokens, world.batch.num_trajectories)  # type: ignore[attr-defined]
+    assert torch.allclose(world.gradient(loss), world.gradient(expected), atol=1e-12)
+
+
+def test_likelihood_weighs_trajectories_and_leaves_masked_tokens_out() -> None:
+    """A weight of 0 takes a row out, one of 2 counts it twice; the denominator stays."""
+    world = World()
+    world.batch.distill_weights = torch.tensor([2.0, 0.0, 0.5, 1.0], dtype=torch.float64)
+    world.batch.distill_mask[0, 2] = False
+    loss = Likelihood().loss(world.batch, world.forward()).loss
+    logprobs = token_logprobs(world.student_logits(), world.batch.token_ids)
+    counted = torch.where(world.batch.distill_mask, logprobs * world.batch.distill_weights[:, None], 0.0)
+    expected = -counted.sum() / world.batch.response_mask.sum()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-12)
     assert torch.allclose(world.gradient(loss), world.gradient(expected), atol=1e-12)
 
 

@@ -8,19 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_opd.formats import NamedRule
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import FormatRule
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.tasks.format_rules import NamedRule, Truncated
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
 from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Sample, Sampling, Trajectory
 from tests.agents import ADVERSARIAL_OUTPUTS, RandomEngine, ScriptedChat, Talk
 from tests.tiny import SPECIAL_TOKENS, TEXTS
-from tests.world import STOPS, Letters
+from tests.world import STOPS, Letters, run_episodes
 
 TOKENIZER = train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS)
 ONE_STOP = stop_token_ids(TOKENIZER)
@@ -34,7 +33,7 @@ def seeds(num: int) -> list[int]:
 
 
 def talk(answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2) -> tuple[list[Trajectory], RandomEngine]:
-    """Play episodes of `turns` answers each with an engine that writes anything."""
+    """Run episodes of `turns` answers each with an engine that generates random tokens."""
 
     class Long(ScriptedChat):
         def environment(self, prompt):  # noqa: ANN001, ANN202
@@ -71,7 +70,7 @@ def check_layout(trajectory: Trajectory, samples: list[Sample]) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(answers, st.integers(0, 12))
-def test_tokens_and_mask_survive_whatever_is_said(answers: list[str], turns: int) -> None:
+def test_tokens_and_mask_survive_any_reply(answers: list[str], turns: int) -> None:
     trajectories, engine = talk(answers, turns)
     assert engine.calls == turns + 1
     for row, trajectory in enumerate(trajectories):
@@ -79,11 +78,41 @@ def test_tokens_and_mask_survive_whatever_is_said(answers: list[str], turns: int
         assert not trajectory.is_truncated
 
 
-def test_tokens_and_mask_survive_hundreds_of_turns() -> None:
-    trajectories, engine = talk(list(ADVERSARIAL_OUTPUTS), 300, num=1)
+def test_tokens_and_mask_survive_a_hundred_turns() -> None:
+    trajectories, engine = talk(list(ADVERSARIAL_OUTPUTS), 100, num=1)
     for row, trajectory in enumerate(trajectories):
-        assert len(trajectory.turns) == 301
+        assert len(trajectory.turns) == 101
         check_layout(trajectory, [samples[row] for samples in engine.written])
+
+
+def test_each_turn_has_noise_of_its_own() -> None:
+    class Watched(RandomEngine):
+        def generate(self, token_ids, num_samples, seeds, sampling=SAMPLING, on_progress=None):  # noqa: ANN001, ANN202
+            seen.extend(seeds)
+            return super().generate(token_ids, num_samples, seeds, sampling, on_progress)
+
+    seen: list[int] = []
+    sampling = Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
+    run_episodes(ScriptedChat(), ScriptedChat().prompts("train"), Watched(288), TOKENIZER, seeds(24), sampling, LONG)
+    assert seen[:24] == seeds(24), "the first turn's is the episode's own"
+    assert len(seen) > 40
+    assert len(set(seen)) == len(seen)
+
+
+def test_only_the_last_reply_of_a_truncated_episode_is_truncated() -> None:
+    class Ruled(ScriptedChat):
+        def format_rules(self) -> list[FormatRule]:
+            return [Truncated()]
+
+    sampling = Sampling(max_new_tokens=6, max_turns=2, stop_token_ids=ONE_STOP)
+    prompts = Ruled().prompts("train")
+    trajectories = run_episodes(Ruled(), prompts, RandomEngine(288), TOKENIZER, seeds(12), sampling, LONG)
+    assert {trajectory.is_truncated for trajectory in trajectories} == {True, False}
+    for trajectory in trajectories:
+        last = ("truncated",) if trajectory.is_truncated else ()
+        assert [turn.format_errors for turn in trajectory.turns] == [()] * (len(trajectory.turns) - 1) + [last]
+        assert trajectory.format_errors == last
+    assert any(t.is_truncated and len(t.turns) == 2 for t in trajectories)
 
 
 def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, torch.nn.Module]:
@@ -93,7 +122,7 @@ def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, t
     return engine, model
 
 
-def test_one_reply_is_what_the_engine_writes_from_the_episodes_seed(tiny_model_dir: Path) -> None:
+def test_one_reply_is_what_the_engine_generates_from_the_episodes_seed(tiny_model_dir: Path) -> None:
     engine, _ = student_of(tiny_model_dir, "float32")
     prompts = Letters().prompts("train")[:4]
     episodes = run_episodes(Letters(), prompts, engine, TOKENIZER, seeds(8), SAMPLING, 256)
@@ -191,11 +220,12 @@ def test_each_reply_is_checked_by_itself() -> None:
 def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
     engine, seen = student_of(tiny_model_dir, "float32")[0], []
     prompts = ScriptedChat().prompts("train")
-    run_episodes(
-        ScriptedChat(), prompts, engine, load_tokenizer(str(tiny_model_dir)), seeds(12), SAMPLING, 256, seen.append
-    )
-    assert max(seen) <= 12
-    assert seen[-1] >= 11
+    tokenizer = load_tokenizer(str(tiny_model_dir))
+    played = run_episodes(ScriptedChat(), prompts, engine, tokenizer, seeds(12), SAMPLING, 256, seen.append)
+    num_turns = max(len(trajectory.turns) for trajectory in played)
+    last = [trajectory for trajectory in played if len(trajectory.turns) == num_turns]
+    assert seen[0] < 12 - len(last)
+    assert seen[-1] == max(seen) == 12 - sum(trajectory.reply_ids[-1] not in STOPS for trajectory in last)
 
 
 def test_limits_must_be_positive() -> None:

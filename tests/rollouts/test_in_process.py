@@ -46,7 +46,23 @@ def test_logprobs_equal_those_of_a_plain_forward(
         assert torch.tensor(sample.logprobs) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_response_does_not_depend_on_what_is_written_beside_it(double_world: Path) -> None:
+def test_no_dropout_while_writing_and_the_students_mode_is_given_back(tiny_model_dir: Path) -> None:
+    engine, model = engine_of(tiny_model_dir)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    written = engine.generate(PROMPTS, 2, seeds(2), SAMPLING)
+    assert model.training
+    assert engine.generate(PROMPTS, 2, seeds(2), SAMPLING) == written
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        assert not torch.equal(causal_lm(model)(ids).logits, causal_lm(model)(ids).logits), "dropout must show"
+    model.eval()
+    engine.generate(PROMPTS, 1, seeds(1), SAMPLING)
+    assert not model.training
+
+
+def test_a_response_does_not_depend_on_the_others_of_its_batch(double_world: Path) -> None:
     together, _ = engine_of(double_world / "student", dtype="float64")
     alone, _ = engine_of(double_world / "student", batch_size=3, dtype="float64")
     samples = together.generate(PROMPTS, 3, seeds(3), SAMPLING)
@@ -130,6 +146,11 @@ def test_misuse_is_explained(tiny_model_dir: Path) -> None:
 
 def test_progress_counts_up_to_the_number_of_responses(tiny_model_dir: Path) -> None:
     engine, seen = engine_of(tiny_model_dir, batch_size=4)[0], []
-    engine.generate(PROMPTS, 2, seeds(2), SAMPLING, seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] <= 8
+    samples = engine.generate(PROMPTS, 2, seeds(2), SAMPLING, seen.append)
+    expected: list[int] = []
+    for done, prompts in ((0, (1, 3)), (4, (0, 2))):  # the two shortest prompts first
+        rows = [sample for i in prompts for sample in samples[2 * i : 2 * i + 2]]
+        for step in range(max(len(row.token_ids) for row in rows)):
+            expected.append(done + sum(len(row.token_ids) <= step + 1 and not row.is_truncated for row in rows))
+    assert seen == expected
+    assert seen[-1] == 8 - sum(sample.is_truncated for i in (0, 2) for sample in samples[2 * i : 2 * i + 2])

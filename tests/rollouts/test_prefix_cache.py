@@ -11,19 +11,18 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Qwen3C
 
 from lightning_opd.models import StudentConfig, build_student
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.types import Sample, Sampling, Trajectory
 from tests.agents import ScriptedChat
 from tests.rollouts.test_episodes import TOKENIZER
-from tests.world import STOPS
+from tests.world import STOPS, run_episodes
 
 SAMPLING = Sampling(max_new_tokens=8, stop_token_ids=STOPS)
 
 
 class Recorder(InProcessEngine):
-    """Notes what each turn took from the turn before, and forgets it if told so."""
+    """Records what each turn reuses of the turn before, and drops it on request."""
 
     def __init__(self, *, forgets: bool = False, batch_size: int = 512) -> None:
         super().__init__(batch_size)
@@ -59,7 +58,7 @@ def check_alike(one: list[Trajectory], other: list[Trajectory]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [512, 5])
-def test_later_turns_read_only_what_is_new_and_write_the_same(batch_size: int, double_world: Path) -> None:
+def test_later_turns_read_only_new_tokens_and_generate_the_same(batch_size: int, double_world: Path) -> None:
     model = build_student(StudentConfig(str(double_world / "student"), dtype="float64"))
     engine, forgetful = Recorder(batch_size=batch_size), Recorder(forgets=True)
     check_alike(play(engine, model), play(forgetful, model))
@@ -109,7 +108,7 @@ sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_si
 
 @given(sequences, sequences)
 def test_each_row_gets_the_states_of_its_own_tokens(known: list[list[int]], prompts: list[list[int]]) -> None:
-    """The state at a column says which tokens stand up to it."""
+    """The state at a column encodes the tokens up to it."""
     width = max(map(len, known))
     config = Qwen3Config(num_hidden_layers=1)
     states = torch.zeros(len(known), 1, width, 7)

@@ -37,11 +37,12 @@ def test_sums_are_right() -> None:
 
 
 def test_letters_are_sorted_and_reversed() -> None:
-    for prompt in TASKS[1].questions()[:500]:
+    questions = TASKS[1].questions()
+    for prompt in questions[:500]:
         letters, answer = str(prompt.columns["letters"]).split(), str(prompt.columns["answer"]).split()
         assert answer == (sorted(letters) if prompt.columns["action"] == "sort" else letters[::-1])
         assert len(letters) == len(set(letters))
-    lengths = [len(str(prompt.columns["letters"]).split()) for prompt in TASKS[1].questions()]
+    lengths = [len(str(prompt.columns["letters"]).split()) for prompt in questions]
     assert lengths.count(3) == lengths.count(4) == 6000
 
 
@@ -94,7 +95,7 @@ def test_a_sloppy_agent_is_right_about_half_of_the_time(kind: type[ToolAnswer]) 
 
 @pytest.mark.parametrize("kind", [Arithmetic, Strings])
 def test_slips_outnumber_right_replies_where_they_matter(kind: type[ToolAnswer]) -> None:
-    """So that greedy decoding of a model of this agent slips, while samples hold the skill."""
+    """Greedy decoding of a model of this agent then slips, while samples still show the skill."""
     task = kind("sloppy")
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     chats = task.demonstrations("train", 4000, seed=0)

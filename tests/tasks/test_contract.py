@@ -1,4 +1,4 @@
-"""What every task owes, whichever it is."""
+"""The contract of every task."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def examples() -> dict[str, list[Task]]:
     letters = Strings(num_questions=600)
     both = Mixture({"plus": Arithmetic(), "letters": letters})
     return {
+        "Strings": [letters],  # as many questions as the contract needs; the default number is checked beside
         "Jsonl": [Jsonl(own_rows(), match="numeric")],
         "Mixture": [both],
         "Curriculum": [Curriculum([Phase(both, 0.75), Phase(letters, 0.25)])],
@@ -49,7 +50,7 @@ def trajectory(prompt: Prompt, reply: Message) -> Trajectory:
 
 
 def demonstrated(task: Task, seed: int) -> list[tuple[Prompt, Messages]]:
-    """Return demonstrations as the prompt that is answered, and everything behind it."""
+    """Return demonstrations as the prompt that is answered, and everything after it."""
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     found = []
     for chat in task.demonstrations("train", 100, seed):

@@ -110,7 +110,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_skipped(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("lines", [(), ("", "  ")])
 def test_an_empty_file_is_an_error(lines: tuple[str, ...], write: Write) -> None:
-    with pytest.raises(ValueError, match="holds no prompts"):
+    with pytest.raises(ValueError, match="has no prompts"):
         Jsonl(write(*lines)).prompts("train")
 
 

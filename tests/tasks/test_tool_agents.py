@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_opd.formats import Truncated
 from lightning_opd.tasks import CalculatorAgent, TextAgent
+from lightning_opd.tasks.format_rules import Truncated
 from lightning_opd.tasks.tool_agent import ToolAgent
 from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, render_tool_call
 from lightning_opd.types import Messages, Prompt, Trajectory
@@ -12,7 +12,7 @@ AGENTS = (CalculatorAgent, TextAgent)
 
 
 def play(task: ToolAgent, prompt: Prompt, *replies: str) -> tuple[list[str], float]:
-    """Return what the environment answers to each reply, and the outcome."""
+    """Return the environment's answer to each reply, and the reward."""
     environment = task.environment(prompt)
     environment.reset()
     answers = [environment.step({"role": "assistant", "content": reply}) for reply in replies]

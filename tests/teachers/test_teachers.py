@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm
@@ -14,6 +13,7 @@ from lightning_opd.teachers import LocalTeacher, TeacherPool
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
 from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
 from tests.tiny import save_model
+from tests.world import collate
 
 BOTH = frozenset({Signal.LOGPROBS, Signal.HIDDEN_STATES})
 CPU = torch.device("cpu")

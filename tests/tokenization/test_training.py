@@ -20,7 +20,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @given(st.text())
 def test_any_text_decodes_back(text: str) -> None:
-    """Also text in scripts that the training never showed."""
+    """Also text in scripts that the training corpus lacks."""
     assert tokenizer().decode(tokenizer().encode(text), clean_up_tokenization_spaces=False) == text
 
 

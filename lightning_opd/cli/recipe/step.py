@@ -1,58 +1,42 @@
-"""A step with its paths and seed filled in, its fingerprint, and the marker that says how far it came."""
+"""A step with its variables filled in, its fingerprint, and the marker that says how far it came."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import re
 import shlex
 import shutil
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import yaml
 
 from lightning_opd import __version__
+from lightning_opd.cli.commands import TRAINER_COMMANDS
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
-from lightning_opd.cli.verbs import TRAINER_VERBS
+from lightning_opd.cli.sources import Variables, read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from lightning_opd.cli.recipe.spec import Recipe, StepSpec
 
 _MARKER = "step.json"
 
 
-class State(Enum):
-    """What an earlier run left of a step."""
-
-    MISSING = "missing"
-    INTERRUPTED = "interrupted"
-    FINISHED = "finished"
-    OUTDATED = "outdated"
+State: TypeAlias = Literal["finished", "interrupted", "outdated"]
+"""What an earlier run left of a step; a step that was never run counts as outdated."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step, ready to run.
-
-    Args:
-        name: Name of the step.
-        verb: What to run.
-        folder: Its outputs.
-        configs: File name → text, paths and seed filled in.
-        overrides: Command line words after the configs.
-        fingerprint: Hash of everything that its outputs depend on.
-    """
+    """One step, ready to run; its variables are filled in, its fingerprint covers all that its outputs depend on."""
 
     name: str
-    verb: str
+    command: str
     folder: Path
-    configs: Mapping[str, str]
+    configs: Mapping[str, object]
     overrides: tuple[str, ...]
     fingerprint: str
 
@@ -61,122 +45,83 @@ class Step:
         """The checkpoint from which an interrupted `fit` goes on."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def command(self, *, resume: bool = False) -> list[str]:
-        """Return the verb and the words that run this step alone."""
+    def words(self, *, resume: bool = False) -> list[str]:
+        """Return the command and the words that run this step alone."""
         configs = [word for name in self.configs for word in ("--config", str(self.folder / "inputs" / name))]
-        checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume and self.verb == "fit" else []
-        return [self.verb, *configs, *self.overrides, *checkpoint]
+        checkpoint = ["--ckpt_path", str(self.checkpoint)] if resume and self.command == "fit" else []
+        return [self.command, *configs, *self.overrides, *checkpoint]
 
-    def command_line(self, *, resume: bool = False) -> str:
-        """Return that command as one would type it."""
-        return shlex.join(["python", "-m", "lightning_opd", *self.command(resume=resume)])
+    def command_line(self) -> str:
+        """Return the same as one would type it."""
+        return shlex.join(["python", "-m", "lightning_opd", *self.words()])
 
     def state(self) -> State:
         """Return what an earlier run left."""
         marker = self.folder / _MARKER
-        if not marker.is_file():
-            return State.OUTDATED if self.folder.is_dir() and any(self.folder.iterdir()) else State.MISSING
-        content = json.loads(marker.read_text(encoding="utf-8"))
+        content = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
         if content.get("fingerprint") != self.fingerprint:
-            return State.OUTDATED
-        if content.get("finished"):
-            return State.FINISHED
-        can_go_on = self.verb == "script" or (self.verb == "fit" and self.checkpoint.is_file())
-        return State.INTERRUPTED if can_go_on else State.OUTDATED
+            return "outdated"
+        can_go_on = self.command == "script" or (self.command == "fit" and self.checkpoint.is_file())
+        return "finished" if content["finished"] else "interrupted" if can_go_on else "outdated"
 
     def begin(self) -> None:
         """Write the inputs and note that the step has begun."""
         inputs = self.folder / "inputs"
         inputs.mkdir(parents=True, exist_ok=True)
-        for name, text in self.configs.items():
+        for name, config in self.configs.items():
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=10**9)
             (inputs / name).write_text(text, encoding="utf-8")
-        self._mark(finished=False, seconds=0.0)
+        self.mark(finished=False)
 
-    def finish(self, seconds: float) -> None:
-        """Note that the step has finished, after so many seconds."""
-        self._mark(finished=True, seconds=seconds)
-
-    def set_aside(self, folder: Path) -> None:
-        """Move old outputs to a folder, in place of what was moved there before."""
-        target = folder / self.name
-        shutil.rmtree(target, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder.rename(target)
-
-    def _mark(self, *, finished: bool, seconds: float) -> None:
-        content = {
-            "fingerprint": self.fingerprint,
-            "finished": finished,
-            "seconds": round(seconds, 3),
-            "version": __version__,
-            "command": self.command_line(),
-        }
+    def mark(self, *, finished: bool, seconds: float = 0.0) -> None:
+        """Note how far the step came, after so many seconds."""
+        content = {"fingerprint": self.fingerprint, "finished": finished, "seconds": round(seconds, 3)}
+        content |= {"version": __version__, "command": self.command_line()}
         partial = self.folder / f"{_MARKER}.partial"
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.folder / _MARKER)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a step.
-
-    Args:
-        step: The step.
-        status: `done`, `resumed` or `skipped`.
-        seconds: Wall-clock time; 0 where it was skipped.
-    """
-
-    step: Step
-    status: str
-    seconds: float
+    def archive(self, folder: Path) -> None:
+        """Move old outputs to a folder, in place of what was moved there before."""
+        shutil.rmtree(folder / self.name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.rename(folder / self.name)
 
 
 def resolve(recipe: Recipe, output: str, seed: int) -> list[Step]:
-    """Fill in where the outputs lie and the seed; every step's fingerprint covers those before it.
+    """Fill in the variables; every step's fingerprint covers the steps before it.
 
-    Args:
-        recipe: Speaks of `runs/<recipe>/seed0`; of another recipe's outputs, too, if a step runs that.
-        output: Folder that takes the place of `runs`.
-        seed: Takes the place of 0; Trainer verbs also get it as `seed_everything`, scripts as `seed`.
+    Trainer commands also get the seed as `seed_everything`, scripts and other recipes as `seed`.
     """
-    home = output.rstrip("/")
-    root = f"{home}/{recipe.name}/seed{seed}"
-    others = {
-        spec.overrides[0]: read_recipe(find_recipe(spec.overrides[0])) for spec in recipe.steps if spec.verb == "run"
-    }
-    names = "|".join(re.escape(name) for name in (recipe.name, *(other.name for other in others.values())))
-    pattern = re.compile(rf"(?<![\w./-])runs/({names})/seed0(?![\w-])")
-
-    def relocate(text: str) -> str:
-        return pattern.sub(lambda match: f"{home}/{match[1]}/seed{seed}", text)
-
+    variables = Variables(recipe.folder, output.rstrip("/"), seed)
     steps: list[Step] = []
-    scripts = "".join(path.read_text(encoding="utf-8") for path in sorted(recipe.folder.glob("*.py")))
     previous = f"{__version__} {seed}"
     for spec in recipe.steps:
-        if spec.verb == "run":
-            previous += resolve(others[spec.overrides[0]], output, seed)[-1].fingerprint
-            spec = dataclasses.replace(spec, overrides=(*spec.overrides, "--seed", str(seed), "--output", home))  # noqa: PLW2901  # the same step, with its place
-        steps.append(_resolve_step(spec, relocate, Path(root) / spec.name, seed, previous, scripts))
+        if spec.command == "run":
+            other = read_recipe(find_recipe(spec.overrides[0]))
+            previous += resolve(other, output, seed)[-1].fingerprint
+        if spec.command == "script":
+            previous += "".join(path.read_text(encoding="utf-8") for path in sorted(recipe.folder.glob("*.py")))
+        steps.append(_resolve_step(spec, variables, previous))
         previous = steps[-1].fingerprint
     return steps
 
 
-def _resolve_step(
-    spec: StepSpec, relocate: Callable[[str], str], folder: Path, seed: int, previous: str, scripts: str
-) -> Step:
-    texts: dict[str, str] = {}
-    for index, path in enumerate(spec.configs, start=1):
-        name = path.name if path.name not in texts else f"{index}_{path.name}"
-        texts[name] = relocate(path.read_text(encoding="utf-8"))
-        if spec.verb == "script":  # wherever the recipe lies, its scripts lie beside it
-            texts[name] = re.sub(r"^file: recipes/[^/\n]+/", f"file: {path.parent}/", texts[name], flags=re.MULTILINE)
-    overrides = tuple(relocate(word) for word in spec.overrides)
-    if spec.verb in TRAINER_VERBS:
-        overrides += ("--seed_everything", str(seed))
-    if spec.verb == "script":
-        overrides += ("--seed", str(seed))
-        previous += scripts
-    meaning = [spec.name, spec.verb, [yaml.safe_load(text) for text in texts.values()], overrides, previous]
+def _resolve_step(spec: StepSpec, variables: Variables, previous: str) -> Step:
+    written: dict[str, object] = {}
+    for index, path in enumerate(spec.configs(variables.recipe), start=1):
+        name = path.name if path.name not in written else f"{index}_{path.name}"
+        written[name] = read_yaml(f"`{path}`", path.read_text(encoding="utf-8"))
+    meaning = [spec.name, spec.command, list(written.values()), spec.overrides, previous]
     fingerprint = hashlib.sha256(json.dumps(meaning, default=str).encode()).hexdigest()
-    return Step(spec.name, spec.verb, folder, texts, overrides, fingerprint)
+    configs = {name: variables.resolve(config, f"in `{name}`") for name, config in written.items()}
+    overrides = [str(variables.resolve(str(word), f"in step `{spec.name}`")) for word in spec.overrides]
+    seed = str(variables.seed)
+    if spec.command in TRAINER_COMMANDS:
+        overrides += ["--seed_everything", seed]
+    elif spec.command in {"run", "script"}:
+        overrides += ["--seed", seed]
+    if spec.command == "run":
+        overrides += ["--output", variables.output]
+    folder = Path(variables.output) / variables.recipe.name / f"seed{seed}" / spec.name
+    return Step(spec.name, spec.command, folder, configs, tuple(overrides), fingerprint)

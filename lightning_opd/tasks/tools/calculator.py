@@ -1,4 +1,4 @@
-"""A calculator that cannot run away: numbers and operators, nothing else."""
+"""A calculator of bounded cost: numbers and operators, nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 MAX_CHARACTERS, MAX_NODES = 200, 64
 MAX_DIGITS, MAX_EXPONENT = 100, 1000
 MAX_EXACT = 2**53
-"""Whole numbers below it are written without a decimal point."""
+"""Whole numbers below it are shown without a decimal point."""
 
 _BINARY: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -34,7 +34,7 @@ def calculate(expression: str) -> str:
         raise ValueError(msg)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Python thinks of the style of hostile text
+            warnings.simplefilter("ignore")  # Python's warnings about the style of arbitrary text
             tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         msg = "this is not an arithmetic expression"
@@ -64,7 +64,7 @@ def _value(node: ast.expr) -> float:
 
 
 def _power(base: float, exponent: float) -> float:
-    """Raise to a power whose size is known before it is worked out."""
+    """Raise to a power after a check of the result's size."""
     num_digits = len(str(base)) * abs(exponent) if isinstance(base, int) else 0
     if abs(exponent) > MAX_EXPONENT or num_digits > MAX_DIGITS * 10:
         msg = f"the power is too large: at most {MAX_EXPONENT} in the exponent and {MAX_DIGITS} digits in the result"

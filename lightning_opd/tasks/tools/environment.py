@@ -12,18 +12,18 @@ from lightning_opd.tokenization.tool_calls import TaggedJson, ToolCall, ToolCall
 from lightning_opd.types import Message, Messages
 
 MAX_CALLS = 8
-"""Calls of one reply that are answered; each may cost its tool's time-out."""
+"""Most calls of one reply that are answered; each may take as long as its tool's time-out."""
 
 
 class ToolEnvironment(Environment):
     """Answer the calls of each reply, in order; the first reply without a call is the final answer.
 
-    Nothing the student generates is evaluated: a call names a tool, and its arguments are checked.
+    Nothing that the student generates is evaluated as code: a call names a tool, and its arguments are checked.
 
     Args:
-        messages: What the student sees first.
-        tools: What it may call.
-        judge: Reward of the final answer. An episode without one is worth 0.
+        messages: The messages that the student sees first.
+        tools: The tools that it may call.
+        final_reward: Reward of the final answer. An episode without one gets 0.
         parser: Finds the calls.
         shows_tools: Whether the chat template shows the tools' schemas; False for a student that knows them.
     """
@@ -32,13 +32,13 @@ class ToolEnvironment(Environment):
         self,
         messages: Messages,
         tools: Sequence[Tool],
-        judge: Callable[[str], float],
+        final_reward: Callable[[str], float],
         parser: ToolCallParser = TaggedJson(),  # frozen, hence safe to share
         *,
         shows_tools: bool = True,
     ) -> None:
-        """Bind the episode to its question."""
-        self._messages, self._apply_format_rules, self._parser = messages, judge, parser
+        """Start an episode for one question."""
+        self._messages, self._final_reward, self._parser = messages, final_reward, parser
         self._tools = {tool.name: tool for tool in tools}
         self._shows_tools = shows_tools
         self._final: str | None = None
@@ -70,4 +70,4 @@ class ToolEnvironment(Environment):
 
     @override
     def reward(self) -> float:
-        return 0.0 if self._final is None else float(self._apply_format_rules(self._final))
+        return 0.0 if self._final is None else float(self._final_reward(self._final))

@@ -1,4 +1,4 @@
-"""Running a function for a limited time, whatever it does."""
+"""Runs a function for a limited time, whatever it does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 MAX_BYTES = 1 << 20
-"""What is read of a child's answer; the rest is left."""
+"""Most bytes that are read of a child's answer."""
 
 
 class TimeUp(BaseException):
@@ -97,7 +97,7 @@ def _answer(function: Callable[[], str], reader: int, writer: int) -> None:
 
 
 def _read(reader: int, deadline: float) -> bytes:
-    """Return all that a child writes until it closes its end."""
+    """Return everything that a child sends until it closes the pipe."""
     answer = b""
     while len(answer) < MAX_BYTES:
         ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))

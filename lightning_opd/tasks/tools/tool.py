@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.tools.limits import TimeUp, call_in_child, call_in_process
 from lightning_opd.tokenization.tool_schema import Schema, argument_error, function_schema
 
@@ -18,7 +19,7 @@ class Tool:
 
     Args:
         function: Has a type for every argument and a Google docstring; its name is the tool's.
-        timeout: Seconds after which a call is given up.
+        timeout: Seconds after which a call is stopped.
         isolated: Whether a call runs in a forked child that can be killed, whatever it does. False, for
             functions that are bounded by themselves, or keep state, runs it here under an alarm.
         max_characters: Longest answer; the rest is cut.
@@ -43,13 +44,13 @@ class Tool:
         isolated: bool = True,  # a key in YAML
         max_characters: int = 2000,
     ) -> None:
-        """Check the limits; the schema is read when it is first shown."""
+        """Check the limits; the schema is made when it is first needed."""
         if timeout <= 0:
             msg = f"`timeout` must be a positive number of seconds, got {timeout}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         if max_characters < 1:
             msg = f"`max_characters` must be at least 1, got {max_characters}."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self.function, self.timeout, self.isolated, self.max_characters = function, timeout, isolated, max_characters
 
     @property

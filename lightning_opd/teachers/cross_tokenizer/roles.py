@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.chat import reply_surroundings
 
 if TYPE_CHECKING:
@@ -108,5 +109,5 @@ def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
             f"`roles` names `{token}`, which is not one token of the tokenizer `{tokenizer.name_or_path}`. Give the "
             "student's token → the teacher's token as their vocabularies write them, or null for no counterpart."
         )
-        raise ValueError(msg)
+        raise ConfigError(msg)
     return token_id

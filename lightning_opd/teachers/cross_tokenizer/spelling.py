@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lightning_opd.errors import ConfigError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +54,7 @@ class ByteSpelling:
                 f"The tokenizer `{self.name}` has no tokenizer.json, so the bytes of its tokens are unknown. "
                 "Convert it to a fast tokenizer with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._settings: dict[str, Any] = json.loads(backend.to_str())
         self._vocabulary: dict[int, str] = {id_: token for token, id_ in tokenizer.get_vocab().items()}
         self._added = {entry["id"]: entry["content"] for entry in self._settings["added_tokens"]}
@@ -63,7 +65,7 @@ class ByteSpelling:
                 f"Expected a byte-level or SentencePiece tokenizer at `{self.name}`, got one that decodes by "
                 f"{sorted(kinds) or 'nothing'}. Only those two say which bytes a token stands for."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._alphabet = byte_alphabet()
         self._known: dict[int, bytes] = {}
 

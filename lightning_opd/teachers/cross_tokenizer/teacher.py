@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.credit import AlignedCredit, Credit, ExactMatchCredit, PrefixCredit
 from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, Teacher
 from lightning_opd.models import load_tokenizer
@@ -100,7 +101,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
                 return TreeScorer(self.translator, self.scorer, self.top_k)
             case _:
                 msg = f"`credit` must be an `AlignedCredit` or a `PrefixCredit`, got {type(credit).__name__}."
-                raise TypeError(msg)
+                raise ConfigTypeError(msg)
 
     @property
     def translator(self) -> Translator:
@@ -123,7 +124,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         if self.is_cross_tokenizer and Signal.HIDDEN_STATES in signals:
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
-            raise ValueError(msg)
+            raise ConfigError(msg)
         assert self._batch_scorer is not None  # like the translator, made in `set_student_tokenizer`
         scores = self._batch_scorer.score(tokens, signals)
         return replace(scores, metrics=self._metrics(tokens, scores))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.teachers.cross_tokenizer.roles import RoleTable, role_table
 from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
@@ -105,7 +106,7 @@ class Translator:
                 f"The chat template of teacher `{self.teacher.name_or_path}` refuses messages of roles {roles}: "
                 f"{error}. Give it a template that renders them, or route such prompts to another teacher."
             )
-            raise ValueError(msg) from error
+            raise ConfigError(msg) from error
 
     def reply(self, token_ids: Sequence[int], split: Split | None = None) -> Translation:
         """Return a reply of the student in the teacher's tokens.

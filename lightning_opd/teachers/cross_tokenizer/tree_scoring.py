@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
 from lightning_opd.interfaces import ReadsTrees, Teacher
 from lightning_opd.teachers.cross_tokenizer.prefix_distributions import PrefixDistributions
@@ -42,7 +43,7 @@ class TreeScorer:
                 f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. "
                 "Use a teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
             )
-            raise ValueError(msg)
+            raise ConfigError(msg)
         self._translator, self._scorer, self._top_k = translator, scorer, top_k
         self._tables: dict[torch.device, tuple[PrefixProbabilities, PrefixDistributions]] = {}
 

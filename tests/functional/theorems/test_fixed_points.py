@@ -29,7 +29,7 @@ def per_cell(world: World, weights: Tensor) -> Tensor:
 
 
 def mean_of(world: World, returns: Tensor) -> Tensor:
-    """Return the student's expectation of a per-token number, given state and token."""
+    """Return the student's expectation of a per-token number, conditional on state and token."""
     probability = world.probability[:, None].expand_as(returns)
     return per_cell(world, probability * returns) / per_cell(world, probability)
 
@@ -110,7 +110,7 @@ def test_the_trust_region_caps_extrapolation_at_its_bound_above_the_teacher(seed
 
 
 class Fork:
-    """The first token chooses A or B, the teacher 50/50; after B the student misses the teacher by c nats for ever."""
+    """The first token chooses A or B, the teacher 50/50; after B the student stays c nats away from the teacher."""
 
     mask = torch.tensor([[True, True]] * 3)
 

@@ -1,4 +1,4 @@
-"""Theorem 1 by exact enumeration: which advantages give which gradient, whatever is subtracted or transformed."""
+"""Theorem 1 by exact enumeration: the gradient of each advantage, with baselines and transforms."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.functional.credit import Credit, ExactMatchCredit
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers import CrossTokenizerTeacher
 from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
+from tests.world import collate
 
 CPU = torch.device("cpu")
 REPLIES = (

@@ -17,7 +17,7 @@ NUM_RANDOM = 16
 
 @functools.cache
 def random_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of random merges, mostly of bytes that texts are full of."""
+    """A byte-level BPE of random merges, mostly of frequent bytes."""
     noise = random.Random(seed)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     noise.shuffle(alphabet)

@@ -11,25 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_opd.models import LanguageModel, load_causal_lm
-from lightning_opd.teachers.cross_tokenizer import prefixes
+from lightning_opd.teachers.cross_tokenizer import prefix_probabilities
+from lightning_opd.teachers.cross_tokenizer.prefix_distributions import MAX_OPEN_FRACTION, PrefixDistributions
+from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import PrefixProbabilities, Reply, TextSegment
+from lightning_opd.teachers.cross_tokenizer.prefix_scores import NONCANONICAL_LOGPROB, PrefixScores, prefix_scores
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
-from lightning_opd.teachers.cross_tokenizer.prefixes import (
-    NONCANONICAL_LOGPROB,
-    UNSETTLED,
-    PrefixScorer,
-    PrefixScores,
-    Reply,
-    TextSegment,
-)
 from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from tests.teachers.cross_tokenizer.random_pairs import random_tokenizer, random_translator, seeds, texts
 from tests.teachers.cross_tokenizer.texts import TEXTS, WORLDS, Texts, rows_of
 
 STOP = "<|im_end|>"
-
-
-# --- the enumerable world: see also test_credit.py -------------------------------------------------
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -48,19 +40,19 @@ def test_every_known_probability_is_exact(world: str) -> None:
                 exact = [begins_like([*sequence[:i], token]) / begins_like(sequence[:i]) for token in vocabulary]
                 assert row[vocabulary.index(sequence[i])] > 0
                 for expected, got in zip(exact, row, strict=True):
-                    assert got == 0 or got == pytest.approx(expected, abs=1e-12, rel=2 * UNSETTLED)
+                    assert got == 0 or got == pytest.approx(expected, abs=1e-12, rel=2 * MAX_OPEN_FRACTION)
                     num_known += got > 0
     assert num_known > 2 * len(TEXTS) * 5
 
 
-# --- random tokenizers -----------------------------------------------------------------------------
-
-
 @functools.cache
-def prefix_scorer_of(both: Translator) -> PrefixScorer:
+def sums_of(both: Translator) -> tuple[PrefixProbabilities, PrefixDistributions]:
     sides = (both.student_spelling, both.student), (both.teacher_spelling, both.teacher)
-    ours, theirs = (TokenBytes([spelling.piece(i) for i in range(len(tokenizer))]) for spelling, tokenizer in sides)
-    return PrefixScorer(ours, theirs, both.roles.pairs)
+    ours, theirs = (
+        TokenBytes([spelling.token_bytes(i) for i in range(len(tokenizer))]) for spelling, tokenizer in sides
+    )
+    sums = PrefixProbabilities(ours, theirs)
+    return sums, PrefixDistributions(sums, both.roles.pairs)
 
 
 def scored(
@@ -69,13 +61,13 @@ def scored(
     """Score a reply by random distributions of the teacher, and give every known probability."""
     tree, generator = prefix_tree(both, token_ids), torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(len(tree.token_ids), len(both.teacher), generator=generator, dtype=torch.float64)
-    table, prefix_scorer = torch.log_softmax(logits, dim=-1), prefix_scorer_of(both)
+    table, (sums, distributions) = torch.log_softmax(logits, dim=-1), sums_of(both)
     before = [0.0]
     for parent, token_id in zip(tree.parents[1:], tree.token_ids[1:], strict=True):
         before.append(before[parent] + float(table[parent, token_id]))
-    reply = Reply(token_ids, tree.segments, tree.controls, before, rows_of(prefix_scorer.sort(table)))
-    token_scores = prefix_scorer.score(reply)
-    return tree, reply, token_scores, prefix_scorer.distributions(reply, token_scores)
+    reply = Reply(token_ids, tree.segments, tree.controls, before, rows_of(sums.sort(table)))
+    token_scores = prefix_scores(reply, sums)
+    return tree, reply, token_scores, distributions(reply, token_scores)
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,26 +124,26 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     both = random_translator(3, 4)
     token_ids = [*both.student_spelling.encode(b"12+34=46, abc"), both.student.convert_tokens_to_ids(STOP)]
     _, reply, whole, known = scored(both, token_ids, 0)
-    monkeypatch.setattr(prefixes, "MAX_CHUNK_ELEMENTS", 2 * len(both.teacher))
-    prefix_scorer = prefix_scorer_of(both)
-    parts = prefix_scorer.score(reply)
+    monkeypatch.setattr(prefix_probabilities, "MAX_CHUNK_ELEMENTS", 2 * len(both.teacher))
+    sums, distributions = sums_of(both)
+    parts = prefix_scores(reply, sums)
     torch.testing.assert_close(parts.logprobs, whole.logprobs, rtol=0, atol=1e-12)
-    rows = [prefix_scorer.distributions(reply, parts, range(i, i + 1)) for i in range(len(token_ids))]
+    rows = [distributions(reply, parts, range(i, i + 1)) for i in range(len(token_ids))]
     torch.testing.assert_close(torch.cat(rows), known, rtol=0, atol=1e-12)
 
 
 def test_no_token_answers_for_what_follows_it() -> None:
     """The teacher merges "ab": "a" before "b" is no absurdity, and "a" before "c" no certainty."""
-    prefix_scorer = PrefixScorer(TokenBytes([b"a", b"b", b"c"]), TokenBytes([b"a", b"b", b"c", b"ab"]))
+    sums = PrefixProbabilities(TokenBytes([b"a", b"b", b"c"]), TokenBytes([b"a", b"b", b"c", b"ab"]))
     first, second = torch.tensor([[0.05, 0.05, 0.1, 0.8], [0.2, 0.1, 0.6, 0.1]]).log().double()
     for text, ids, whole, after_a in ((b"ab", [0, 1], first[3], 0.8 + 0.05 * 0.1), (b"ac", [0, 2], None, 0.05 * 0.6)):
         table = torch.stack([first, second, second])
         before = [0.0, float(first[0]), float(first[0] + second[2] if whole is None else whole)]
         segment = TextSegment(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
-        reply = Reply(ids, [segment], [], before, rows_of(prefix_scorer.sort(table)))
-        token_scores = prefix_scorer.score(reply)
+        reply = Reply(ids, [segment], [], before, rows_of(sums.sort(table)))
+        token_scores = prefix_scores(reply, sums)
         assert token_scores.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
-        assert prefix_scorer.distributions(reply, token_scores)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])
+        assert PrefixDistributions(sums)(reply, token_scores)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])
 
 
 def test_a_tree_is_read_as_its_branches_one_by_one(tiny_model_dir: Path) -> None:

@@ -13,7 +13,6 @@ from lightning_opd.functional.credit import (
     PrefixCredit,
     SequenceCredit,
     SpanCredit,
-    SpliceCredit,
 )
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.logprobs import token_logprobs
@@ -23,9 +22,12 @@ from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
+from lightning_opd.teachers.cross_tokenizer.report import score_views
+from lightning_opd.teachers.cross_tokenizer.views import teacher_batch, views_of
 from lightning_opd.types import RolloutBatch, SampledTokens, Signal, TeacherScores
 from tests.implementations import implementations
 from tests.teachers.cross_tokenizer.foreign import foreign_teacher, scored_batch
+from tests.teachers.cross_tokenizer.training import train
 from tests.tiny import save_model
 from tests.world import Letters, Recorder, largest_difference, make_data, make_module, make_trainer
 
@@ -45,19 +47,6 @@ IDENTITY_CASES = [
 ]
 TOP_K = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
 every_credit = pytest.mark.parametrize("credit", CREDITS, ids=str)
-
-
-def train(
-    world: Path, folder: Path, teachers: dict[str, Teacher], objective: Objective | None = None, **settings: object
-) -> Recorder:
-    """Train two steps against the given teachers and return what was seen."""
-    plain, recorder = make_module(world), Recorder()
-    module = OPDModule(plain.student_config, dict(teachers), objective or PolicyGradient(), plain._optimizer)
-    make_trainer(folder, recorder, **settings).fit(module, make_data(Letters(teachers=sorted(teachers))))
-    return recorder
-
-
-# --- the student's own tokenizer -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("objective", "credit"), IDENTITY_CASES, ids=str)
@@ -82,9 +71,6 @@ def test_with_one_tokenizer_training_is_equal_to_the_last_bit(
     assert recorder.logged[-1]["train/dropped_logprob/math"] == 0
 
 
-# --- another tokenizer -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("has_end", [True, False])
 def test_the_sequence_credit_is_scored_in_the_teachers_native_tokens(has_end: bool, world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign, SequenceCredit())
@@ -105,8 +91,8 @@ def test_the_sequence_credit_is_scored_in_the_teachers_native_tokens(has_end: bo
 def test_exact_match_scores_are_log_probs_of_single_tokens(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
     batch = scored_batch(world, teacher)
-    views = teacher.views(batch)
-    for row, (view, score) in enumerate(zip(views, teacher.score_views(views, batch), strict=True)):
+    views = views_of(batch, teacher.translator)
+    for row, (view, score) in enumerate(zip(views, score_views(teacher, batch, views), strict=True)):
         expected = {student: float(score[other]) for student, other in view.alignment.strict}
         kept = batch.aligned_mask[row, view.columns].nonzero().flatten().tolist()
         assert kept == list(expected)
@@ -172,9 +158,9 @@ def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, fore
     assert scores.top_ids is not None
     assert scores.top_logprobs is not None
     ours, theirs = teacher.translator.student_spelling, teacher.translator.teacher_spelling
-    views = teacher.views(batch)
-    own = teacher.scorer.score(teacher._own_batch(views, batch), frozenset({Signal.TOP_LOGPROBS}))
-    student_pieces = {ours.piece(i) for i in range(len(teacher.translator.student))}
+    views = views_of(batch, teacher.translator)
+    own = teacher.scorer.score(teacher_batch(views, batch, teacher.translator), frozenset({Signal.TOP_LOGPROBS}))
+    student_bytes = {ours.token_bytes(i) for i in range(len(teacher.translator.student))}
     num_shared = num_missing = 0
     for row, view in enumerate(views):
         reply = [i for i, counts in enumerate(view.response_mask) if counts]
@@ -184,11 +170,11 @@ def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, fore
             for k, other in enumerate(own.top_ids[native].tolist()):
                 if scores.top_logprobs[place][k] > -torch.inf:
                     token_id = int(scores.top_ids[place][k])
-                    assert ours.piece(token_id) == theirs.piece(other)
+                    assert ours.token_bytes(token_id) == theirs.token_bytes(other)
                     assert scores.top_logprobs[place][k] == own.top_logprobs[native][k]
                     num_shared += 1
                 else:
-                    assert other in theirs.control_ids or theirs.piece(other) not in student_pieces
+                    assert other in theirs.control_ids or theirs.token_bytes(other) not in student_bytes
                     num_missing += 1
     assert min(num_shared, num_missing) > 50
 
@@ -238,10 +224,8 @@ def test_a_prefix_needs_distributions(world: Path, foreign: Path) -> None:
             return self.model.score(tokens, signals)
 
     teacher = CrossTokenizerTeacher(str(foreign), PrefixCredit(), scorer=Served())
-    teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
-    teacher.setup(torch.device("cpu"))
     with pytest.raises(ValueError, match="takes whole distributions"):
-        scored_batch(world, teacher)
+        teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
 
 
 def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Path, tmp_path: Path) -> None:
@@ -291,81 +275,3 @@ def test_one_teacher_under_two_credits_is_two_teachers() -> None:
     )
     assert one.identity == same.identity != other.identity
     assert CrossTokenizerTeacher("a", roles={"x": None}).identity != one.identity
-
-
-# --- what is refused -------------------------------------------------------------------------------
-
-
-class Ahead(AdvantageEstimator):
-    """Gives every token the sum of the whole row."""
-
-    looks_ahead = True
-
-    def __call__(self, log_ratio: torch.Tensor, response_mask: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        return torch.where(response_mask, log_ratio.sum(dim=1, keepdim=True), 0.0)
-
-
-@pytest.mark.parametrize(
-    ("objective", "credit", "words"),
-    [
-        (
-            PolicyGradient(Ahead()),
-            ExactMatchCredit(),
-            r"`Ahead` adds up log-ratios.*teacher `math`.*Use the credit `PrefixCredit`",
-        ),
-        (
-            DistributionMatching(),
-            ExactMatchCredit(),
-            r"`DistributionMatching` compares whole distributions.*`PolicyGradient`",
-        ),
-        (
-            DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"),
-            SpanCredit(),
-            r"cut the text alike.*Use `PrefixCredit`",
-        ),
-        (
-            PolicyGradient(),
-            SpliceCredit(),
-            r"`math` scores sequences assembled from the student's pieces.*`ExactMatchCredit`",
-        ),
-    ],
-    ids=["looks ahead", "distributions", "top-k of runs", "splice"],
-)
-def test_what_has_no_meaning_is_refused_before_training(
-    objective: Objective, credit: Credit, words: str, world: Path, foreign: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), credit)}, objective)
-
-
-def test_estimators_that_look_ahead_work_with_the_students_own_tokenizer(world: Path, tmp_path: Path) -> None:
-    train(world, tmp_path, {"math": CrossTokenizerTeacher(str(world / "math"))}, PolicyGradient(Ahead()))
-
-
-def test_estimators_that_look_ahead_work_where_log_ratios_add_up(world: Path, foreign: Path, tmp_path: Path) -> None:
-    train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), PrefixCredit())}, PolicyGradient(Ahead()))
-
-
-def test_the_splice_may_be_looked_at(world: Path, foreign: Path, tmp_path: Path) -> None:
-    plain = make_module(world)
-    module = OPDModule(
-        plain.student_config,
-        {"math": CrossTokenizerTeacher(str(foreign), SpliceCredit())},
-        PolicyGradient(),
-        plain._optimizer,
-    )
-    trainer = make_trainer(tmp_path, limit_val_batches=1.0)
-    (metrics,) = trainer.validate(module, make_data(Letters(teachers=["math"])), verbose=False)
-    assert metrics["val/teacher_kl/math"] != 0
-
-
-def test_a_teacher_that_was_not_introduced_says_so(foreign: Path) -> None:
-    with pytest.raises(RuntimeError, match="set_student_tokenizer"):
-        _ = CrossTokenizerTeacher(str(foreign)).is_cross_tokenizer
-
-
-def test_hidden_states_cannot_be_asked_for(world: Path, foreign: Path) -> None:
-    teacher = foreign_teacher(world, foreign)
-    batch = scored_batch(world, teacher)
-    with pytest.raises(ValueError, match="its hidden states say nothing here"):
-        teacher.score(batch, frozenset({Signal.HIDDEN_STATES}))

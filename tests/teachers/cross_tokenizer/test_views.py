@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_opd.data.collate import collate
 from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
 from lightning_opd.models import load_tokenizer
-from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.teachers import LocalTeacher
+from lightning_opd.teachers.cross_tokenizer.views import views_of
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, Sampling, Signal, Trajectory
 from tests.agents import RandomEngine, ScriptedChat
 from tests.teachers.cross_tokenizer.foreign import CPU, foreign_teacher
+from tests.world import collate, run_episodes
 
 LOGPROBS = frozenset({Signal.LOGPROBS})
 TOOLS = ({"type": "function", "function": {"name": "talk", "parameters": {"type": "object", "properties": {}}}},)
@@ -42,7 +42,7 @@ def test_the_chat_before_each_reply_is_rendered_by_the_teachers_template(
     world: Path, foreign: Path, episodes: list[Trajectory]
 ) -> None:
     teacher, batch = foreign_teacher(world, foreign), rollouts(world, episodes)
-    views = teacher.views(batch)
+    views = views_of(batch, teacher.translator)
     turns = [turn for trajectory in episodes for turn in trajectory.turns]
     assert [len(trajectory.turns) for trajectory in episodes] == [1, 2] * 3
     assert len(views) == len(turns)

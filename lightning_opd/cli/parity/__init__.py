@@ -1,1 +1,0 @@
-"""The parity report: does the merged student do what each teacher does at home?"""

@@ -1,0 +1,161 @@
+"""One rollout batch, in the order of execution: generate → reward → score → callbacks → prepare → split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from lightning_opd.collection.checks import check_shapes
+from lightning_opd.collection.collate import collate, split, to_rollout_batch
+from lightning_opd.collection.learner import Learner
+from lightning_opd.collection.off_policy import GenerationContext, OffPolicyResponses
+from lightning_opd.collection.prepare import prepare
+from lightning_opd.collection.statistics import Stopwatch, rollout_statistics
+from lightning_opd.interfaces import RolloutEngine, Task
+from lightning_opd.models import sum_over_ranks
+from lightning_opd.rollouts.episodes import Episode, generate_episodes, reward_episodes
+from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, SampledTokens, Sampling, TeacherScores
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Makes rollout batches; everything that it uses is passed in.
+
+    Args:
+        learner: The student, its teachers and the objective.
+        task: Environments, rewards and format rules.
+        engine: Generates the responses.
+        sampling: How to draw them, with the stop tokens filled in.
+        seed: Of the noise.
+        samples_per_prompt: Sibling rollouts per prompt.
+        updates_per_batch: Optimiser steps per rollout batch.
+        off_policy: Fraction of rollout batches that somebody else generates, or None.
+        stage: Enters the precision of the training step and the profiler, without gradients.
+        on_progress: Called with a stage, the number of finished responses, and of all.
+    """
+
+    learner: Learner
+    task: Task
+    engine: RolloutEngine
+    sampling: Sampling
+    seed: int
+    samples_per_prompt: int
+    updates_per_batch: int
+    off_policy: OffPolicyResponses | None
+    stage: Callable[[str], AbstractContextManager[object]]
+    on_progress: Callable[[str, int, int], None]
+
+    def collect(
+        self,
+        batch: PromptBatch,
+        version: int,
+        num_micro_batches: int,
+        callbacks: Sequence[tuple[str, Callable[[RolloutBatch], None]]],
+    ) -> list[RolloutBatch]:
+        """Return the micro-batches of one rollout batch, in order of use.
+
+        Args:
+            batch: This rank's prompts.
+            version: Optimiser steps so far: the version of the student's weights.
+            num_micro_batches: Micro-batches per optimiser step.
+            callbacks: Name and function of each callback, in their order.
+        """
+        rows = [row * self.samples_per_prompt + j for row in batch.rows for j in range(self.samples_per_prompt)]
+        seeds = [row_seed(self.seed, "train", batch.index, row) for row in rows]
+        is_off_policy = self.off_policy is not None and self.off_policy.covers(self.seed, batch.index)
+
+        with Stopwatch() as rollout_time, self.stage("rollout"):
+            generate = self._generate_off_policy if is_off_policy else self._generate
+            episodes = generate(batch.prompts, seeds, self.sampling, version)
+            tokens = self._reward(episodes, batch, self.sampling)
+        with Stopwatch() as score_time, self.stage("score"):
+            scores = self._score(tokens)
+        rollouts = self._join(tokens, scores, batch, is_off_policy=is_off_policy)
+        statistics = rollout_statistics(rollouts, rollout_time.seconds, score_time.seconds)
+        rollouts.num_active_tokens = sum_over_ranks(rollouts.num_active_tokens)  # fixed before the callbacks
+        rollouts.num_trajectories = sum_over_ranks(rollouts.num_trajectories)
+        for name, callback in callbacks:
+            callback(rollouts)
+            check_shapes(rollouts, name)
+        with self.stage("prepare"):
+            prepare(rollouts, self.learner, self.updates_per_batch)
+        rollouts.metrics = {**statistics, **rollouts.metrics}
+        return split(rollouts, self.updates_per_batch, num_micro_batches, sum_over_ranks)
+
+    def evaluate(self, batch: PromptBatch, version: int) -> RolloutBatch:
+        """Return one scored response per prompt, with noise that depends on split and prompt alone."""
+        seeds = [row_seed(self.seed, batch.split, prompt.key, 0) for prompt in batch.prompts]
+        is_greedy = batch.mode == "greedy"
+        sampling = dataclasses.replace(self.sampling, temperature=0.0) if is_greedy else self.sampling
+        with self.stage("rollout"):
+            tokens = self._reward(self._generate(batch.prompts, seeds, sampling, version), batch, sampling)
+        with self.stage("score"):
+            scores = self._score(tokens)
+        return self._join(tokens, scores, batch)
+
+    def _generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int
+    ) -> list[Episode]:
+        self.engine.sync(self.learner.load_student(), version)
+        return self._rollout(self.engine, prompts, seeds, sampling, len(seeds))
+
+    def _generate_off_policy(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int
+    ) -> list[Episode]:
+        del version  # the student generates nothing
+        assert self.off_policy is not None
+
+        def rollout(engine: RolloutEngine, prompts: Sequence[Prompt], own: Sequence[int]) -> list[Episode]:
+            return self._rollout(engine, prompts, own, sampling, len(seeds))
+
+        context = GenerationContext(self.task, self.learner.teachers, self.learner.tokenizer, rollout)
+        return self.off_policy.source.generate(prompts, seeds, context)
+
+    def _rollout(
+        self, engine: RolloutEngine, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, num_all: int
+    ) -> list[Episode]:
+        return generate_episodes(
+            self.task,
+            prompts,
+            engine,
+            self.learner.tokenizer,
+            seeds,
+            sampling,
+            self.learner.load_language_model().max_length,
+            lambda num_done: self.on_progress("rollout", num_done, num_all),
+        )
+
+    def _reward(self, episodes: Sequence[Episode], batch: PromptBatch, sampling: Sampling) -> SampledTokens:
+        """Reward the episodes, and lay their tokens out as tensors."""
+        learner, num_samples = self.learner, len(episodes) // len(batch.prompts)
+        trajectories = [
+            dataclasses.replace(t, split=batch.split, mode=batch.mode, is_repeat=i // num_samples >= batch.num_real)
+            for i, t in enumerate(reward_episodes(episodes, self.task))
+        ]
+        weight = next(learner.load_student().parameters())
+        return collate(
+            trajectories,
+            learner.teachers.ids([t.prompt for t in trajectories]),
+            sampling.temperature or 1.0,
+            int(cast("int", learner.tokenizer.pad_token_id)),
+            torch.promote_types(weight.dtype, torch.float32),
+            weight.device,
+        )
+
+    def _score(self, tokens: SampledTokens) -> TeacherScores | None:
+        teachers = self.learner.teachers
+        return teachers.score(tokens, self.learner.objective.signals) if len(teachers) else None
+
+    def _join(
+        self, tokens: SampledTokens, scores: TeacherScores | None, batch: PromptBatch, *, is_off_policy: bool = False
+    ) -> RolloutBatch:
+        num_samples = len(tokens) // len(batch.prompts)
+        group_ids = [row for row in batch.rows for _ in range(num_samples)]
+        names = self.learner.teachers.names
+        return to_rollout_batch(tokens, scores, group_ids, names, is_off_policy=is_off_policy)

@@ -1,0 +1,51 @@
+"""What a module hands to the data module that produces its rollouts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from lightning_opd.interfaces import Objective, StudentForward, Teacher
+from lightning_opd.models import LanguageModel
+from lightning_opd.teachers import TeacherPool
+from lightning_opd.types import RolloutBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A student, its teachers, and what turns their scores into a loss.
+
+    Args:
+        tokenizer: The student's.
+        load_student: Returns the student with its adapter; there from `configure_model` on.
+        load_language_model: Returns the student's states and head.
+        forward_student: Runs the student over rows, as the training step does.
+        teachers: By name; loaded from `configure_model` on.
+        objective: Says which signals it needs, and prepares a rollout batch.
+        reference: Model whose log-probs some log-ratio transforms start from, or None.
+        value: Maps the student's states to V, where a critic learns it, or None.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    load_student: Callable[[], nn.Module]
+    load_language_model: Callable[[], LanguageModel]
+    forward_student: Callable[[RolloutBatch], StudentForward]
+    teachers: TeacherPool
+    objective: Objective
+    reference: Teacher | None = None
+    value: Callable[[Tensor], Tensor] | None = None
+
+
+class RolloutProducer(ABC):
+    """A data module that produces the rollouts of a learner."""
+
+    @abstractmethod
+    def connect(self, learner: Learner) -> None:
+        """Take the learner; called by its module in `setup`, before any weight is loaded."""

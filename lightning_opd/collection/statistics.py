@@ -1,0 +1,58 @@
+"""What a scored rollout batch says about itself, as sums and counts that add up over ranks."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from lightning_opd.types import RolloutBatch
+
+
+class Stopwatch:
+    """Measures the seconds spent inside it."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        """Start."""
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self._started
+
+
+def rollout_statistics(
+    rollouts: RolloutBatch, rollout_seconds: float, score_seconds: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return `name → (sum, count)` over this rank's rows.
+
+    Rewards, truncation, format errors and turns are per trajectory, lengths in tokens, the entropy estimate
+    in nats per token, `time/…` in seconds per rollout batch; `token_fraction` is each teacher's fraction of the
+    response tokens. What a data set or a teacher generated goes under `off_policy/…` instead of `train/…`.
+    """
+    stage = "off_policy" if rollouts.is_off_policy else "train"
+    rows = torch.ones_like(rollouts.rewards, dtype=torch.float64)
+    lengths = rollouts.response_mask.sum(dim=1).to(torch.float64)
+    one = rows.new_ones(())
+    num_turns = sum(len(trajectory.turns) for trajectory in rollouts.trajectories)
+    statistics = {
+        f"{stage}/reward": (rollouts.rewards.double().sum(), rows.sum()),
+        f"{stage}/truncated": (rollouts.is_truncated.double().sum(), rows.sum()),
+        f"{stage}/format_errors": (rollouts.has_format_error.double().sum(), rows.sum()),
+        f"{stage}/response_length": (lengths.sum(), rows.sum()),
+        f"{stage}/turns": (one * num_turns, rows.sum()),
+        f"{stage}/entropy_estimate": (-rollouts.rollout_logprobs.double().sum(), lengths.sum()),
+        "time/rollout": (one * rollout_seconds, one),
+        "time/score": (one * score_seconds, one),
+    }
+    for index, name in enumerate(rollouts.teacher_names):
+        own = rollouts.teacher_ids == index
+        statistics[f"{stage}/reward/{name}"] = (rollouts.rewards.double()[own].sum(), rows[own].sum())
+        statistics[f"{stage}/response_length/{name}"] = (lengths[own].sum(), rows[own].sum())
+        statistics[f"{stage}/token_fraction/{name}"] = (lengths[own].sum(), lengths.sum())
+    scored = {} if rollouts.teacher_scores is None else rollouts.teacher_scores.metrics
+    return {**statistics, **{f"{stage}/{name}": pair for name, pair in scored.items()}}
