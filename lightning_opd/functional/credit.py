@@ -15,18 +15,26 @@ from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.logprobs import promote
 
 
-class Credit(ABC):
+class Credit(ABC):  # noqa: B024  # its two kinds have no method in common
+    """Decides which teacher log-prob each of the student's tokens is compared with.
+
+    Two kinds: an `AlignedCredit` computes it from the log-probs of both sides' tokens; `PrefixCredit` takes the
+    teacher's whole distributions.
+    """
+
+    is_spliced: ClassVar[bool] = False
+    """Whether the teacher reads a sequence assembled from the student's tokens; refused for training."""
+
+    adds_up: ClassVar[bool] = False
+    """Whether no token answers for later bytes, so that sums over tokens mean something."""
+
+
+class AlignedCredit(Credit):
     """Brings a teacher's log-probs of its own tokens onto the student's tokens of the same text.
 
     The answer c_i takes the place of log T(a_i|s_i), so that c_i − log π(a_i|s_i) is the token's
     log-ratio. With one token on either side c_i is the teacher's log-prob, to the last bit.
     """
-
-    is_spliced: ClassVar[bool] = False
-    """Whether the teacher reads the student's pieces instead of its own tokens; refused for training."""
-
-    adds_up: ClassVar[bool] = False
-    """Whether no token answers for later bytes, so that sums over tokens mean something."""
 
     @abstractmethod
     def __call__(
@@ -45,15 +53,33 @@ class Credit(ABC):
 
 
 @dataclass(frozen=True)
-class ExactMatchCredit(Credit):
-    """Keep the tokens that both sides cut alike; drop the rest.
+class PrefixCredit(Credit):
+    """Compare with the teacher's probability of the text, byte by byte, whichever tokens it takes for it.
+
+    c_i = log P(tokens ≤ i) − log P(tokens < i), where P is the probability that the teacher's text begins with
+    these bytes. No token says what follows, nothing is dropped, and the c_i of a response add up to the teacher's
+    log-prob of its text. The variance is therefore that of the plain log-ratio, and estimators that look ahead are
+    welcome. P needs the teacher's whole distributions, not log-probs of single tokens, hence a teacher in this
+    process: `lightning_opd.teachers.CrossTokenizerTeacher` computes it.
+
+    Reference:
+        Vieira et al., From language models over tokens to language models over characters (2024): prefix
+        probabilities by covers.
+    """
+
+    adds_up: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ExactMatchCredit(AlignedCredit):
+    """Keep the tokens that both tokenizers have at the same bytes; drop the rest.
 
     c_i = log T(b_j) where student token i and teacher token j cover the same bytes. The default: no
-    token answers for another. Not where what must be learned lies in tokens that the two sides cut
+    token answers for another. It fails where the lesson lies in text that the two sides tokenise
     differently, for example numbers that only the teacher merges: those tokens learn nothing.
 
     Reference:
-        On-policy distillation for model merging, second finding (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), second finding.
 
     Example:
         >>> from lightning_opd.functional.alignment import align
@@ -78,20 +104,20 @@ class ExactMatchCredit(Credit):
 
 
 @dataclass(frozen=True)
-class SpanCredit(Credit):
-    """Compare the smallest runs of tokens that cover the same bytes: L_T = Σ log T, L_S = Σ log π.
+class SpanCredit(AlignedCredit):
+    """Compare the shortest spans of tokens that cover the same bytes: L_T = Σ log T, L_S = Σ log π.
 
-    The log-ratio of a run of n student tokens, L_T − L_S, becomes each token's own (`whole`: the
-    score function of the run), is cut into n equal parts (`equal`), or is cut in proportion to
-    log π_i (`proportional`). Nothing but over-long runs is dropped, yet a teacher token that says
-    what does not follow ("1" as a token: no digit follows) credits that to the wrong place.
+    The log-ratio of a span of n student tokens, L_T − L_S, becomes each token's own (`whole`: the
+    score function of the span), is divided into n equal parts (`equal`), or is divided in proportion
+    to log π_i (`proportional`). Only over-long spans are dropped. The bias: a teacher token can say what
+    does not follow ("1" as a token: no digit follows), and the span credits that to the wrong token.
 
     Args:
-        division: How a run's log-ratio falls to its tokens.
-        max_tokens: Runs with more tokens on either side are dropped.
+        division: How a span's log-ratio is divided among its tokens.
+        max_tokens: Spans with more tokens on either side are dropped.
 
     Reference:
-        Proportional shares: DPCA, arXiv 2606.09456 (2026).
+        DPCA, arXiv 2606.09456 (2026): proportional division.
 
     Example:
         >>> from lightning_opd.functional.alignment import align
@@ -105,7 +131,7 @@ class SpanCredit(Credit):
     max_tokens: int = 6
 
     def __post_init__(self) -> None:
-        """Refuse runs of no tokens."""
+        """Refuse spans of no tokens."""
         if self.max_tokens < 1:
             msg = f"`max_tokens` of a span must be at least 1, got {self.max_tokens}."
             raise ValueError(msg)
@@ -121,18 +147,18 @@ class SpanCredit(Credit):
         spans = [(s, t) for s, t in alignment.spans if max(len(s), len(t)) <= self.max_tokens]
         if not spans:
             return compared, is_aligned
-        student, student_runs = _runs([s for s, _ in spans], compared.device)
-        teacher, teacher_runs = _runs([t for _, t in spans], compared.device)
+        student, student_span = _numbered([s for s, _ in spans], compared.device)
+        teacher, teacher_span = _numbered([t for _, t in spans], compared.device)
         own = student_logprobs[student].to(compared.dtype)
         zeros = compared.new_zeros(len(spans))
-        teacher_sums = zeros.index_add(0, teacher_runs, teacher_logprobs[teacher].to(compared.dtype))[student_runs]
-        student_sums = zeros.index_add(0, student_runs, own)[student_runs]
-        lengths = zeros.index_add(0, student_runs, torch.ones_like(own))[student_runs]
+        teacher_sums = zeros.index_add(0, teacher_span, teacher_logprobs[teacher].to(compared.dtype))[student_span]
+        student_sums = zeros.index_add(0, student_span, own)[student_span]
+        lengths = zeros.index_add(0, student_span, torch.ones_like(own))[student_span]
         if self.division == "whole":
             credited = teacher_sums - (student_sums - own)
         elif self.division == "equal":
             credited = own + (teacher_sums - student_sums) / lengths
-        else:  # a run the student was sure of has no proportions: equal parts
+        else:  # a span that the student was sure of has no proportions: equal parts
             is_sure = student_sums == 0
             parts = torch.where(is_sure, 1 / lengths, own / torch.where(is_sure, 1.0, student_sums))
             credited = own + parts * (teacher_sums - student_sums)
@@ -142,43 +168,15 @@ class SpanCredit(Credit):
 
 
 @dataclass(frozen=True)
-class PrefixCredit(Credit):
-    """Compare with the teacher's probability of the text, byte by byte, whichever tokens it takes for it.
-
-    c_i = log P(tokens ≤ i) − log P(tokens < i), P being the probability that the teacher's text begins like
-    this: see `PrefixScorer`. No token says what follows, nothing is dropped, and the c_i of a response add up to
-    the teacher's log-prob of its text: so the variance is that of the plain log-ratio, and estimators that look
-    ahead are welcome. It takes whole distributions, hence a teacher in this process.
-
-    Called by itself, without distributions, it keeps the tokens that both sides cut alike.
-
-    Reference:
-        Prefix probabilities by covers: Vieira et al., From language models over tokens to language models over
-        characters (2024).
-    """
-
-    adds_up: ClassVar[bool] = True
-
-    @override
-    def __call__(
-        self,
-        student_logprobs: Float[Tensor, " student"],
-        teacher_logprobs: Float[Tensor, " teacher"],
-        alignment: Alignment,
-    ) -> tuple[Float[Tensor, " student"], Bool[Tensor, " student"]]:
-        return ExactMatchCredit()(student_logprobs, teacher_logprobs, alignment)
-
-
-@dataclass(frozen=True)
-class SequenceCredit(Credit):
+class SequenceCredit(AlignedCredit):
     """Give every token the log-ratio of the whole response: log T(y) − log π(y).
 
-    The only exact one: its expected gradient is that of −KL(π ‖ T) over texts, and π = T as text its
-    fixed point. Its variance grows like that of the full trajectory, so it is for short responses.
-    A response with any token that has no counterpart is dropped. Leave log-ratios unclipped.
+    Exact: its expected gradient is that of −KL(π ‖ T) over texts, and its fixed point is π = T as
+    text. Its variance grows like that of the full trajectory, so use it for short responses.
+    A response is dropped if any of its tokens has no counterpart. Leave log-ratios unclipped.
 
     Reference:
-        On-policy distillation for model merging, Theorem 1 (i), on texts (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), Theorem 1 (i), on texts.
     """
 
     @override
@@ -198,15 +196,15 @@ class SequenceCredit(Credit):
 
 
 @dataclass(frozen=True)
-class SpliceCredit(Credit):
-    """Score a teacher sequence that was assembled from the student's pieces: the failure, to be looked at.
+class SpliceCredit(AlignedCredit):
+    """Score a teacher sequence that was assembled from the student's tokens: a known failure, for diagnosis.
 
-    Each student token's text is tokenised by the teacher on its own, and the token gets the sum of its
-    pieces' log-probs. The teacher never saw such sequences and finds them absurd, although the text is
-    the same. A diagnostic: training with it is refused.
+    The teacher tokenises the text of each student token on its own, and the student token gets the sum of
+    those log-probs. The teacher was never trained on such sequences and finds them very unlikely, although
+    the text is the same. Training with it is refused.
 
     Reference:
-        On-policy distillation for model merging, second finding (2026).
+        Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), second finding.
     """
 
     is_spliced: ClassVar[bool] = True
@@ -228,7 +226,7 @@ def _nothing(student: Tensor, teacher: Tensor) -> tuple[Float[Tensor, " student"
     return zeros, torch.zeros_like(student, dtype=torch.bool)
 
 
-def _runs(ranges: list[range], device: torch.device) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+def _numbered(ranges: list[range], device: torch.device) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     """Return the index of every token in a list of ranges, and the number of its range."""
     index = torch.tensor([i for r in ranges for i in r], device=device)
     number = torch.tensor([n for n, r in enumerate(ranges) for _ in r], device=device)

@@ -1,4 +1,4 @@
-"""What training with a teacher of another tokenizer cannot mean."""
+"""Refuses objectives that have no meaning with a teacher of another tokenizer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
 
     Args:
         objective: What is to be trained.
-        teachers: Name → teacher, all introduced to the student's tokenizer.
+        teachers: Name → teacher; all know the student's tokenizer.
 
     Raises:
         ValueError: The estimator sums other positions' log-ratios, the objective needs the teacher's
-            states, or the credit is a mere diagnostic.
+            states, or the credit is for diagnosis only.
     """
     names = [
         name for name, teacher in teachers.items() if isinstance(teacher, ReadsOwnTokens) and teacher.is_cross_tokenizer
@@ -30,7 +30,7 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     if twice and isinstance(objective, PolicyGradient) and objective.estimator.looks_ahead:
         msg = (
             f"`{type(objective.estimator).__name__}` adds up log-ratios of later tokens, which count twice where a "
-            f"teacher cuts the text in other places, and teacher {_listed(twice)} has another tokenizer than the "
+            f"teacher splits the text differently, and teacher {_listed(twice)} has another tokenizer than the "
             "student. Use the credit `PrefixCredit`, whose log-ratios add up, or `Immediate`."
         )
         raise ValueError(msg)
@@ -44,15 +44,15 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     loose = [name for name in names if not isinstance(credits.get(name), PrefixCredit | ExactMatchCredit)]
     if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
-            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides cut "
-            f"the text alike, and teacher {_listed(loose)} has another one. Use `PrefixCredit`, or the objective "
-            "`PolicyGradient`."
+            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides "
+            f"tokenise the text alike, and teacher {_listed(loose)} has another one. Use `PrefixCredit`, or the "
+            "objective `PolicyGradient`."
         )
         raise ValueError(msg)
     spliced = [name for name, credit in credits.items() if credit.is_spliced]
     if spliced:
         msg = (
-            f"Teacher {_listed(spliced)} scores sequences assembled from the student's pieces (`SpliceCredit`), "
+            f"Teacher {_listed(spliced)} scores sequences assembled from the student's tokens (`SpliceCredit`), "
             "which no teacher was trained on: a diagnostic, not a training signal. Use the credit `PrefixCredit`, "
             "`ExactMatchCredit`, `SpanCredit` or `SequenceCredit`."
         )

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 
 from lightning_opd.functional.advantages import Immediate
-from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
+from lightning_opd.functional.credit import AlignedCredit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
 from tests.teachers.cross_tokenizer.texts import WORLDS, Texts
 
-CREDITS: dict[str, Credit] = {
+CREDITS: dict[str, AlignedCredit | PrefixCredit] = {
     "strict": ExactMatchCredit(),
     "span, equal": SpanCredit("equal"),
     "span, proportional": SpanCredit("proportional"),

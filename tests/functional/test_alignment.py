@@ -61,8 +61,7 @@ def test_exchanging_the_sides_exchanges_the_answer(case: tuple[int, Spans, Spans
 def test_control_tokens_are_never_aligned(case: tuple[int, Spans, Spans], ours: list[int], theirs: list[int]) -> None:
     _, student, teacher = case
     sides = [
-        sorted([*spans, *((place, place) for place in places)])
-        for spans, places in ((student, ours), (teacher, theirs))
+        sorted([*spans, *((at, at) for at in inserted)]) for spans, inserted in ((student, ours), (teacher, theirs))
     ]
     alignment = align(sides[0], sides[1])
     for pair in alignment.spans:

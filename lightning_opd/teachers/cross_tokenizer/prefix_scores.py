@@ -1,117 +1,129 @@
-"""Scores by the probability of the student's text, from a teacher that reads all beginnings of it at once."""
+"""Scores of the student's tokens by the probability of the text up to each of them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
-from lightning_opd.interfaces import ReadsTrees, Teacher
-from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
-from lightning_opd.teachers.cross_tokenizer.prefixes import PrefixScorer, Reply
-from lightning_opd.teachers.cross_tokenizer.translation import Translator
-from lightning_opd.types import LinearHead, SampledTokens, TeacherScores, Trajectory, Turn
+from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import (
+    Cover,
+    PrefixProbabilities,
+    Reply,
+    TextSegment,
+)
 
-IMPOSSIBLE = -1e3
-"""Stands in nats for a token to which the teacher gives no probability at all: bad, yet known."""
+NONCANONICAL_LOGPROB = -20.0
+"""Log-prob (nats) of a token with which the student's own tokenizer would not write the text: the teacher knows
+texts, not the student's ways to split them."""
 
 
-@torch.no_grad()
-def prefix_scores(
-    batch: SampledTokens, translator: Translator, scorer: Teacher, prefix_scorer: PrefixScorer, top_k: int = 0
-) -> TeacherScores:
-    """Score a batch by the credit `PrefixCredit`, reply by reply.
+@dataclass(frozen=True)
+class PrefixScores:
+    """What a reply's tokens are compared with.
 
     Args:
-        batch: Rollouts with their trajectories.
-        translator: From the student's tokens to the teacher's.
-        scorer: Reads trees of its own tokens.
-        prefix_scorer: Of both vocabularies.
-        top_k: Likeliest tokens of the student per position to report, if any.
-
-    Raises:
-        ValueError: The scorer has no states and no output layer to give.
+        logprobs: Log-prob (nats) of the bytes of each of the student's tokens after those before it.
+        is_scored: Which tokens have one.
+        starts: Log-prob (nats) of the reply before each of them.
     """
-    if not isinstance(scorer, ReadsTrees):
-        msg = (
-            f"The credit `PrefixCredit` takes whole distributions, and {type(scorer).__name__} has none to give. Use a "
-            "teacher in this process, or the credit `SpanCredit` or `ExactMatchCredit`."
-        )
-        raise ValueError(msg)
-    ids = batch.token_ids
-    replies = [
-        (row, columns, translator.prompt(turn.messages), prefix_tree(translator, ids[row, columns].tolist()))
-        for row, trajectory in enumerate(batch.trajectories)
-        for turn, columns in replies_of(trajectory, batch.response_mask[row].nonzero().squeeze(-1))
-    ]
-    packed = pack([prompt for _, _, prompt, _ in replies], [tree for *_, tree in replies], ids.device)
-    states, head = scorer.tree_hidden_states(*packed), scorer.output_head()
-    assert head is not None  # it read a tree
-    logprobs = torch.zeros_like(batch.rollout_logprobs)
-    aligned_mask = torch.zeros_like(batch.response_mask)
-    top_ids = top_logprobs = None
-    if top_k:
-        size = (*ids.shape, min(top_k, len(translator.student)))
-        top_ids, top_logprobs = ids.new_zeros(size), logprobs.new_full(size, -torch.inf)
-    for of_row, (row, columns, prompt, tree) in zip(states, replies, strict=True):
-        table = _Table(
-            of_row[len(prompt) - 1 : len(prompt) - 1 + len(tree.token_ids)],
-            head,
-            head.temperature or batch.temperature,
-            prefix_scorer,
-        )
-        student_ids = ids[row, columns].tolist()
-        reply = Reply(student_ids, tree.segments, tree.controls, table.before(tree), table.probabilities)
-        token_scores = prefix_scorer.score(reply)
-        logprobs[row, columns] = token_scores.logprobs.to(logprobs.dtype)
-        aligned_mask[row, columns] = token_scores.is_scored
-        if top_ids is not None and top_logprobs is not None:
-            step = max(1, MAX_CHUNK_ELEMENTS // len(prefix_scorer.student.order))
-            for first in range(0, len(student_ids), step):
-                part = range(first, min(first + step, len(student_ids)))
-                top = prefix_scorer.distributions(reply, token_scores, part).topk(top_ids.shape[-1])
-                top_ids[row, columns[part.start : part.stop]] = top.indices
-                top_logprobs[row, columns[part.start : part.stop]] = top.values.log().to(top_logprobs.dtype)
-    return TeacherScores(logprobs, aligned_mask, top_ids, top_logprobs)
+
+    logprobs: Float[Tensor, " student"]
+    is_scored: Bool[Tensor, " student"]
+    starts: Sequence[float]
 
 
-def replies_of(trajectory: Trajectory, columns: Tensor) -> list[tuple[Turn, Tensor]]:
-    """Return each reply of an episode with the columns of its tokens, given those of the student's tokens."""
-    turns = trajectory.turns or (Turn(trajectory.prompt.messages, 0, len(columns), trajectory.text),)
-    lengths = [turn.end - turn.start for turn in turns]
-    return list(zip(turns, torch.split(columns, lengths), strict=True))
+def prefix_scores(reply: Reply, sums: PrefixProbabilities) -> PrefixScores:
+    """Return the log-probs (float64) of the student's tokens of a reply.
+
+    Token i gets log P(tokens ≤ i) − log P(tokens < i), where P is the probability that the teacher's text begins with
+    these bytes. If the student has longer tokens that begin like token i, texts that go on to those are taken off P:
+    the student would have split them otherwise. No score therefore says what follows, and the scores of a reply add
+    up to the teacher's log-prob of its text.
+
+    Exact for a teacher that generates only its tokenizer's own tokenisations, if their beginnings are tokenisations of
+    its own, too (byte-pair encodings; nearly so where a pattern splits the text first), but for one thing: where it
+    begins a longer token of the student with several tokens of its own that leave the text, it is taken to finish it.
+
+    Args:
+        reply: The reply, and what the teacher says about it.
+        sums: Of both vocabularies.
+
+    Reference:
+        Vieira et al., From language models over tokens to language models over characters (2024).
+    """
+    num = len(reply.student_ids)
+    logprobs, is_scored, starts = [0.0] * num, [False] * num, [0.0] * num
+    ends: dict[int, float] = {}  # log P after the last student token of a segment
+    log_sums = iter(sums.log_sums(_terms(reply, sums), reply))
+    for segment in reply.segments:
+        least, begin = _least(segment, reply.before), segment.student_spans[0][0]
+        start = max(next(log_sums), least[begin])
+        last = start if begin else reply.before[segment.root]
+        later = -math.inf if segment.next_node is None else reply.before[segment.next_node]
+        whole = [(max(next(log_sums), least[end]), next(log_sums)) for _, end in segment.student_spans]
+        reached = _reached(whole, segment.is_canonical, later)
+        for i, ((begins, _), own, is_canonical) in enumerate(zip(whole, reached, segment.is_canonical, strict=True)):
+            index = segment.first_student + i
+            starts[index], is_scored[index] = last, True
+            logprobs[index] = (own if is_canonical else begins + NONCANONICAL_LOGPROB) - last
+            last = own if is_canonical else begins
+        ends[segment.first_student + len(whole) - 1] = last
+    for index, node, node_before in reply.controls:
+        starts[index], is_scored[index] = ends.get(index - 1, reply.before[node_before]), True
+        logprobs[index] = reply.before[node] - starts[index]
+    for index in range(num):  # what follows a token that the teacher's model does not know
+        if not math.isfinite(logprobs[index]):
+            logprobs[index], is_scored[index] = 0.0, False
+    return PrefixScores(
+        torch.tensor(logprobs, dtype=torch.float64, device=sums.device),
+        torch.tensor(is_scored, dtype=torch.bool, device=sums.device),
+        starts,
+    )
 
 
-class _Table:
-    """What the teacher says at the nodes of one tree, computed for a range of nodes at a time."""
+def _terms(reply: Reply, sums: PrefixProbabilities) -> list[Sequence[Cover]]:
+    """Return the covers to sum up: of each segment's begin, then two lists for each of its student tokens."""
+    terms: list[Sequence[Cover]] = []
+    for segment in reply.segments:
+        terms.append(sums.covers(segment, segment.student_spans[0][0]))
+        for index, (_, end) in enumerate(segment.student_spans):
+            terms += [sums.covers(segment, end), sums.longer_covers(segment, index)]
+    return terms
 
-    def __init__(
-        self, states: Float[Tensor, "nodes hidden"], head: LinearHead, temperature: float, prefix_scorer: PrefixScorer
-    ) -> None:
-        self._states, self._head, self._temperature, self._prefix_scorer = states, head, temperature, prefix_scorer
-        self._last: tuple[range, Tensor] | None = None
 
-    def _logprobs(self, nodes: range) -> Float[Tensor, "nodes vocab"]:
-        return log_softmax(self._head.logits(self._states[nodes.start : nodes.stop]), self._temperature)
+def _least(segment: TextSegment, before: Sequence[float]) -> list[float]:
+    """Return a lower bound of log P of each beginning: its most likely single tokenisation, or a longer one's.
 
-    def probabilities(self, nodes: range) -> Float[Tensor, "nodes vocab"]:
-        """Return what `Reply` asks for; the last answer is kept."""
-        if self._last is None or self._last[0] != nodes:
-            self._last = nodes, self._prefix_scorer.sort(self._logprobs(nodes))
-        return self._last[1]
+    It replaces a sum of masses that rounding has swallowed (P below the precision of a cumulative sum).
+    """
+    least, later = [], -math.inf
+    for node in reversed(segment.nodes):
+        later = later if node is None else max(later, before[node])
+        least.append(later)
+    return least[::-1]
 
-    def before(self, tree: PrefixTree) -> list[float]:
-        """Return the log-prob (nats) of the tokens up to each node; −inf beyond one that the model does not know."""
-        device = self._states.device
-        parents, ids = (torch.tensor(x[1:], dtype=torch.long, device=device) for x in (tree.parents, tree.token_ids))
-        own = torch.full(ids.shape, -torch.inf, dtype=torch.float64, device=device)
-        is_known = ids < self._head.vocab_size
-        for nodes in self._prefix_scorer.chunks(tree.parents[1:]):
-            inside = is_known & (parents >= nodes.start) & (parents < nodes.stop)
-            logprobs = self._logprobs(nodes).double()[parents[inside] - nodes.start, ids[inside]]
-            own[inside] = logprobs.clamp(min=IMPOSSIBLE)
-        before = [0.0]
-        for parent, logprob in zip(tree.parents[1:], own.tolist(), strict=True):
-            before.append(before[parent] + logprob)
-        return before
+
+def _reached(whole: Sequence[tuple[float, float]], is_canonical: Sequence[bool], later: float) -> list[float]:
+    """Return log P up to each token: of its bytes, less the texts that go on to a longer token.
+
+    The difference may round to less than what the reply itself did afterwards, or to nothing. P never increases along
+    a text, so that the value at the next token is a lower bound; hence the loop from the end.
+
+    Args:
+        whole: For each token log P of the bytes up to its end, and of the texts that go on to a longer token.
+        is_canonical: Whether the student's tokenizer splits the text there.
+        later: log P at the control token after the text.
+    """
+    reached = []
+    for (begins, goes_on), counts in zip(reversed(whole), reversed(is_canonical), strict=True):
+        fraction = math.exp(min(goes_on - begins, 0.0)) if begins > -math.inf else 1.0
+        own = begins + math.log1p(-fraction) if fraction < 1 else -math.inf
+        own = min(max(own, later), begins)
+        reached.append(own)
+        later = own if counts else -math.inf
+    return reached[::-1]

@@ -1,4 +1,4 @@
-"""A reply in a teacher's tokens, whichever way it may go on: the tokenisations of all its beginnings, as a tree."""
+"""A reply in a teacher's tokens, however it may go on: the tokenisations of all its beginnings, as a tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lightning_opd.teachers.cross_tokenizer.prefixes import TextSegment
+from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import TextSegment
 from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
 from lightning_opd.teachers.cross_tokenizer.translation import Translator, without_lead
 
@@ -20,13 +20,14 @@ from lightning_opd.teachers.cross_tokenizer.translation import Translator, witho
 class PrefixTree:
     """The teacher's tokens of all beginnings of a reply.
 
-    A teacher that reads `1+6=7` may begin with the token `1+`, and reads `1+6=10` from the token `1` on: what it
-    thinks of the `6` takes both. A beginning of n bytes ends at one node, so that there are about as many as bytes.
+    A teacher that reads `1+6=7` may begin with the token `1+`, and reads `1+6=10` from the token `1` on: its
+    probability of the `6` takes both. A beginning of n bytes ends at one node, so that there are about as many nodes
+    as bytes.
 
     Args:
-        token_ids: The teacher's token at each node; node 0 is the end of the prompt, and none.
-        parents: The node before each.
-        stretches: The text between control tokens.
+        token_ids: The teacher's token at each node; node 0 is the end of the prompt and has none.
+        parents: The node before each; always a smaller number.
+        segments: The text between control tokens.
         controls: (student index, node, node before) of control tokens that both sides have.
     """
 
@@ -45,7 +46,7 @@ class PrefixTree:
         return self._children[node, token_id]
 
     def descendant(self, node: int, token_ids: Sequence[int]) -> int:
-        """Return the node at the end of a run of tokens."""
+        """Return the node at the end of a sequence of tokens after another node."""
         for token_id in token_ids:
             node = self.child(node, token_id)
         return node
@@ -57,75 +58,102 @@ def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
     Control tokens become their counterparts; one without a counterpart is shown as its text and gets no score. After
     text that the teacher's tokenizer does not spell (it normalises), nothing gets one.
     """
-    tree, node, place = PrefixTree(), 0, 0
-    controls = translator.roles
-    for is_control, run in groupby(token_ids, lambda i: i in controls.student_ids):
+    tree, node, start = PrefixTree(), 0, 0
+    roles = translator.roles
+    for is_control, run in groupby(token_ids, lambda i: i in roles.student_ids):
         tokens = list(run)
         if not is_control:
-            following = token_ids[place + len(tokens) : place + len(tokens) + 1]
-            next_id = controls.pairs.get(following[0]) if following else None
-            end = _add_text(tree, node, translator, tokens, place, next_id)
+            following = token_ids[start + len(tokens) : start + len(tokens) + 1]
+            next_id = roles.pairs.get(following[0]) if following else None
+            end = _add_text(tree, node, translator, tokens, start, next_id)
             if end is None:
                 return tree
             node = end
         else:
-            for offset, token_id in enumerate(tokens):
+            for index, token_id in enumerate(tokens, start):
                 before = node
-                if token_id in controls.pairs:
-                    node = tree.child(before, controls.pairs[token_id])
-                    tree.controls.append((place + offset, node, before))
+                if token_id in roles.pairs:
+                    node = tree.child(before, roles.pairs[token_id])
+                    tree.controls.append((index, node, before))
                 else:
                     text = str(translator.student.convert_ids_to_tokens(token_id)).encode()
                     node = tree.descendant(before, translator.teacher_spelling.encode(text))
-        place += len(tokens)
+        start += len(tokens)
     return tree
 
 
 def _add_text(
-    tree: PrefixTree, root: int, translator: Translator, token_ids: list[int], place: int, next_id: int | None
+    tree: PrefixTree, root: int, translator: Translator, token_ids: list[int], index: int, next_id: int | None
 ) -> int | None:
-    """Add a stretch of text; return the node at its end, or None where the teacher cannot spell it."""
-    lead, own_lead = (translator.teacher_lead, translator.student_lead) if place == 0 else (b"", b"")
+    """Add a segment of text; return the node at its end, or None where the teacher cannot spell it.
+
+    Args:
+        tree: To add to.
+        root: The node before the text.
+        translator: From the student's tokens to the teacher's.
+        token_ids: The student's tokens of the segment.
+        index: Of the first of them in the reply.
+        next_id: The teacher's control token after the text, if any.
+    """
+    # at the start of a reply the templates put text before it, which the student did not generate
+    lead, own_lead = (translator.teacher_lead, translator.student_lead) if index == 0 else (b"", b"")
     ours, theirs = translator.student_spelling, translator.teacher_spelling
-    pieces = without_lead([ours.piece(i) for i in token_ids], own_lead)
-    text = b"".join(pieces)
-    whole = lead + text
-    nodes = [root, *(_node(tree, root, theirs, whole[:length]) for length in range(1, len(whole) + 1))]
+    token_bytes = without_lead([ours.token_bytes(i) for i in token_ids], own_lead)
+    text = b"".join(token_bytes)
+    nodes = _nodes(tree, root, theirs, lead + text)
     end = nodes[-1]
     if end is None:
         return None
-    node, length = end, len(whole)
-    while node != root:  # what was written itself is among the beginnings, even where a half character is cut otherwise
-        nodes[length] = node
-        node, length = tree.parents[node], length - len(theirs.piece(tree.token_ids[node]))
-    num_lead = next((n for n, piece in enumerate(pieces) if piece), len(pieces))
-    if num_lead == len(pieces):
+    num_lead = next((n for n, token in enumerate(token_bytes) if token), len(token_bytes))
+    if num_lead == len(token_bytes):  # nothing but lead
         return end
-    spans = spans_of(pieces[num_lead:], text)
-    native = spans_of(without_lead([ours.piece(i) for i in ours.encode(own_lead + text)], own_lead), text)
+    spans = spans_of(token_bytes[num_lead:], text)
+    canonical = without_lead([ours.token_bytes(i) for i in ours.encode(own_lead + text)], own_lead)
+    canonical_spans = spans_of(canonical, text)
     tree.segments.append(
         TextSegment(
-            whole,
-            [(begin + len(lead), stop + len(lead)) for begin, stop in spans],
-            [span in native for span in spans],
-            place + num_lead,
-            nodes,
-            None if next_id is None else tree.child(end, next_id),
+            text=lead + text,
+            student_spans=[(begin + len(lead), stop + len(lead)) for begin, stop in spans],
+            is_canonical=[span in canonical_spans for span in spans],
+            first_student=index + num_lead,
+            nodes=nodes,
+            next_node=None if next_id is None else tree.child(end, next_id),
         )
     )
     return end
 
 
+def _nodes(tree: PrefixTree, root: int, spelling: ByteSpelling, text: bytes) -> list[int | None]:
+    """Add the tokenisations of all beginnings of a text; return the node at the end of each, by number of bytes."""
+    nodes = [root, *(_node(tree, root, spelling, text[:length]) for length in range(1, len(text) + 1))]
+    end, length = nodes[-1], len(text)
+    if end is None:
+        return nodes
+    # A beginning that ends inside a character may be tokenised otherwise than the whole text. The nodes on the path
+    # of the whole text take precedence: the sum of a token's scores must be the log-prob of that path.
+    node = end
+    while node != root:
+        nodes[length] = node
+        node, length = tree.parents[node], length - len(spelling.token_bytes(tree.token_ids[node]))
+    return nodes
+
+
 def _node(tree: PrefixTree, root: int, spelling: ByteSpelling, text: bytes) -> int | None:
-    """Return the node at the end of a beginning, or None where the tokenizer does not spell it."""
+    """Return the node at the end of a text, or None where the tokenizer does not spell it."""
     token_ids = spelling.encode(text)
-    if b"".join(spelling.piece(i) for i in token_ids) != text:
+    if b"".join(spelling.token_bytes(i) for i in token_ids) != text:
         return None
     return tree.descendant(root, token_ids)
 
 
 class Packed(NamedTuple):
-    """Prompts with a tree of continuations after each, right padded."""
+    """Prompts with a tree of continuations after each, padded on the right.
+
+    Args:
+        token_ids: Prompt, then the tokens of the tree in the order of its nodes.
+        attention_mask: `attention_mask[b, t, u]`: token t reads token u.
+        position_ids: Of each token in its own branch.
+    """
 
     token_ids: Int[Tensor, "batch time"]
     attention_mask: Bool[Tensor, "batch time time"]
@@ -133,7 +161,7 @@ class Packed(NamedTuple):
 
 
 def pack(prompts: Sequence[Sequence[int]], trees: Sequence[PrefixTree], device: torch.device) -> Packed:
-    """Return what a model reads to know all continuations at once: every token sees its own beginning only."""
+    """Return what a model reads to score all branches in one forward: a token reads its own branch only."""
     lengths = [len(prompt) + len(tree.token_ids) - 1 for prompt, tree in zip(prompts, trees, strict=True)]
     longest = max(lengths, default=0)
     token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -146,8 +174,8 @@ def pack(prompts: Sequence[Sequence[int]], trees: Sequence[PrefixTree], device: 
         attention_mask[row, :num, :num] = torch.ones(num, num, dtype=torch.bool).tril()
         depths = [num - 1]
         for node, parent in enumerate(tree.parents[1:], 1):
-            place, place_before = num - 1 + node, num - 1 + parent
-            attention_mask[row, place] |= attention_mask[row, place_before]
+            column, parent_column = num - 1 + node, num - 1 + parent  # node 0 is the prompt's last token
+            attention_mask[row, column] |= attention_mask[row, parent_column]
             depths.append(depths[parent] + 1)
         position_ids[row, num - 1 : size] = torch.tensor(depths)
     return Packed(token_ids.to(device), attention_mask.to(device), position_ids.to(device))

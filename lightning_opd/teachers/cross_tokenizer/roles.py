@@ -1,4 +1,4 @@
-"""Control tokens by what they do, so that they can travel between two tokenizers."""
+"""Control tokens by their role, so that one tokenizer's can be mapped to another's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "tool_call_open": ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<｜tool▁call▁begin｜>"),  # noqa: RUF001  # DeepSeek's
     "tool_call_close": ("</tool_call>", "<｜tool▁call▁end｜>"),  # noqa: RUF001  # DeepSeek's
 }
-"""Role → how model families write it; a role is found only where it is one token."""
+"""Role → its tokens in model families; a role is found only where it is one token."""
 
 ROLES = (END_OF_TURN, *SPELLINGS)
 
@@ -47,9 +47,9 @@ def role_table(
 ) -> RoleTable:
     """Find the counterpart of each of the student's control tokens.
 
-    In order of precedence: what is given; control tokens written alike, except an end of turn that is
-    none to the teacher; ends of a turn (the stop token, and the token with which the chat template
-    closes a reply); roles by their known spellings.
+    In order of precedence: what is given; control tokens of the same name, except an end of turn that does not end
+    the teacher's turns; ends of a turn (the stop token, and the token with which the chat template closes a reply);
+    roles by their known spellings.
 
     Args:
         student: The student's tokenizer.
@@ -86,7 +86,7 @@ def role_table(
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Return the added tokens that are no text: those marked special, and those with a known role."""
+    """Return name → id of the added tokens that are no text: those marked special, and those with a known role."""
     known = {token for spellings in SPELLINGS.values() for token in spellings}
     added = tokenizer.added_tokens_decoder
     return {str(entry): token_id for token_id, entry in added.items() if entry.special or str(entry) in known}
@@ -95,9 +95,9 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the control tokens that end a turn: first the one with which the chat template closes a reply."""
     _, after = reply_surroundings(tokenizer)
-    placed = [(after.find(token), token_id) for token, token_id in control_tokens(tokenizer).items() if token in after]
+    found = [(after.find(token), token_id) for token, token_id in control_tokens(tokenizer).items() if token in after]
     stop = tokenizer.eos_token_id
-    ends = [min(placed)[1]] if placed else []
+    ends = [min(found)[1]] if found else []
     return list(dict.fromkeys(ends if stop is None else [*ends, int(cast("int", stop))]))
 
 

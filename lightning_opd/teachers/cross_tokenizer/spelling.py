@@ -1,4 +1,4 @@
-"""A tokenizer without its control tokens: the bytes each token spells, and the tokens of plain text."""
+"""A tokenizer without its control tokens: the bytes of each token, and the tokens of plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 METASPACE = "▁"
-"""How SentencePiece writes a space."""
+"""SentencePiece's mark for a space."""
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -31,15 +31,15 @@ def byte_alphabet() -> dict[str, int]:
 class ByteSpelling:
     """Bytes of tokens and tokens of text, for byte-level and for SentencePiece tokenizers.
 
-    Control tokens spell nothing, and text that merely looks like one stays text. No space is added
-    before the text, so that pieces of one text are cut as they are inside it.
+    Control tokens have no bytes, and text that merely looks like one stays text. No space is added
+    before the text, so that a segment of a text is tokenised as it is inside the text.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer.
         control_ids: Tokens that are never text.
 
     Raises:
-        ValueError: The tokenizer does not say how its tokens spell bytes.
+        ValueError: The tokenizer does not say which bytes its tokens stand for.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: Iterable[int]) -> None:
@@ -65,13 +65,13 @@ class ByteSpelling:
             )
             raise ValueError(msg)
         self._alphabet = byte_alphabet()
-        self._pieces: dict[int, bytes] = {}
+        self._known: dict[int, bytes] = {}
 
-    def piece(self, token_id: int) -> bytes:
-        """Return the bytes a token spells: none for a control token, and for an id without a token."""
-        if token_id not in self._pieces:
-            self._pieces[token_id] = self._spell(token_id)
-        return self._pieces[token_id]
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token: none for a control token, and for an id without a token."""
+        if token_id not in self._known:
+            self._known[token_id] = self._spell(token_id)
+        return self._known[token_id]
 
     def _spell(self, token_id: int) -> bytes:
         token = self._vocabulary.get(token_id, "")
@@ -87,8 +87,8 @@ class ByteSpelling:
     def encode(self, text: bytes) -> list[int]:
         """Return the tokens of plain text, whatever it looks like.
 
-        Bytes that are no characters become tokens of single bytes, where there are such tokens: so a
-        model that writes them is scored for it.
+        Bytes that are no characters become tokens of single bytes, where there are such tokens, so that a
+        model that generates them is scored for it.
         """
         token_ids: list[int] = []
         rest = text
@@ -103,12 +103,12 @@ class ByteSpelling:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids if text else []
-        return [self._moved.get(token_id, token_id) for token_id in ids]
+        return [self._original_ids.get(token_id, token_id) for token_id in ids]
 
     @cached_property
     def _byte_ids(self) -> dict[int, int]:
-        single = {token_id: self.piece(token_id) for token_id in self._vocabulary}
-        return {piece[0]: token_id for token_id, piece in single.items() if len(piece) == 1}
+        known = {token_id: self.token_bytes(token_id) for token_id in self._vocabulary}
+        return {of_token[0]: token_id for token_id, of_token in known.items() if len(of_token) == 1}
 
     @cached_property
     def _encoder(self) -> Tokenizer:
@@ -127,36 +127,36 @@ class ByteSpelling:
         return Tokenizer.from_str(json.dumps(settings))
 
     @cached_property
-    def _moved(self) -> dict[int, int]:
-        """Id in the encoder → id in the tokenizer: added tokens are numbered anew where some are left out."""
+    def _original_ids(self) -> dict[int, int]:
+        """Id in the encoder → id in the tokenizer: added tokens get new numbers where some are left out."""
         kept = [e for e in self._settings["added_tokens"] if e["id"] not in self.control_ids]
         ids = ((self._encoder.token_to_id(e["content"]), e["id"]) for e in kept)
         return {new: old for new, old in ids if new is not None and new != old}
 
 
-def spans_of(pieces: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:
-    """Return the bytes of `text` that each piece covers, as far as the pieces spell it.
+def spans_of(token_bytes: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:
+    """Return the bytes of `text` that each token covers, as far as the tokens spell it.
 
-    Where a piece spells something else (a tokenizer that normalises, half a character), it and all
-    that follow cover nothing: an empty span at the place where the text is lost.
+    From the first token on that spells something else (a tokenizer that normalises, half a character), tokens cover
+    nothing: they get an empty span at the end of what was spelt.
 
     Args:
-        pieces: Bytes of each token.
+        token_bytes: Bytes of each token.
         text: What they should spell.
 
     Example:
         >>> spans_of([b"ab", b"c"], b"abc"), spans_of([b"ab", b"C"], b"abc")
         ([(0, 2), (2, 3)], [(0, 2), (2, 2)])
     """
-    spans, place = [], 0
-    pending = iter(pieces)
-    for piece in pending:
-        if not text.startswith(piece, place):
-            spans.append((place, place))
+    spans, start = [], 0
+    pending = iter(token_bytes)
+    for token in pending:
+        if not text.startswith(token, start):
+            spans.append((start, start))
             break
-        spans.append((place, place + len(piece)))
-        place += len(piece)
-    return spans + [(place, place) for _ in pending]
+        spans.append((start, start + len(token)))
+        start += len(token)
+    return spans + [(start, start) for _ in pending]
 
 
 def _types(node: object) -> set[str]:

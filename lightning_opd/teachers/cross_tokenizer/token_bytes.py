@@ -1,4 +1,4 @@
-"""The bytes of a vocabulary's tokens, and which tokens begin like a text."""
+"""The bytes of a vocabulary's tokens, sorted, so that the tokens that begin with a text are one range of indices."""
 
 from __future__ import annotations
 
@@ -7,53 +7,65 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 CACHE_SIZE = 2**18
+"""Most answers kept of one question."""
 
 
 class TokenBytes:
     """The bytes of a vocabulary's tokens, sorted.
 
+    An *index* below counts in sorted order: `sorted_bytes[index]` are the bytes of the token `sorted_ids[index]`.
+
     Args:
-        pieces: Bytes of each token id; empty for a control token.
+        token_bytes: Bytes of each token id; empty for a control token.
     """
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
         """Sort the tokens."""
-        self.order = sorted(range(len(pieces)), key=lambda token_id: pieces[token_id])
-        self.pieces = [pieces[token_id] for token_id in self.order]
-        self.longest = max(map(len, pieces), default=0)
+        self.sorted_ids = sorted(range(len(token_bytes)), key=lambda token_id: token_bytes[token_id])
+        self.sorted_bytes = [token_bytes[token_id] for token_id in self.sorted_ids]
+        self.max_bytes = max(map(len, token_bytes), default=0)
         self.beginning_with = lru_cache(CACHE_SIZE)(self._beginning_with)
-        self.longer_than = lru_cache(CACHE_SIZE)(self._longer_than)
+        self.extensions = lru_cache(CACHE_SIZE)(self._extensions)
 
-    def spelling(self, text: bytes) -> range:
-        """Return the places, in sorted order, of the tokens that spell a text."""
-        return range(bisect_left(self.pieces, text), bisect_right(self.pieces, text))
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.sorted_ids)
+
+    def equal_to(self, text: bytes) -> range:
+        """Return the indices of the tokens whose bytes are the text."""
+        return range(bisect_left(self.sorted_bytes, text), bisect_right(self.sorted_bytes, text))
 
     def _beginning_with(self, text: bytes) -> range:
-        """Return the places of the tokens that begin with a text."""
-        first = bisect_left(self.pieces, text)
-        return range(first, bisect_right(self.pieces, text, first, key=lambda piece: piece[: len(text)]))
+        """Return the indices of the tokens that begin with the text."""
+        first = bisect_left(self.sorted_bytes, text)
+        return range(first, bisect_right(self.sorted_bytes, text, first, key=lambda token: token[: len(text)]))
 
     def first_tokens(self, text: bytes) -> list[int]:
-        """Return the tokens that may stand first in a text that begins like this, cut into the longest pieces.
+        """Return the ids of the tokens that may come first in a text that begins like this, longest match first.
 
-        One where the beginning settles it; the longest piece in it and all that go on where it does not.
+        One token if the beginning decides it; otherwise the longest token inside it and all that go beyond it.
         """
-        longest = next((places for n in range(len(text), 0, -1) if (places := self.spelling(text[:n]))), range(0))
-        longer = [place for place in self.beginning_with(text) if len(self.pieces[place]) > len(text)]
-        return [self.order[place] for place in (*longest[:1], *longer)]
+        longest = next((indices for n in range(len(text), 0, -1) if (indices := self.equal_to(text[:n]))), range(0))
+        longer = [index for index in self.beginning_with(text) if len(self.sorted_bytes[index]) > len(text)]
+        return [self.sorted_ids[index] for index in (*longest[:1], *longer)]
 
-    def _longer_than(self, text: bytes) -> tuple[bytes, ...]:
-        """Return the shortest pieces that begin with a text and go on, so that none begins another one."""
+    def _extensions(self, text: bytes) -> tuple[bytes, ...]:
+        """Return the shortest tokens that begin with the text and go on, so that none begins another one."""
         found: list[bytes] = []
-        for place in self.beginning_with(text):
-            piece = self.pieces[place]
-            if len(piece) > len(text) and not (found and piece.startswith(found[-1])):
-                found.append(piece)
+        for index in self.beginning_with(text):
+            token = self.sorted_bytes[index]
+            if len(token) > len(text) and not (found and token.startswith(found[-1])):
+                found.append(token)
         return tuple(found)
 
 
 def union(ranges: Sequence[range]) -> list[tuple[int, int]]:
-    """Return ranges of the same places of which no two overlap."""
+    """Return (first, stop) of ranges that hold the same indices, of which no two overlap.
+
+    Example:
+        >>> union([range(5, 7), range(2), range(6, 9)])
+        [(0, 2), (5, 9)]
+    """
     merged: list[tuple[int, int]] = []
     for one in sorted((r.start, r.stop) for r in ranges if r):
         if merged and one[0] <= merged[-1][1]:

@@ -1,11 +1,11 @@
-"""What a student generated, in the tokens of a teacher that has another tokenizer."""
+"""What a student generated, translated into the tokens of a teacher that has another tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.teachers.cross_tokenizer.roles import RoleTable, role_table
@@ -15,6 +15,9 @@ from lightning_opd.types import Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Split: TypeAlias = Callable[[list[bytes]], list[bytes]]
+"""From the bytes of the student's tokens of a text segment to the parts that the teacher tokenises one by one."""
 
 
 @dataclass
@@ -41,10 +44,10 @@ class Translation:
 class Translator:
     """Renders prompts by the teacher's own template, and re-encodes the student's replies.
 
-    Text is cut by the teacher's tokenizer as it would cut it natively, between control tokens and
-    apart from the prompt. Control tokens become their counterparts; one without a counterpart is shown
-    to the teacher as its text and stays unaligned. Two tokenizers of one vocabulary need no
-    translation: the tokens themselves are kept, however the student came to write them.
+    The teacher's tokenizer splits each segment of text between control tokens, apart from the prompt, as it would
+    split any text. Control tokens become their counterparts; the teacher is shown one without a counterpart as its
+    text, and that token stays unaligned. Two tokenizers with one vocabulary need no translation: the student's tokens
+    are kept, even those with which its tokenizer would not write the text.
 
     Args:
         student: The student's tokenizer.
@@ -54,8 +57,8 @@ class Translator:
     Attributes:
         is_identity: Whether both have one vocabulary.
         is_verbatim: Whether whole episodes have the same tokens on both sides.
-        student_lead: What the student's template puts before a reply.
-        teacher_lead: What the teacher's does.
+        student_lead: Text (bytes) that the student's template puts before a reply.
+        teacher_lead: The same of the teacher's template.
     """
 
     def __init__(
@@ -80,10 +83,10 @@ class Translator:
     def shared_tokens(self) -> dict[int, int]:
         """Return the student's id of each of the teacher's tokens that it has too: of the same bytes, or role."""
         ours, theirs = (
-            {spelling.piece(i): i for i in sorted(tokenizer.get_vocab().values(), reverse=True)}
+            {spelling.token_bytes(i): i for i in sorted(tokenizer.get_vocab().values(), reverse=True)}
             for spelling, tokenizer in ((self.student_spelling, self.student), (self.teacher_spelling, self.teacher))
         )
-        text = {theirs[piece]: token_id for piece, token_id in ours.items() if piece and piece in theirs}
+        text = {theirs[token]: token_id for token, token_id in ours.items() if token and token in theirs}
         return {**text, **{other: own for own, other in self.roles.pairs.items()}}
 
     def prompt(self, messages: Messages) -> list[int]:
@@ -104,31 +107,30 @@ class Translator:
             )
             raise ValueError(msg) from error
 
-    def reply(self, token_ids: Sequence[int], cut: Callable[[list[bytes]], list[bytes]] | None = None) -> Translation:
+    def reply(self, token_ids: Sequence[int], split: Split | None = None) -> Translation:
         """Return a reply of the student in the teacher's tokens.
 
         Args:
             token_ids: What the student generated, the stop token included.
-            cut: Maps the student's pieces of a stretch of text to the stretches that the teacher
-                tokenises one by one; by default the text is one.
+            split: Which parts of a text segment the teacher tokenises one by one; by default the segment is one.
         """
         out = Translation()
         if self.is_identity:
             out.add([self.roles.pairs.get(i, i) for i in token_ids], is_response=True)
             out.alignment = Alignment.identity(len(token_ids))
             return out
-        is_lost, place = False, 0
+        is_lost, start = False, 0
         for is_control, run in groupby(token_ids, lambda i: i in self.roles.student_ids):
             tokens = list(run)
             if is_control:
                 for offset, token_id in enumerate(tokens):
-                    self._add_control(out, token_id, place + offset, is_lost=is_lost)
+                    self._add_control(out, token_id, start + offset, is_lost=is_lost)
             else:
-                is_lost = self._add_text(out, tokens, place, cut, is_lost=is_lost)
-            place += len(tokens)
+                is_lost = self._add_text(out, tokens, start, split, is_lost=is_lost)
+            start += len(tokens)
         return out
 
-    def _add_control(self, out: Translation, token_id: int, place: int, *, is_lost: bool) -> None:
+    def _add_control(self, out: Translation, token_id: int, index: int, *, is_lost: bool) -> None:
         if token_id not in self.roles.pairs:
             out.add(
                 self.teacher_spelling.encode(str(self.student.convert_ids_to_tokens(token_id)).encode()),
@@ -136,46 +138,53 @@ class Translator:
             )
             return
         if not is_lost:
-            out.alignment = out.alignment.then(Alignment.identity(1), place, sum(out.response_mask))
+            out.alignment = out.alignment.then(Alignment.identity(1), index, sum(out.response_mask))
         out.add([self.roles.pairs[token_id]], is_response=True)
 
     def _add_text(
-        self,
-        out: Translation,
-        token_ids: list[int],
-        place: int,
-        cut: Callable[[list[bytes]], list[bytes]] | None,
-        *,
-        is_lost: bool,
+        self, out: Translation, token_ids: list[int], index: int, split: Split | None, *, is_lost: bool
     ) -> bool:
-        """Append a stretch of text; return whether the teacher's tokens no longer spell the student's bytes."""
-        pieces = [self.student_spelling.piece(i) for i in token_ids]
+        """Append a segment of text; return whether the teacher's tokens no longer spell the student's bytes.
+
+        Args:
+            out: To append to.
+            token_ids: The student's tokens of the segment.
+            index: Of the first of them in the reply.
+            split: See `reply`.
+            is_lost: Whether an earlier segment was not spelt: then nothing is aligned any more.
+        """
+        ours = [self.student_spelling.token_bytes(i) for i in token_ids]
         lead = b""
-        if place == 0:  # what a template puts before a reply is not the student's, on either side
+        if index == 0:  # the student did not generate what a template puts before a reply, on either side
             lead = self.teacher_lead
-            pieces = without_lead(pieces, self.student_lead)
-        text = b"".join(pieces)
-        if cut is None:
-            theirs = self.teacher_spelling.encode(lead + text)
+            ours = without_lead(ours, self.student_lead)
+        text = b"".join(ours)
+        if split is None:
+            their_ids = self.teacher_spelling.encode(lead + text)
         else:
-            theirs = [i for segment in (lead, *cut(pieces)) for i in self.teacher_spelling.encode(segment)]
-        their_pieces = without_lead([self.teacher_spelling.piece(i) for i in theirs], lead)
-        num_lead = next((n for n, piece in enumerate(their_pieces) if piece), len(theirs))
-        out.add(theirs[:num_lead], is_response=False)
+            their_ids = [i for part in (lead, *split(ours)) for i in self.teacher_spelling.encode(part)]
+        theirs = without_lead([self.teacher_spelling.token_bytes(i) for i in their_ids], lead)
+        num_lead = next((n for n, token in enumerate(theirs) if token), len(their_ids))
+        out.add(their_ids[:num_lead], is_response=False)
         first = sum(out.response_mask)
-        out.add(theirs[num_lead:], is_response=True)
-        spans = spans_of(their_pieces[num_lead:], text)
+        out.add(their_ids[num_lead:], is_response=True)
+        spans = spans_of(theirs[num_lead:], text)
         if not is_lost:
-            out.alignment = out.alignment.then(align(spans_of(pieces, text), spans), place, first)
+            out.alignment = out.alignment.then(align(spans_of(ours, text), spans), index, first)
         return is_lost or max((end for _, end in spans), default=0) < len(text)
 
 
-def without_lead(pieces: list[bytes], lead: bytes) -> list[bytes]:
-    """Return the pieces without the given beginning, if they begin with it."""
-    if not b"".join(pieces).startswith(lead):
-        return pieces
-    rest, left = [], len(lead)
-    for piece in pieces:
-        rest.append(piece[left:])
-        left = max(0, left - len(piece))
+def each_token(token_bytes: list[bytes]) -> list[bytes]:
+    """Split a text segment at every token of the student."""
+    return token_bytes
+
+
+def without_lead(token_bytes: list[bytes], lead: bytes) -> list[bytes]:
+    """Return the bytes of tokens without those of `lead`, if together they begin with it."""
+    if not b"".join(token_bytes).startswith(lead):
+        return token_bytes
+    rest, num_left = [], len(lead)
+    for token in token_bytes:
+        rest.append(token[num_left:])
+        num_left = max(0, num_left - len(token))
     return rest

@@ -23,14 +23,14 @@ def test_the_report_says_what_was_lost(world: Path, foreign: Path) -> None:
     assert abs(report.worst[0].log_ratio) == pytest.approx(float(log_ratio.abs().max()))
     assert len(report.worst) == 10
     for token in report.worst:
-        assert len(token.student_pieces) == len(token.teacher_pieces) == 1  # strict
+        assert len(token.student_tokens) == len(token.teacher_tokens) == 1  # strict
     assert 0 < report.dominant_fraction <= 1
     ids = {int(i) for i in batch.token_ids[batch.aligned_mask]}
     assert report.dominant_token in {teacher.translator.student.decode([i]) for i in ids}
 
 
 def test_the_report_compares_native_spliced_and_spelt_texts(world: Path, foreign: Path) -> None:
-    """With one tokenizer the student's pieces are the native ones only where it wrote natively."""
+    """With one tokenizer the three differ only where the student does not split a text as its tokenizer would."""
     teacher = foreign_teacher(world, foreign)
     report = cross_tokenizer_report(teacher, scored_batch(world, teacher))
     assert len({report.native, report.spliced, report.per_character}) == 3

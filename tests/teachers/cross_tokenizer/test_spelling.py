@@ -21,7 +21,7 @@ def spelling(name: str) -> ByteSpelling:
 
 
 def spelt(speller: ByteSpelling, token_ids: list[int]) -> bytes:
-    return b"".join(map(speller.piece, token_ids))
+    return b"".join(map(speller.token_bytes, token_ids))
 
 
 @every_family
@@ -46,14 +46,14 @@ def test_text_that_looks_like_a_control_token_stays_text(name: str) -> None:
         assert not speller.control_ids & set(token_ids)
         assert spelt(speller, token_ids) == f"a{token}b".encode()
     for token_id in speller.control_ids:
-        assert speller.piece(token_id) == b""
+        assert speller.token_bytes(token_id) == b""
 
 
 @every_family
-@given(piece=st.binary(max_size=8))
-def test_bytes_that_are_no_characters_have_tokens_too(name: str, piece: bytes) -> None:
+@given(text=st.binary(max_size=8))
+def test_bytes_that_are_no_characters_have_tokens_too(name: str, text: bytes) -> None:
     speller = spelling(name)
-    assert spelt(speller, speller.encode(piece)) == piece
+    assert spelt(speller, speller.encode(text)) == text
 
 
 def test_the_byte_alphabet_is_that_of_the_tokenizers_library() -> None:
@@ -66,7 +66,7 @@ def test_the_byte_alphabet_is_that_of_the_tokenizers_library() -> None:
 
 
 def test_an_id_without_a_token_spells_nothing() -> None:
-    assert spelling("chatml").piece(10_000) == b""
+    assert spelling("chatml").token_bytes(10_000) == b""
 
 
 def with_added(*tokens: AddedToken) -> PreTrainedTokenizerFast:
@@ -96,7 +96,7 @@ def test_added_tokens_that_are_text_stay_text_and_keep_their_ids() -> None:
     [{"normalizer": normalizers.Prepend("▁")}, {"pre_tokenizer": pre_tokenizers.Metaspace()}],
     ids=["old", "new"],
 )
-def test_no_space_is_put_before_a_stretch_of_text(prefix: dict[str, object]) -> None:
+def test_no_space_is_put_before_a_segment_of_text(prefix: dict[str, object]) -> None:
     tokenizer = Tokenizer.from_str(family("gemma").backend_tokenizer.to_str())
     for part, value in prefix.items():
         setattr(tokenizer, part, value)
@@ -111,7 +111,7 @@ def test_a_normalising_tokenizer_is_followed_as_far_as_it_spells_the_text() -> N
     tokenizer.normalizer = normalizers.NFC()
     speller = ByteSpelling(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ())
     text = "one e\N{COMBINING ACUTE ACCENT} two"
-    spans = spans_of([speller.piece(i) for i in speller.encode(text.encode())], text.encode())
+    spans = spans_of([speller.token_bytes(i) for i in speller.encode(text.encode())], text.encode())
     assert max(end for _, end in spans) == len("one ")
     assert spans[-1] == (4, 4)
 

@@ -23,6 +23,8 @@ from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
+from lightning_opd.teachers.cross_tokenizer.report import score_views
+from lightning_opd.teachers.cross_tokenizer.views import teacher_batch, views_of
 from lightning_opd.types import RolloutBatch, SampledTokens, Signal, TeacherScores
 from tests.implementations import implementations
 from tests.teachers.cross_tokenizer.foreign import foreign_teacher, scored_batch
@@ -105,8 +107,8 @@ def test_the_sequence_credit_is_scored_in_the_teachers_native_tokens(has_end: bo
 def test_exact_match_scores_are_log_probs_of_single_tokens(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
     batch = scored_batch(world, teacher)
-    views = teacher.views(batch)
-    for row, (view, score) in enumerate(zip(views, teacher.score_views(views, batch), strict=True)):
+    views = views_of(batch, teacher.translator)
+    for row, (view, score) in enumerate(zip(views, score_views(teacher, batch, views), strict=True)):
         expected = {student: float(score[other]) for student, other in view.alignment.strict}
         kept = batch.aligned_mask[row, view.columns].nonzero().flatten().tolist()
         assert kept == list(expected)
@@ -165,30 +167,30 @@ def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path,
     assert any(bool(g.any()) for g in gradients[1].values())
 
 
-def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, foreign: Path) -> None:
+def test_likeliest_tokens_come_back_where_both_sides_tokenise_alike(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
     batch = scored_batch(world, teacher)
     scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
     assert scores.top_ids is not None
     assert scores.top_logprobs is not None
     ours, theirs = teacher.translator.student_spelling, teacher.translator.teacher_spelling
-    views = teacher.views(batch)
-    own = teacher.scorer.score(teacher._own_batch(views, batch), frozenset({Signal.TOP_LOGPROBS}))
-    student_pieces = {ours.piece(i) for i in range(len(teacher.translator.student))}
+    views = views_of(batch, teacher.translator)
+    own = teacher.scorer.score(teacher_batch(views, batch, teacher.translator), frozenset({Signal.TOP_LOGPROBS}))
+    student_tokens = {ours.token_bytes(i) for i in range(len(teacher.translator.student))}
     num_shared = num_missing = 0
     for row, view in enumerate(views):
         reply = [i for i, counts in enumerate(view.response_mask) if counts]
         for i, j in view.alignment.strict:
-            place = row, int(view.columns[i])
+            ours_at = row, int(view.columns[i])
             native = row, reply[j]
             for k, other in enumerate(own.top_ids[native].tolist()):
-                if scores.top_logprobs[place][k] > -torch.inf:
-                    token_id = int(scores.top_ids[place][k])
-                    assert ours.piece(token_id) == theirs.piece(other)
-                    assert scores.top_logprobs[place][k] == own.top_logprobs[native][k]
+                if scores.top_logprobs[ours_at][k] > -torch.inf:
+                    token_id = int(scores.top_ids[ours_at][k])
+                    assert ours.token_bytes(token_id) == theirs.token_bytes(other)
+                    assert scores.top_logprobs[ours_at][k] == own.top_logprobs[native][k]
                     num_shared += 1
                 else:
-                    assert other in theirs.control_ids or theirs.piece(other) not in student_pieces
+                    assert other in theirs.control_ids or theirs.token_bytes(other) not in student_tokens
                     num_missing += 1
     assert min(num_shared, num_missing) > 50
 
@@ -238,10 +240,8 @@ def test_a_prefix_needs_distributions(world: Path, foreign: Path) -> None:
             return self.model.score(tokens, signals)
 
     teacher = CrossTokenizerTeacher(str(foreign), PrefixCredit(), scorer=Served())
-    teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
-    teacher.setup(torch.device("cpu"))
     with pytest.raises(ValueError, match="takes whole distributions"):
-        scored_batch(world, teacher)
+        teacher.set_student_tokenizer(load_tokenizer(str(world / "student")))
 
 
 def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Path, tmp_path: Path) -> None:
@@ -321,12 +321,12 @@ class Ahead(AdvantageEstimator):
         (
             DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"),
             SpanCredit(),
-            r"cut the text alike.*Use `PrefixCredit`",
+            r"tokenise the text alike.*Use `PrefixCredit`",
         ),
         (
             PolicyGradient(),
             SpliceCredit(),
-            r"`math` scores sequences assembled from the student's pieces.*`ExactMatchCredit`",
+            r"`math` scores sequences assembled from the student's tokens.*`ExactMatchCredit`",
         ),
     ],
     ids=["looks ahead", "distributions", "top-k of runs", "splice"],

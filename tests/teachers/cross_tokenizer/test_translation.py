@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_opd.teachers.cross_tokenizer.translation import Translation, Translator
+from lightning_opd.teachers.cross_tokenizer.translation import Translation, Translator, each_token
 from lightning_opd.tokenization.chat import reply_surroundings
 from tests.teachers.cross_tokenizer.families import END_OF_TURN, FAMILIES, TEMPLATES, family
 from tests.teachers.cross_tokenizer.random_pairs import random_tokenizer, random_translator, seeds, texts
@@ -24,16 +24,16 @@ def translator(student: str, teacher: str) -> Translator:
 
 
 def check(translation: Translation, translator: Translator, token_ids: list[int], *, is_whole: bool) -> None:
-    """Check that aligned runs spell the same bytes, are disjoint, and in order."""
-    ours = [translator.student_spelling.piece(i) for i in token_ids]
+    """Check that aligned spans spell the same bytes, are disjoint, and in order."""
+    ours = [translator.student_spelling.token_bytes(i) for i in token_ids]
     kept = [i for i, counts in zip(translation.token_ids, translation.response_mask, strict=True) if counts]
-    theirs = [translator.teacher_spelling.piece(i) for i in kept]
+    theirs = [translator.teacher_spelling.token_bytes(i) for i in kept]
     spans = translation.alignment.spans
     for side in (0, 1):
-        places = [i for pair in spans for i in pair[side]]
-        assert places == sorted(set(places))
+        indices = [i for pair in spans for i in pair[side]]
+        assert indices == sorted(set(indices))
         if is_whole:
-            assert places == list(range(len((ours, theirs)[side])))
+            assert indices == list(range(len((ours, theirs)[side])))
     for student, teacher in spans:
         assert b"".join(ours[i] for i in student) == b"".join(theirs[i] for i in teacher)
     assert translation.alignment.strict == [(s[0], t[0]) for s, t in spans if len(s) == len(t) == 1]
@@ -143,10 +143,10 @@ def test_an_empty_reply_is_empty() -> None:
         assert translator(student, teacher).reply([]) == Translation()
 
 
-def test_pieces_can_be_cut_one_by_one() -> None:
+def test_tokens_can_be_translated_one_by_one() -> None:
     both = translator("chatml", "deepseek")
     token_ids = both.student_spelling.encode("15 😀".encode())
-    spliced = both.reply(token_ids, cut=lambda pieces: pieces)
+    spliced = both.reply(token_ids, split=each_token)
     assert all(len(student) == 1 for student, _ in spliced.alignment.spans)
     assert len(spliced.alignment.spans) == len(token_ids)
     assert spliced.token_ids != both.reply(token_ids).token_ids
@@ -168,8 +168,8 @@ def test_random_pairs_partition_random_texts(student: int, teacher: int, text: s
 def test_whatever_a_student_emits_is_aligned_where_it_can_be(
     student: int, teacher: int, noise: random.Random, length: int
 ) -> None:
-    """Random ids: half characters, control tokens anywhere, and texts that no tokenizer cuts that way."""
+    """Random ids: half characters, control tokens anywhere, and texts that no tokenizer splits that way."""
     both = random_translator(student, teacher)
     token_ids = [noise.randrange(len(random_tokenizer(student))) for _ in range(length)]
     check(both.reply(token_ids), both, token_ids, is_whole=both.is_identity)
-    check(both.reply(token_ids, cut=lambda pieces: pieces), both, token_ids, is_whole=both.is_identity)
+    check(both.reply(token_ids, split=each_token), both, token_ids, is_whole=both.is_identity)

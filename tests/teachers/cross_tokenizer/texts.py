@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.alignment import Alignment, align
-from lightning_opd.functional.credit import Credit, PrefixCredit
-from lightning_opd.teachers.cross_tokenizer.prefixes import PrefixScorer, Reply, TextSegment
+from lightning_opd.functional.credit import AlignedCredit, PrefixCredit
+from lightning_opd.teachers.cross_tokenizer.prefix_distributions import PrefixDistributions
+from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import PrefixProbabilities, Reply, TextSegment
+from lightning_opd.teachers.cross_tokenizer.prefix_scores import prefix_scores
 from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes
 
 WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
@@ -22,7 +24,7 @@ TEXTS = ["".join(letters) for letters in itertools.product("ab", repeat=3)]
 
 
 def tokens_of(text: str, merges: tuple[str, ...]) -> list[str]:
-    """Cut a text as a byte-pair encoding does."""
+    """Tokenise a text as a byte-pair encoding does."""
     tokens = list(text)
     for merge in merges:
         i = 0
@@ -44,7 +46,7 @@ def spans_of(tokens: list[str]) -> list[tuple[int, int]]:
 
 
 class Policy:
-    """A distribution over the native tokenisations of all texts: one softmax per prefix of tokens."""
+    """A distribution over the canonical tokenisations of all texts: one softmax per prefix of tokens."""
 
     def __init__(self, merges: tuple[str, ...]) -> None:
         self.sequences = [tokens_of(text, merges) for text in TEXTS]
@@ -58,7 +60,7 @@ class Policy:
         width = max(map(len, children.values()))
         state = {prefix: i for i, prefix in enumerate(children)}
         self.allowed = torch.tensor([[i < len(following) for i in range(width)] for following in children.values()])
-        self.places = [
+        self.indices = [
             torch.tensor([(state[tuple(t[:i])], children[tuple(t[:i])].index(t[i])) for i in range(len(t))])
             for t in self.sequences
         ]
@@ -69,7 +71,7 @@ class Policy:
     def logprobs(self, logits: Tensor) -> list[Tensor]:
         """Return the log-probs of the tokens of every text."""
         table = torch.log_softmax(logits.masked_fill(~self.allowed, -math.inf), dim=-1)
-        return [table[place[:, 0], place[:, 1]] for place in self.places]
+        return [table[index[:, 0], index[:, 1]] for index in self.indices]
 
     def vocabulary(self) -> list[str]:
         """Return every token that occurs."""
@@ -97,7 +99,7 @@ class Texts:
         self.teacher_logprobs = teacher.logprobs(teacher_logits)
         self._teacher_merges = teacher_merges
         ours, theirs = ([token.encode() for token in policy.vocabulary()] for policy in (self.student, teacher))
-        self._prefix_scorer = PrefixScorer(TokenBytes(ours), TokenBytes(theirs))
+        self._sums = PrefixProbabilities(TokenBytes(ours), TokenBytes(theirs))
         self.prefix_distributions: list[Tensor] = []
         self.prefix_token_scores = [
             self._prefix_token_scores(text, own, teacher, teacher_logits)
@@ -121,13 +123,13 @@ class Texts:
             if beginning:
                 parent = nodes[beginning[:-1]]
                 before[node] = before[parent] + float(table[parent, teacher.vocabulary().index(beginning[-1])])
-        places = [nodes[beginning] for beginning in beginnings]
-        segment = TextSegment(text.encode(), spans_of(own), [True] * len(own), 0, places, None)
+        ends = [nodes[beginning] for beginning in beginnings]
+        segment = TextSegment(text.encode(), spans_of(own), [True] * len(own), 0, ends, None)
         ids = [self.student.vocabulary().index(token) for token in own]
-        reply = Reply(ids, [segment], [], before, rows_of(self._prefix_scorer.sort(table)))
-        token_scores = self._prefix_scorer.score(reply)
+        reply = Reply(ids, [segment], [], before, rows_of(self._sums.sort(table)))
+        token_scores = prefix_scores(reply, self._sums)
         assert token_scores.is_scored.all()
-        self.prefix_distributions.append(self._prefix_scorer.distributions(reply, token_scores))
+        self.prefix_distributions.append(PrefixDistributions(self._sums)(reply, token_scores))
         return token_scores.logprobs
 
     def exact_gradient(self) -> Tensor:
@@ -136,7 +138,7 @@ class Texts:
         teacher = torch.stack([x.sum() for x in self.teacher_logprobs])
         return torch.autograd.grad((student.exp() * (teacher - student)).sum(), self.logits)[0]
 
-    def gradient(self, credit: Credit, estimator: AdvantageEstimator) -> Tensor:
+    def gradient(self, credit: AlignedCredit | PrefixCredit, estimator: AdvantageEstimator) -> Tensor:
         """Return the expected policy gradient E_y Σ_i Â_i ∇log π(a_i|s_i)."""
         total = self.logits.new_zeros(())
         for own, theirs, token_scores, alignment in zip(
@@ -146,15 +148,19 @@ class Texts:
             self.alignments,
             strict=True,
         ):
-            compared, is_aligned = credit(own.detach(), theirs, alignment)
-            if isinstance(credit, PrefixCredit):
-                compared, is_aligned = token_scores, torch.ones_like(own, dtype=torch.bool)
+            compared, is_aligned = (
+                credit(own.detach(), theirs, alignment)
+                if isinstance(credit, AlignedCredit)
+                else (token_scores, torch.ones_like(own, dtype=torch.bool))
+            )
             log_ratio = torch.where(is_aligned, compared - own.detach(), 0.0)
             advantages = torch.where(is_aligned, estimator(log_ratio[None], is_aligned[None])[0], 0.0)
             total = total + own.detach().sum().exp() * (advantages * own).sum()
         return torch.autograd.grad(total, self.logits)[0]
 
-    def fixed_point(self, credit: Credit, estimator: AdvantageEstimator, num_steps: int = 150) -> float:
+    def fixed_point(
+        self, credit: AlignedCredit | PrefixCredit, estimator: AdvantageEstimator, num_steps: int = 150
+    ) -> float:
         """Follow the expected gradient to its end; return the total variation from the teacher's texts."""
         self.logits = self.logits.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([self.logits], lr=0.1)

@@ -11,6 +11,7 @@ from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCred
 from lightning_opd.models import load_tokenizer
 from lightning_opd.rollouts.episodes import run_episodes
 from lightning_opd.teachers import LocalTeacher
+from lightning_opd.teachers.cross_tokenizer.views import views_of
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, Sampling, Signal, Trajectory
 from tests.agents import RandomEngine, ScriptedChat
@@ -42,7 +43,7 @@ def test_the_chat_before_each_reply_is_rendered_by_the_teachers_template(
     world: Path, foreign: Path, episodes: list[Trajectory]
 ) -> None:
     teacher, batch = foreign_teacher(world, foreign), rollouts(world, episodes)
-    views = teacher.views(batch)
+    views = views_of(batch, teacher.translator)
     turns = [turn for trajectory in episodes for turn in trajectory.turns]
     assert [len(trajectory.turns) for trajectory in episodes] == [1, 2] * 3
     assert len(views) == len(turns)
@@ -77,9 +78,9 @@ def test_every_turn_is_scored_as_if_it_stood_alone(
         ]
         single = teacher.score(rollouts(world, alone), LOGPROBS)
         for i, turn in enumerate(trajectory.turns):
-            length, place = turn.end - turn.start, slice(turn.start, turn.end)
-            assert torch.equal(scores.aligned_mask[row, place], single.aligned_mask[i, :length])
-            torch.testing.assert_close(scores.logprobs[row, place], single.logprobs[i, :length], atol=1e-4, rtol=1e-4)
+            length, columns = turn.end - turn.start, slice(turn.start, turn.end)
+            assert torch.equal(scores.aligned_mask[row, columns], single.aligned_mask[i, :length])
+            torch.testing.assert_close(scores.logprobs[row, columns], single.logprobs[i, :length], atol=1e-4, rtol=1e-4)
 
 
 def test_the_sequence_credit_is_that_of_all_turns(world: Path, foreign: Path, episodes: list[Trajectory]) -> None:

@@ -1,0 +1,175 @@
+"""The probability, under a teacher with other tokens, that its text begins with given bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
+from lightning_opd.teachers.cross_tokenizer.token_bytes import CACHE_SIZE, TokenBytes, union
+
+Cover = tuple[int, int, int]
+"""(node, first, stop): after `node` the teacher may generate any of its tokens with sorted index in [first, stop)."""
+
+
+@dataclass(frozen=True)
+class TextSegment:
+    """The text between two control tokens, and the teacher's tokens of all its beginnings.
+
+    Args:
+        text: Its bytes, with what the teacher's template puts before it.
+        student_spans: Begin and end of each student token in it, without gaps.
+        is_canonical: For each student token, whether the student's tokenizer splits the text there, too.
+        first_student: Index of its first student token in the reply.
+        nodes: `nodes[n]` is the node at which the teacher has generated the first n bytes; None where its tokenizer
+            cannot stop there.
+        next_node: The node of the control token after the text, if both sides have it.
+    """
+
+    text: bytes
+    student_spans: Sequence[tuple[int, int]]
+    is_canonical: Sequence[bool]
+    first_student: int
+    nodes: Sequence[int | None]
+    next_node: int | None
+
+    @property
+    def root(self) -> int:
+        """The node before the text."""
+        assert self.nodes[0] is not None
+        return self.nodes[0]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply, and what the teacher says at every node of the tree of its beginnings.
+
+    Args:
+        student_ids: The student's tokens.
+        segments: Its text, in order.
+        controls: (student index, node, node before) of the control tokens that both sides have.
+        before: Log-prob (nats) of the teacher's tokens up to and including each node.
+        probabilities: Returns, for a range of nodes, the probabilities of all the teacher's tokens after each, in
+            sorted order; see `PrefixProbabilities.sort`. Asked for no more nodes at once than a chunk holds.
+    """
+
+    student_ids: Sequence[int]
+    segments: Sequence[TextSegment]
+    controls: Sequence[tuple[int, int, int]]
+    before: Sequence[float]
+    probabilities: Callable[[range], Float[Tensor, "nodes vocab"]]
+
+
+class PrefixProbabilities:
+    """Sums of the teacher's probabilities over the tokens with which its text may go on.
+
+    P(text begins with x) is a sum over *covers*: the teacher generates its own tokens of a beginning of x that is
+    shorter than x, then one token that reaches the end of x or goes beyond it.
+
+    Args:
+        student: The bytes of the student's tokens.
+        teacher: Those of the teacher's.
+        device: Where the teacher's probabilities lie.
+
+    Reference:
+        Vieira et al., From language models over tokens to language models over characters (2024).
+    """
+
+    def __init__(self, student: TokenBytes, teacher: TokenBytes, device: torch.device | None = None) -> None:
+        """Remember both vocabularies."""
+        self.student, self.teacher = student, teacher
+        self._order = torch.tensor(teacher.sorted_ids, dtype=torch.long, device=device)
+        self._leaving = lru_cache(CACHE_SIZE)(self._tokens_leaving_the_text)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher's probabilities lie."""
+        return self._order.device
+
+    def sort(self, logprobs: Float[Tensor, "nodes known"]) -> Float[Tensor, "nodes vocab"]:
+        """Return probabilities (float64) of the teacher's tokens in sorted order; 0 for those beyond its model."""
+        num_missing = max(0, len(self.teacher) - logprobs.shape[1])
+        return torch.nn.functional.pad(logprobs.double().exp(), (0, num_missing))[:, self._order]
+
+    def chunks(self, nodes: Sequence[int]) -> Iterator[range]:
+        """Yield ranges of nodes that cover the given ones, each with no more probabilities than a chunk may hold."""
+        size = max(1, MAX_CHUNK_ELEMENTS // len(self.teacher))
+        first = min(nodes, default=0)
+        while nodes and first <= max(nodes):
+            yield range(first, min(first + size, max(nodes) + 1))
+            first += size
+
+    def log_sums(self, terms: Sequence[Sequence[Cover]], reply: Reply) -> list[float]:
+        """Return, for each list of covers, log Σ exp(before) · (mass of the cover's tokens)."""
+        covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=self.device)
+        masses = torch.zeros(len(covers), dtype=torch.float64, device=covers.device)
+        for chunk in self.chunks(covers[:, 0].tolist() if len(covers) else []):
+            # a cover is a range of sorted tokens, so that its mass is a difference of two cumulative sums
+            cumulative = torch.nn.functional.pad(reply.probabilities(chunk).cumsum(dim=-1), (1, 0))
+            is_inside = (covers[:, 0] >= chunk.start) & (covers[:, 0] < chunk.stop)
+            nodes, first, stop = covers[is_inside].unbind(dim=1)
+            masses[is_inside] = cumulative[nodes - chunk.start, stop] - cumulative[nodes - chunk.start, first]
+        pending, sums = iter(masses.tolist()), []
+        for term in terms:
+            reference = max((reply.before[node] for node, _, _ in term), default=0.0)  # exp must not underflow
+            total = sum(math.exp(reply.before[node] - reference) * next(pending) for node, _, _ in term)
+            sums.append(reference + math.log(total) if total > 0 else -math.inf)
+        return sums
+
+    def covers(self, segment: TextSegment, end: int) -> list[Cover]:
+        """Return the covers of the first `end` bytes: their sum is the probability that the text begins with them."""
+        first = max(0, end - self.teacher.max_bytes)
+        covers = []
+        for begin, node in enumerate(segment.nodes[first:end], first):
+            if node is not None and (tokens := self.teacher.beginning_with(segment.text[begin:end])):
+                covers.append((node, tokens.start, tokens.stop))
+        return covers
+
+    def longer_covers(self, segment: TextSegment, index: int) -> list[Cover]:
+        """Return covers of the texts that begin with a longer student token instead of the one at an index.
+
+        The student generates "1" only where the text does not go on to "16", if it has a token "16". Texts that do go
+        on like that are no longer its choice after "1", so their probability is taken off. Texts that agree with the
+        reply up to the end of the longer token are not in the sum.
+        """
+        start, end = segment.student_spans[index]
+        token = segment.text[start:end]
+        if not self.student.extensions(token):
+            return []
+        following = segment.text[end : start + self.student.max_bytes]
+        first = max(0, start - self.teacher.max_bytes + 1)
+        covers = []
+        for begin, node in enumerate(segment.nodes[first : start + self.student.max_bytes], first):
+            if node is not None:
+                head, offset = segment.text[begin:start], max(0, begin - start)
+                covers += [(node, from_, to) for from_, to in self._leaving(head, offset, token, following)]
+        return covers
+
+    def _tokens_leaving_the_text(
+        self, head: bytes, offset: int, token: bytes, following: bytes
+    ) -> list[tuple[int, int]]:
+        """Return ranges of the teacher's tokens that leave the text for a longer token of the student.
+
+        Args:
+            head: Bytes between the teacher's node and the begin of the student's token, if the node comes first.
+            offset: Otherwise the number of bytes of the student's token before the teacher's node.
+            token: The bytes of the student's token.
+            following: The text after it.
+        """
+        text, found = token + following, []
+        for longer in self.student.extensions(token):
+            num_shared = next((i for i, (a, b) in enumerate(zip(longer, text, strict=False)) if a != b), len(text))
+            if num_shared >= len(longer) or num_shared < offset:
+                continue  # the text itself goes on like this; or it left this path before the node
+            rest = head + longer[offset:]
+            found.append(self.teacher.beginning_with(rest))  # one token that spells the rest, or more
+            leaves_after = len(head) + num_shared - offset
+            # or one that leaves the text inside the longer token: the teacher is then taken to finish that token
+            found += [self.teacher.equal_to(rest[:length]) for length in range(leaves_after + 1, len(rest))]
+        return union(found)
