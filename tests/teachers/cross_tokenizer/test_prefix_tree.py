@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lightning_opd.models import LanguageModel, load_causal_lm
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from tests.teachers.cross_tokenizer.families import family
 from tests.teachers.cross_tokenizer.random_pairs import random_translator
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
@@ -81,3 +83,19 @@ def test_a_reply_is_read_as_its_beginnings_one_by_one(model: LanguageModel) -> N
     within = [PrefixTree([i % VOCAB_SIZE for i in tree.token_ids], tree.parents) for tree in trees]
     states = model.tree_hidden_states(*pack(PROMPTS, within, torch.device("cpu")))
     assert largest_error(model, states, within) < 1e-10
+
+
+def test_control_tokens_travel_by_role_and_one_without_counterpart_is_read_as_text() -> None:
+    both, ids = Translator(family("chatml"), family("llama3")), family("chatml").get_vocab()
+    text = both.student_spelling.encode(b"ab")
+    tree = prefix_tree(both, [*text, ids["<think>"], *text, ids["<|im_end|>"], ids["<tool_call>"]])
+    assert [segment.first_student for segment in tree.segments] == [0, len(text) + 1]
+    first, second = tree.segments
+    assert first.next_node is None
+    shown = both.teacher_spelling.encode(b"<think>")
+    assert branch(tree, second.root) == [*both.teacher_spelling.encode(b"ab"), *shown]
+    end = family("llama3").get_vocab()["<|eot_id|>"]
+    (index, node, node_before) = tree.controls[0]
+    assert len(tree.controls) == 1, "what has no counterpart has no score"
+    assert (index, node, node_before) == (2 * len(text) + 1, second.next_node, second.nodes[-1])
+    assert branch(tree, node) == [*branch(tree, node_before), end]

@@ -148,6 +148,28 @@ def test_gradients_do_not_depend_on_the_micro_batches(
             assert parts.logged[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+def test_tokens_without_a_score_count_in_the_denominator(world: Path, foreign: Path, tmp_path: Path) -> None:
+    """The loss is a mean over all response tokens; the aligned mask only chooses those that have a term."""
+    recorder = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign))}, max_steps=1)
+    batch, student = recorder.rollout_batches[0], load_causal_lm(str(world / "student"))
+    assert 0 < int(batch.aligned_mask.sum()) < int(batch.response_mask.sum())
+    logits = student(batch.token_ids, attention_mask=batch.attention_mask.long()).logits
+    log_ratio = (batch.teacher_logprobs - batch.rollout_logprobs).clamp(-5, 5)  # the objective's default
+    terms = torch.where(batch.aligned_mask, log_ratio * token_logprobs(logits, batch.token_ids), 0.0)
+    (-terms.sum() / batch.response_mask.sum()).backward()
+    expected = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    found = {name.removeprefix("student."): gradient for name, gradient in recorder.gradients[0].items()}
+    assert largest_difference(found, expected) < 1e-4 * max(float(g.abs().max()) for g in expected.values())
+
+
+def test_divergences_without_a_score_count_in_the_denominator(world: Path, foreign: Path, tmp_path: Path) -> None:
+    recorder = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign))}, TOP_K, max_steps=1)
+    batch, logged = recorder.rollout_batches[0], recorder.logged[0]
+    num_aligned, num_tokens = int(batch.aligned_mask.sum()), int(batch.response_mask.sum())
+    assert 0 < num_aligned < num_tokens
+    assert logged["train/loss"] * num_tokens == pytest.approx(logged["train/teacher_kl"] * num_aligned, rel=1e-4)
+
+
 def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path, tmp_path: Path) -> None:
     class SomeRowsOnly(OPDCallback):
         def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from lightning_opd.teachers.cross_tokenizer.translation import Translation, Translator, each_token
 from lightning_opd.tokenization.chat import reply_surroundings
 from tests.teachers.cross_tokenizer.families import END_OF_TURN, FAMILIES, TEMPLATES, family
-from tests.teachers.cross_tokenizer.random_pairs import random_tokenizer, random_translator, seeds, texts
+from tests.teachers.cross_tokenizer.random_pairs import NUM_RANDOM, random_tokenizer, random_translator, seeds, texts
 
 REPLY = '7+8=15 carry, é😀  "name": "calc"\n\n\tfin'
 
@@ -155,12 +155,14 @@ def test_tokens_can_be_translated_one_by_one() -> None:
 # --- random tokenizers -----------------------------------------------------------------------------
 
 
-@settings(max_examples=2000)
-@given(student=seeds, teacher=seeds, text=texts)
-def test_random_pairs_partition_random_texts(student: int, teacher: int, text: str) -> None:
-    both = random_translator(student, teacher)
-    token_ids = both.student_spelling.encode(text.encode())
-    check(both.reply(token_ids), both, token_ids, is_whole=True)
+@settings(max_examples=250)
+@given(student=seeds, first=seeds, text=texts)
+def test_random_pairs_partition_random_texts(student: int, first: int, text: str) -> None:
+    """Eight teachers for each text: drawing a text takes longer than translating it."""
+    for teacher in range(first, first + 8):
+        both = random_translator(student, teacher % NUM_RANDOM)
+        token_ids = both.student_spelling.encode(text.encode())
+        check(both.reply(token_ids), both, token_ids, is_whole=True)
 
 
 @settings(max_examples=500)
