@@ -45,7 +45,7 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     loose = [name for name in names if not isinstance(credits.get(name), PrefixCredit | ExactMatchCredit)]
     if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
-            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides cut "
+            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides tokenise "
             f"the text alike, but teacher {_listed(loose)} has another credit. Use `PrefixCredit`, or the objective "
             "`PolicyGradient`."
         )
@@ -53,7 +53,7 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     spliced = [name for name, credit in credits.items() if credit.is_spliced]
     if spliced:
         msg = (
-            f"Teacher {_listed(spliced)} scores sequences assembled from the student's pieces (`SpliceCredit`), "
+            f"Teacher {_listed(spliced)} scores sequences assembled from the student's tokens (`SpliceCredit`), "
             "which no teacher was trained on: a diagnostic, not a training signal. Use the credit `PrefixCredit`, "
             "`ExactMatchCredit`, `SpanCredit` or `SequenceCredit`."
         )

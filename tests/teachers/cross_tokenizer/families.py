@@ -1,4 +1,4 @@
-"""Small tokenizers in the styles of five model families: how they cut text, their control tokens, their templates."""
+"""Small tokenizers in the styles of five model families: how they split text, their control tokens, their templates."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def family(name: str) -> PreTrainedTokenizerFast:
 
 
 def byte_level(name: str, control: Sequence[str]) -> Tokenizer:
-    """Return a byte-level BPE; only ChatML's cuts numbers into digits."""
+    """Return a byte-level BPE; only ChatML's splits numbers into digits."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

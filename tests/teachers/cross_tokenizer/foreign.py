@@ -1,4 +1,4 @@
-"""A teacher that cuts text differently from the student, and rollout batches that it scores."""
+"""A teacher that splits text differently from the student, and rollout batches that it scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def foreign_teacher(world: Path, folder: Path, credit: Credit = ExactMatchCredit
 def scored_batch(
     world: Path, teacher: CrossTokenizerTeacher, replies: tuple[str, ...] = REPLIES, *, has_end: bool = True
 ) -> RolloutBatch:
-    """Return replies as the student of `world` cuts them, with random log-probs, scored by the teacher."""
+    """Return replies in the tokens of the student of `world`, with random log-probs, scored by the teacher."""
     tokenizer, trajectories = load_tokenizer(str(world / "student")), []
     for reply in replies:
         prompt = Prompt(({"role": "user", "content": f"Question {len(reply)}"},), reply, "math", "math")

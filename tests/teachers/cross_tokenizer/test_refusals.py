@@ -50,12 +50,12 @@ class Ahead(AdvantageEstimator):
         (
             DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k"),
             SpanCredit(),
-            r"cut the text alike.*Use `PrefixCredit`",
+            r"tokenise the text alike.*Use `PrefixCredit`",
         ),
         (
             PolicyGradient(),
             SpliceCredit(),
-            r"`math` scores sequences assembled from the student's pieces.*`ExactMatchCredit`",
+            r"`math` scores sequences assembled from the student's tokens.*`ExactMatchCredit`",
         ),
     ],
     ids=["looks ahead", "distributions", "top-k of runs", "splice"],

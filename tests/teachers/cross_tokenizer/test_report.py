@@ -30,7 +30,7 @@ def test_the_report_says_what_was_lost(world: Path, foreign: Path) -> None:
 
 
 def test_the_report_compares_native_spliced_and_spelt_texts(world: Path, foreign: Path) -> None:
-    """With one tokenizer the student's pieces are the native ones only where it wrote natively."""
+    """With one tokenizer the three differ only where the student does not split a text as its tokenizer would."""
     teacher = foreign_teacher(world, foreign)
     report = cross_tokenizer_report(teacher, scored_batch(world, teacher))
     assert len({report.native, report.spliced, report.per_character}) == 3

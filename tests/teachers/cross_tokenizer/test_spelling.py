@@ -50,10 +50,10 @@ def test_text_that_looks_like_a_control_token_stays_text(name: str) -> None:
 
 
 @every_family
-@given(piece=st.binary(max_size=8))
-def test_bytes_that_are_no_characters_have_tokens_too(name: str, piece: bytes) -> None:
+@given(text=st.binary(max_size=8))
+def test_bytes_that_are_no_characters_have_tokens_too(name: str, text: bytes) -> None:
     speller = spelling(name)
-    assert spelt(speller, speller.encode(piece)) == piece
+    assert spelt(speller, speller.encode(text)) == text
 
 
 def test_the_byte_alphabet_is_that_of_the_tokenizers_library() -> None:
@@ -96,7 +96,7 @@ def test_added_tokens_that_are_text_stay_text_and_keep_their_ids() -> None:
     [{"normalizer": normalizers.Prepend("▁")}, {"pre_tokenizer": pre_tokenizers.Metaspace()}],
     ids=["old", "new"],
 )
-def test_no_space_is_put_before_a_stretch_of_text(prefix: dict[str, object]) -> None:
+def test_no_space_is_put_before_a_segment_of_text(prefix: dict[str, object]) -> None:
     tokenizer = Tokenizer.from_str(family("gemma").backend_tokenizer.to_str())
     for part, value in prefix.items():
         setattr(tokenizer, part, value)

@@ -132,6 +132,28 @@ def test_gradients_do_not_depend_on_the_micro_batches(
             assert parts.logged[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+def test_tokens_without_a_score_count_in_the_denominator(world: Path, foreign: Path, tmp_path: Path) -> None:
+    """The loss is a mean over all response tokens; the aligned mask only chooses those that have a term."""
+    recorder = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign))}, max_steps=1)
+    batch, student = recorder.rollout_batches[0], load_causal_lm(str(world / "student"))
+    assert 0 < int(batch.aligned_mask.sum()) < int(batch.response_mask.sum())
+    logits = student(batch.token_ids, attention_mask=batch.attention_mask.long()).logits
+    log_ratio = (batch.teacher_logprobs - batch.rollout_logprobs).clamp(-5, 5)  # the objective's default
+    terms = torch.where(batch.aligned_mask, log_ratio * token_logprobs(logits, batch.token_ids), 0.0)
+    (-terms.sum() / batch.response_mask.sum()).backward()
+    expected = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    found = {name.removeprefix("student."): gradient for name, gradient in recorder.gradients[0].items()}
+    assert largest_difference(found, expected) < 1e-4 * max(float(g.abs().max()) for g in expected.values())
+
+
+def test_divergences_without_a_score_count_in_the_denominator(world: Path, foreign: Path, tmp_path: Path) -> None:
+    recorder = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign))}, TOP_K, max_steps=1)
+    batch, logged = recorder.rollout_batches[0], recorder.logged[0]
+    num_aligned, num_tokens = int(batch.aligned_mask.sum()), int(batch.response_mask.sum())
+    assert 0 < num_aligned < num_tokens
+    assert logged["train/loss"] * num_tokens == pytest.approx(logged["train/teacher_kl"] * num_aligned, rel=1e-4)
+
+
 def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path, tmp_path: Path) -> None:
     class SomeRowsOnly(OPDCallback):
         def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
@@ -151,7 +173,7 @@ def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path,
     assert any(bool(g.any()) for g in gradients[1].values())
 
 
-def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, foreign: Path) -> None:
+def test_likeliest_tokens_come_back_where_both_sides_tokenise_alike(world: Path, foreign: Path) -> None:
     teacher = foreign_teacher(world, foreign)
     batch = scored_batch(world, teacher)
     scores = teacher.score(batch, frozenset({Signal.TOP_LOGPROBS}))
@@ -160,21 +182,21 @@ def test_likeliest_tokens_come_back_where_both_sides_cut_alike(world: Path, fore
     ours, theirs = teacher.translator.student_spelling, teacher.translator.teacher_spelling
     views = views_of(batch, teacher.translator)
     own = teacher.scorer.score(teacher_batch(views, batch, teacher.translator), frozenset({Signal.TOP_LOGPROBS}))
-    student_bytes = {ours.token_bytes(i) for i in range(len(teacher.translator.student))}
+    student_tokens = {ours.token_bytes(i) for i in range(len(teacher.translator.student))}
     num_shared = num_missing = 0
     for row, view in enumerate(views):
         reply = [i for i, counts in enumerate(view.response_mask) if counts]
         for i, j in view.alignment.strict:
-            place = row, int(view.columns[i])
+            ours_at = row, int(view.columns[i])
             native = row, reply[j]
             for k, other in enumerate(own.top_ids[native].tolist()):
-                if scores.top_logprobs[place][k] > -torch.inf:
-                    token_id = int(scores.top_ids[place][k])
+                if scores.top_logprobs[ours_at][k] > -torch.inf:
+                    token_id = int(scores.top_ids[ours_at][k])
                     assert ours.token_bytes(token_id) == theirs.token_bytes(other)
-                    assert scores.top_logprobs[place][k] == own.top_logprobs[native][k]
+                    assert scores.top_logprobs[ours_at][k] == own.top_logprobs[native][k]
                     num_shared += 1
                 else:
-                    assert other in theirs.control_ids or theirs.token_bytes(other) not in student_bytes
+                    assert other in theirs.control_ids or theirs.token_bytes(other) not in student_tokens
                     num_missing += 1
     assert min(num_shared, num_missing) > 50
 

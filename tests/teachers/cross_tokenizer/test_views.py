@@ -77,9 +77,9 @@ def test_every_turn_is_scored_as_if_it_stood_alone(
         ]
         single = teacher.score(rollouts(world, alone), LOGPROBS)
         for i, turn in enumerate(trajectory.turns):
-            length, place = turn.end - turn.start, slice(turn.start, turn.end)
-            assert torch.equal(scores.aligned_mask[row, place], single.aligned_mask[i, :length])
-            torch.testing.assert_close(scores.logprobs[row, place], single.logprobs[i, :length], atol=1e-4, rtol=1e-4)
+            length, columns = turn.end - turn.start, slice(turn.start, turn.end)
+            assert torch.equal(scores.aligned_mask[row, columns], single.aligned_mask[i, :length])
+            torch.testing.assert_close(scores.logprobs[row, columns], single.logprobs[i, :length], atol=1e-4, rtol=1e-4)
 
 
 def test_the_sequence_credit_is_that_of_all_turns(world: Path, foreign: Path, episodes: list[Trajectory]) -> None:

@@ -1,4 +1,4 @@
-"""An enumerable problem: all texts of three characters, a student and a teacher with one merge each or none."""
+"""An enumerable world: all texts of three characters, a student and a teacher with a merge each or none."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokens_of(text: str, merges: tuple[str, ...]) -> list[str]:
 
 
 def rows_of(table: Tensor) -> Callable[[range], Tensor]:
-    """Return a function that gives the rows of a range."""
+    """Return what gives the rows of a range."""
     return lambda rows: table[rows.start : rows.stop]
 
 
@@ -78,7 +78,7 @@ class Policy:
         return sorted({token for tokens in self.sequences for token in tokens})
 
     def following(self, logits: Tensor, beginning: tuple[str, ...]) -> Tensor:
-        """Return log-probs over the vocabulary after a run of tokens; nothing may follow a whole text."""
+        """Return log-probs over the vocabulary after a run of tokens; of nothing after a whole text."""
         whole = logits.new_full((len(self.vocabulary()),), -math.inf)
         if beginning in self.children:
             state = list(self.children).index(beginning)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_opd.models import LanguageModel, load_causal_lm
+from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from tests.teachers.cross_tokenizer.families import family
+from tests.teachers.cross_tokenizer.random_pairs import random_translator
+
+PROMPTS = [[5, 6, 7], [8], [9, 10]]
+VOCAB_SIZE = 288
+
+
+def branching_tree(seed: int, num_nodes: int) -> PrefixTree:
+    """Return a tree of random tokens of which most nodes have siblings, each with other tokens below it."""
+    noise, tree = random.Random(seed), PrefixTree()
+    while len(tree.token_ids) <= num_nodes:
+        tree.child(noise.randrange(max(0, len(tree.token_ids) - 6), len(tree.token_ids)), noise.randrange(VOCAB_SIZE))
+    return tree
+
+
+def branch(tree: PrefixTree, node: int) -> list[int]:
+    """Return the tokens from the root to a node."""
+    tokens: list[int] = []
+    while node > 0:
+        tokens.append(tree.token_ids[node])
+        node = tree.parents[node]
+    return tokens[::-1]
+
+
+def num_forks(tree: PrefixTree) -> int:
+    return sum(tree.parents.count(node) > 1 for node in range(len(tree.token_ids)))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> LanguageModel:
+    return LanguageModel(load_causal_lm(str(tiny_model_dir), dtype="float64").eval(), VOCAB_SIZE)
+
+
+@torch.no_grad()
+def largest_error(model: LanguageModel, states: Tensor, trees: list[PrefixTree]) -> float:
+    """Return the largest difference between states of a tree and those of a plain forward over each branch."""
+    errors = [0.0]
+    for row, (prompt, tree) in enumerate(zip(PROMPTS, trees, strict=True)):
+        for node in range(len(tree.token_ids)):
+            ids = torch.tensor([[*prompt, *branch(tree, node), 0]])
+            expected = model.states(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
+            errors.append(float((states[row, len(prompt) - 1 + node].detach() - expected).abs().max()))
+    return max(errors)
+
+
+def test_a_tree_is_read_as_its_branches_one_by_one(model: LanguageModel) -> None:
+    """A branch's states are those of a plain forward over it; without the mask, or the positions, they are not."""
+    trees = [branching_tree(0, 20), branching_tree(0, 5), branching_tree(2, 30)]
+    assert all(num_forks(tree) >= 2 for tree in trees)
+    token_ids, mask, positions = pack(PROMPTS, trees, torch.device("cpu"))
+    assert largest_error(model, model.tree_hidden_states(token_ids, mask, positions), trees) < 1e-10
+    causal = torch.ones_like(mask).tril()
+    assert largest_error(model, model.tree_hidden_states(token_ids, causal, positions), trees) > 1e-3
+    linear = torch.arange(token_ids.shape[1]).expand_as(token_ids)
+    assert largest_error(model, model.tree_hidden_states(token_ids, mask, linear), trees) > 1e-3
+
+
+def test_a_reply_is_read_as_its_beginnings_one_by_one(model: LanguageModel) -> None:
+    """Every beginning ends at a node, whose branch is what the teacher's tokenizer makes of the beginning."""
+    both = random_translator(8, 7)
+    texts = ("4{\n4b\n{85a983,3,5a983,3, B", "", "4b,\n4{\n4b")  # full of what the teacher merges
+    replies = [both.student_spelling.encode(text.encode()) for text in texts]
+    trees = [prefix_tree(both, ids) for ids in replies]
+    assert num_forks(trees[0]) >= 2
+    assert not trees[1].segments
+    for tree in trees:
+        for segment in tree.segments:
+            for length, node in enumerate(segment.nodes):
+                assert node is not None
+                assert branch(tree, node) == both.teacher_spelling.encode(segment.text[:length])
+    within = [PrefixTree([i % VOCAB_SIZE for i in tree.token_ids], tree.parents) for tree in trees]
+    states = model.tree_hidden_states(*pack(PROMPTS, within, torch.device("cpu")))
+    assert largest_error(model, states, within) < 1e-10
+
+
+def test_control_tokens_travel_by_role_and_one_without_counterpart_is_read_as_text() -> None:
+    both, ids = Translator(family("chatml"), family("llama3")), family("chatml").get_vocab()
+    text = both.student_spelling.encode(b"ab")
+    tree = prefix_tree(both, [*text, ids["<think>"], *text, ids["<|im_end|>"], ids["<tool_call>"]])
+    assert [segment.first_student for segment in tree.segments] == [0, len(text) + 1]
+    first, second = tree.segments
+    assert first.next_node is None
+    shown = both.teacher_spelling.encode(b"<think>")
+    assert branch(tree, second.root) == [*both.teacher_spelling.encode(b"ab"), *shown]
+    end = family("llama3").get_vocab()["<|eot_id|>"]
+    (index, node, node_before) = tree.controls[0]
+    assert len(tree.controls) == 1, "what has no counterpart has no score"
+    assert (index, node, node_before) == (2 * len(text) + 1, second.next_node, second.nodes[-1])
+    assert branch(tree, node) == [*branch(tree, node_before), end]
