@@ -45,8 +45,8 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     loose = [name for name in names if not isinstance(credits.get(name), PrefixCredit | ExactMatchCredit)]
     if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
-            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides tokenise "
-            f"the text alike, but teacher {_listed(loose)} has another credit. Use `PrefixCredit`, or the objective "
+            "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides "
+            f"tokenise the text alike, but teacher {_listed(loose)} has another credit. Use `PrefixCredit`, or the objective "
             "`PolicyGradient`."
         )
         raise ConfigError(msg)
