@@ -46,8 +46,8 @@ def check_cross_tokenizer_teachers(objective: Objective, teachers: Mapping[str, 
     if loose and Signal.TOP_LOGPROBS in objective.signals:
         msg = (
             "Likeliest tokens are compared under the credit `PrefixCredit`, or `ExactMatchCredit` where both sides "
-            f"tokenise the text alike, but teacher {_listed(loose)} has another credit. Use `PrefixCredit`, or the objective "
-            "`PolicyGradient`."
+            f"tokenise the text alike, but teacher {_listed(loose)} has another credit. Use `PrefixCredit`, or the "
+            "objective `PolicyGradient`."
         )
         raise ConfigError(msg)
     spliced = [name for name, credit in credits.items() if credit.is_spliced]
