@@ -20,9 +20,11 @@ from lightning_opd.models import (
     StudentOwner,
     build_student,
     causal_lm,
+    declared_stop_ids,
     load_tokenizer,
     shard,
 )
+from lightning_opd.tokenization.chat import stop_token_ids
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.types import RolloutBatch
 
@@ -67,6 +69,15 @@ class StudentModule(L.LightningModule, StudentOwner):
         tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
         check_student_tokenizer(tokenizer)
         return tokenizer
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: the tokenizer's, the model's, and the one that closes the template's turns."""
+        config = self.student_config
+        if config.path is None:
+            return stop_token_ids(self.tokenizer)
+        declared = declared_stop_ids(config.path, trust_remote_code=config.trust_remote_code)
+        return stop_token_ids(self.tokenizer, declared)
 
     @property
     @override

@@ -128,7 +128,7 @@ class Episode:
         self._is_truncated, self.is_over = sample.is_truncated, sample.is_truncated or not answer
         if self.is_over:
             return
-        answer_ids = render_answer(self._tokenizer, before, answer)
+        answer_ids = render_answer(self._tokenizer, before, answer, sample.token_ids[-1])
         fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
         if not fits or len(self._turns) == self._sampling.max_turns:
             self._is_truncated = self.is_over = True
