@@ -1,4 +1,4 @@
-"""Keeps the layers of the package by reading the sources: layers, cycles, and who may know what."""
+"""Keeps the layers of the package by reading the sources: imports, cycles, and who may know what."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYERS = {
     6: {"modules", "data", "callbacks", "analysis"},
     7: {"cli", "__main__"},
 }
-LAYER_OF = {folder: layer for layer, folders in LAYERS.items() for folder in folders}
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 TOP_LEVEL = {
     "pyproject.toml",
     "README.md",
@@ -83,21 +83,21 @@ def foreign_packages(module: str) -> set[str]:
     return packages - set(sys.stdlib_module_names) - {"lightning_opd"}
 
 
-def folder(module: str) -> str:
+def folder_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def in_folder(name: str) -> list[str]:
-    return [module for module in modules() if folder(module) == name]
+    return [module for module in modules() if folder_of(module) == name]
 
 
-def test_every_room_has_a_layer() -> None:
-    assert {folder(module) for module in modules()} - {"__init__"} <= set(LAYER_OF)
+def test_every_folder_has_a_layer() -> None:
+    assert {folder_of(module) for module in modules()} - {"__init__"} <= set(LAYER_OF)
 
 
 def wrong_imports(module: str) -> Iterator[str]:
     """Yield what is wrong with each import of the package's own modules."""
-    layer = LAYER_OF[folder(module)]
+    layer = LAYER_OF[folder_of(module)]
     for target in own_modules(module):
         if target == "lightning_opd":
             if "lightning_opd.__version__" not in imports(module):
@@ -106,21 +106,25 @@ def wrong_imports(module: str) -> Iterator[str]:
             yield f"imports {target}, which does not exist"
         elif target == "lightning_opd.errors":
             continue  # imports nothing of the package: every layer may raise its errors
-        elif folder(target) != folder(module) and LAYER_OF[folder(target)] >= layer and folder(module) != "__main__":
-            yield f"(layer {layer}) imports {target} (layer {LAYER_OF[folder(target)]}): move what they share down"
+        elif (
+            folder_of(target) != folder_of(module)
+            and LAYER_OF[folder_of(target)] >= layer
+            and folder_of(module) != "__main__"
+        ):
+            yield f"(layer {layer}) imports {target} (layer {LAYER_OF[folder_of(target)]}): move what they share down"
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in modules() if folder(m) != "__init__"]
+    "module", [m for m in modules() if folder_of(m) != "__init__"]
 )  # the lazy table may point anywhere
-def test_a_module_imports_only_its_own_room_and_lower_layers(module: str) -> None:
+def test_a_module_imports_only_its_own_folder_and_lower_layers(module: str) -> None:
     wrong = [f"{module} {wrong}" for wrong in wrong_imports(module)]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", LAYER_OF)
-def test_imports_inside_a_room_have_no_cycle(name: str) -> None:
-    circle = {(module, t) for module in in_folder(name) for t in own_modules(module) if folder(t) == name}
+def test_imports_inside_a_folder_have_no_cycle(name: str) -> None:
+    circle = {(module, t) for module in in_folder(name) for t in own_modules(module) if folder_of(t) == name}
     while True:  # peel off what imports nothing, and what nothing imports
         importers, imported = {a for a, _ in circle}, {b for _, b in circle}
         inner = {(a, b) for a, b in circle if a in imported and b in importers}
@@ -130,12 +134,12 @@ def test_imports_inside_a_room_have_no_cycle(name: str) -> None:
     assert not circle, "\n".join(f"{a} imports {b}" for a, b in sorted(circle))
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if folder(m) in {"functional", "types"}])
+@pytest.mark.parametrize("module", [m for m in modules() if folder_of(m) in {"functional", "types"}])
 def test_mathematics_and_types_know_only_torch(module: str) -> None:
     assert foreign_packages(module) <= {"torch", "jaxtyping", "typing_extensions"}
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if folder(m) not in {"cli", "__main__"}])
+@pytest.mark.parametrize("module", [m for m in modules() if folder_of(m) not in {"cli", "__main__"}])
 def test_only_the_command_line_knows_a_command_line(module: str) -> None:
     known = {n for n in imports(module) for c in COMMAND_LINES if n == c or n.startswith(f"{c}.")}
     assert known <= TYPES_OF_THE_COMMAND_LINE
@@ -181,15 +185,13 @@ def test_the_visible_top_level_is_fixed() -> None:
 
 def test_tests_mirror_the_package() -> None:
     beside = {"benchmarks", "integration", "recipes", "configs"}
-    folders = {folder(module) for module in modules()} - {"__init__", "__main__"}
-    test_folders = {
+    folders = {folder_of(module) for module in modules()} - {"__init__", "__main__"}
+    tested = {
         p.relative_to(ROOT / "tests").parts[0] for p in (ROOT / "tests").rglob("test_*.py") if p.parent.name != "tests"
     }
-    assert test_folders - beside <= folders, "a folder of tests mirrors no folder"
+    assert tested - beside <= folders, "a folder of tests mirrors no folder of the package"
     files = {p.stem.removeprefix("test_") for p in (ROOT / "tests").glob("test_*.py")}
-    untested = {
-        name for name in folders - test_folders if not any(f == name or f.startswith(f"{name}_") for f in files)
-    }
+    untested = {name for name in folders - tested if not any(f == name or f.startswith(f"{name}_") for f in files)}
     assert not untested, f"folders without tests of their own: {sorted(untested)}"
 
 

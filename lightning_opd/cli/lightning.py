@@ -35,7 +35,27 @@ class SaveConfig(SaveConfigCallback):
 
 
 class OPDCommandLine(LightningCLI):
-    """Lightning's command line with the package's modules as default classes."""
+    """Lightning's command line for one command, with the package's modules as default classes."""
+
+    def __init__(self, command: str, words: Sequence[str]) -> None:
+        self._command = command
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "python -m lightning_opd", "allow_abbrev": False},
+            parser_class=TrainerParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=[command, *words],
+            auto_configure_optimizers=False,
+        )
+
+    @override
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # not static: no parser for other commands
+        return {self._command: super().subcommands()[self._command]}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -69,16 +89,4 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
     sources = ConfigSources.read(words)
     with explained(sources):
-        OPDCommandLine(
-            pl.LightningModule,
-            pl.LightningDataModule,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-            seed_everything_default=0,
-            parser_kwargs={"prog": "python -m lightning_opd", "allow_abbrev": False},
-            parser_class=TrainerParser,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=[command, *sources.inlined()],
-            auto_configure_optimizers=False,
-        )
+        OPDCommandLine(command, sources.inlined())

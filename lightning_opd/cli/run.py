@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.commands import command_line, run_command
+from lightning_opd.cli.commands import TRAINER_COMMANDS, command_line, run_command
 from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.recipe.step import Step, resolve
@@ -47,9 +47,8 @@ def run(
     if redo >= last and from_ is not None:
         msg = f"`from` ({from_}) comes after `until` ({until}) in `{plan.folder.name}`; there is nothing to run."
         raise ConfigError(msg)
-    options = {"seed": seed or None, "output": output if output != "runs" else None, "until": until}
-    again = f"python -m lightning_opd run {recipe}"
-    again += "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    again = f"python -m lightning_opd run {recipe}" + (f" --seed {seed}" if seed else "")
+    again += (f" --output {output}" if output != "runs" else "") + (f" --until {until}" if until else "")
     console = Console()
     steps = resolve(plan, output, seed)
     table = Table("step", "status", "seconds", "outputs", box=None, pad_edge=False)
@@ -85,7 +84,7 @@ def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> tuple[
         note(f"old outputs moved to {archive / step.name}")
     step.begin()
     started = time.perf_counter()
-    with _failure_report(step, again), _own_process_state(), command_line(step.words(resume=resume)):
+    with _failure_report(step, again), _own_process_state(step), command_line(step.words(resume=resume)):
         run_command(step.words(resume=resume))
     seconds = time.perf_counter() - started
     step.mark(finished=True, seconds=seconds)
@@ -94,8 +93,10 @@ def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> tuple[
 
 
 @contextlib.contextmanager
-def _own_process_state() -> Iterator[None]:
-    """Undo what one step leaves behind in the process: environment variables, a process group, memory."""
+def _own_process_state(step: Step) -> Iterator[None]:
+    """Free the memory of earlier steps, and undo what this one does to environment variables and process groups."""
+    if step.command in TRAINER_COMMANDS:
+        gc.collect()
     before = dict(os.environ)
     try:
         yield
@@ -107,7 +108,6 @@ def _own_process_state() -> Iterator[None]:
 
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-        gc.collect()
 
 
 @contextlib.contextmanager

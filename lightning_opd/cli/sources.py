@@ -23,24 +23,14 @@ COMPOSED = ("model.teachers", "data.task.tasks")
 
 @dataclass(frozen=True)
 class Variables:
-    """What `${run}`, `${runs}`, `${recipe}` and `${seed}` in a configuration stand for.
+    """What `${run}`, `${runs}`, `${recipe}` and `${seed}` in a configuration stand for."""
 
-    Args:
-        recipe: Folder of the recipe.
-        output: Folder for the outputs of all recipes.
-        seed: Seed of the run.
-    """
-
-    recipe: Path
-    output: str = "runs"
+    recipe: Path  # its folder
+    output: str = "runs"  # folder for the outputs of all recipes
     seed: int = 0
 
     def resolve(self, node: object, place: str) -> object:
-        """Return a configuration, or a part of one, with the variables in its strings filled in.
-
-        Raises:
-            ConfigError: If there is no such variable; the message says at which `place`.
-        """
+        """Return a configuration with its variables filled in, or raise a `ConfigError` that names the place."""
         if isinstance(node, Mapping):
             return {key: self.resolve(value, place) for key, value in node.items()}
         if isinstance(node, list):
@@ -77,12 +67,9 @@ class ConfigSources:
 
     @classmethod
     def read(cls, words: Sequence[str]) -> ConfigSources:
-        """Read the config files and options of a command line, and fill in the variables.
+        """Read the config files and options of a command line, and fill in the variables, or raise a `ConfigError`.
 
         `${run}` belongs to the recipe of the last config file that stands in a recipe's folder, with seed 0.
-
-        Raises:
-            ConfigError: If a config file is missing, is no YAML mapping, or uses an unknown variable.
         """
         sources: list[Source] = []
         folders: list[Path] = []

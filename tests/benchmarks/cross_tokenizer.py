@@ -225,8 +225,8 @@ def collect(seed: int, seeds: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    verb, number, *words = sys.argv[1:]
-    if verb == "train":
+    command, number, *words = sys.argv[1:]
+    if command == "train":
         for word in words:
             train(int(number), word)
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_opd.callbacks import ExportHuggingFace, FormatErrorMask, OutcomeReward, RolloutTable
 from lightning_opd.interfaces import FormatRule, OPDCallback
@@ -72,6 +73,20 @@ def test_outcome_advantages_are_leave_one_out_times_the_coefficient(world: Path,
     assert rollouts.outcome_advantages.any()
 
 
+def test_outcome_rewards_are_added_to_what_is_there(world: Path, tmp_path: Path) -> None:
+    class Before(OPDCallback):
+        def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+            rollouts.outcome_advantages = torch.arange(len(rollouts)).to(rollouts.outcome_advantages)
+
+    found = []
+    for callbacks in ((OutcomeReward(),), (Before(), OutcomeReward(), OutcomeReward(coef=0.5))):
+        recorder = Recorder()
+        make_trainer(tmp_path, *callbacks, recorder, max_steps=1).fit(make_module(world), make_data())
+        found.append(recorder.rollout_batches[0].outcome_advantages)
+    assert found[0].any()
+    torch.testing.assert_close(found[1], 1.5 * found[0] + torch.arange(len(found[0])))
+
+
 def test_outcome_reward_needs_siblings(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="samples_per_prompt"):
         make_trainer(tmp_path, OutcomeReward()).fit(make_module(world), make_data(samples_per_prompt=1))
@@ -113,8 +128,6 @@ def test_callbacks_are_not_called_in_validation(world: Path, tmp_path: Path) -> 
 def test_the_rollout_table_reaches_console_and_tensorboard(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     logger = TensorBoardLogger(tmp_path, "", "logs")
     table = RolloutTable(num_samples=3, every_n_batches=2)
     make_trainer(tmp_path, table, max_steps=3, logger=logger).fit(make_module(world), make_data(Ruled()))
@@ -126,6 +139,25 @@ def test_the_rollout_table_reaches_console_and_tensorboard(
     texts = events.Tensors("rollouts/text_summary")
     assert [text.step for text in texts] == [0, 2]
     assert texts[0].tensor_proto.string_val[0].decode().count("\n") == 4
+
+
+def test_the_tables_kl_is_the_students_minus_the_teachers_log_prob_per_token(world: Path, tmp_path: Path) -> None:
+    logger, recorder = TensorBoardLogger(tmp_path, "", "logs"), Recorder()
+    table = RolloutTable(num_samples=8, console=False)
+    make_trainer(tmp_path, table, recorder, max_steps=1, logger=logger).fit(make_module(world), make_data(Ruled()))
+    rollouts = recorder.rollout_batches[0]
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    text = events.Tensors("rollouts/text_summary")[0].tensor_proto.string_val[0].decode()
+    lines = text.splitlines()[2:]
+    assert len(lines) == len(rollouts) == 8
+    for row, line in enumerate(lines):
+        *_, reward, form, kl = (cell.strip(" `") for cell in line.strip("|").split(" | "))
+        mask = rollouts.response_mask[row]
+        expected = (rollouts.rollout_logprobs - rollouts.teacher_logprobs)[row][mask].mean()
+        assert kl.rstrip(" |`") == f"{float(expected):.3f}"
+        assert float(reward) == float(rollouts.rewards[row])
+        assert (form == "ok") == (not rollouts.has_format_error[row])
 
 
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=2)}], ids=str)

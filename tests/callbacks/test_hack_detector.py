@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_opd.callbacks import HackDetector
 from lightning_opd.callbacks.hack_detector import UNITS, _repeated
 from lightning_opd.interfaces import OPDCallback
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import RolloutBatch, Sampling
 from tests.world import Letters, Recorder, make_data, make_module, make_trainer
 
 Point = tuple[float, float]
@@ -117,6 +119,67 @@ def test_stopping_keeps_the_best_student(world: Path, tmp_path: Path) -> None:
     assert trainer.global_step == 5
     kept = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(kept[name], value) for name, value in weights.before[1].items())
+
+
+def test_what_is_watched_has_the_units_it_says(world: Path, tmp_path: Path) -> None:
+    """KL and length per trajectory, entropy per token."""
+
+    class Watched(HackDetector):
+        def observe(self, values: Mapping[str, float]) -> bool:
+            seen.append(dict(values))
+            return super().observe(values)
+
+    seen: list[dict[str, float]] = []
+    recorder = Recorder()
+    make_trainer(tmp_path, recorder, Watched(), max_steps=1).fit(make_module(world), make_data())
+    batch, values = recorder.rollout_batches[0], seen[0]
+    mask = batch.response_mask
+    assert values["entropy"] == pytest.approx(-float(batch.rollout_logprobs[mask].mean()), rel=1e-5)
+    kl = (batch.rollout_logprobs - batch.teacher_logprobs)[mask].sum() / len(batch)
+    assert values["teacher_kl"] == pytest.approx(float(kl), rel=1e-5)
+    assert values["length"] == float(mask.sum()) / len(batch)
+    assert values["truncated"] == pytest.approx(float(batch.is_truncated.double().mean()))
+    assert values["reward"] == pytest.approx(float(batch.rewards.mean()))
+    assert values["num_trajectories"] == len(batch)
+
+
+def test_the_drop_is_measured_from_the_best_block_not_from_the_last_or_the_first() -> None:
+    """Blocks of two: 0.2, 0.8, 0.65, and then 0.5, which has lost a quarter of 0.8 only."""
+    detector = HackDetector(span=2, reward_drop=0.25, kl_drop=0.1)
+    curve = [(0.2, 3.0)] * 2 + [(0.8, 2.0)] * 2 + [(0.65, 1.7)] * 2 + [(0.5, 1.5)] * 2
+    alarms = [detector.observe(rollouts(*values, num_trajectories=10_000)) for values in curve]
+    assert alarms == [False] * 6 + [True] * 2  # (0.65 + 0.5) / 2 is less than 0.75 · 0.8, too
+    better = HackDetector(span=2, reward_drop=0.25, kl_drop=0.1)
+    curve[4:] = [(0.9, 1.9)] * 2 + [(0.66, 1.5)] * 2
+    alarms = [better.observe(rollouts(*values, num_trajectories=10_000)) for values in curve]
+    assert alarms == [False] * 7 + [True]  # 0.66 is above 0.75 · 0.8, and below 0.75 · 0.9
+    steady = HackDetector(span=2, reward_drop=0.25, kl_drop=0.1)
+    curve = [(0.8, 2.0)] * 2 + [(0.5, 1.85)] * 2
+    assert not any(steady.observe(rollouts(*values, num_trajectories=10_000)) for values in curve)
+
+
+def test_a_resumed_run_does_not_tell_its_alarm_again(world: Path, tmp_path: Path) -> None:
+    def train(max_steps: int, ckpt_path: Path | None = None) -> tuple[HackDetector, list[str]]:
+        detector, saver = (
+            HackDetector(span=2),
+            ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1),
+        )
+        trainer = make_trainer(tmp_path, Scripted(), detector, saver, max_steps=max_steps, enable_checkpointing=True)
+        data = make_data(Letters(24), prompts_per_batch=12, sampling=Sampling(max_new_tokens=4))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(make_module(world), data, ckpt_path=ckpt_path)
+        return detector, [str(w.message) for w in caught if "Reward hacking" in str(w.message)]
+
+    first, told = train(6)
+    assert first.alarm_batch == 4
+    assert len(told) == 1
+    resumed, told_again = train(7, tmp_path / "step=6.ckpt")
+    assert resumed.alarm_batch == 4
+    assert told_again == []
+    late, told_late = train(6, tmp_path / "step=3.ckpt")
+    assert late.alarm_batch == 4, "rollout batches are counted on from where the run stopped"
+    assert told_late == told, "the best block is the one that was seen before"
 
 
 @pytest.mark.filterwarnings("ignore:Reward hacking")

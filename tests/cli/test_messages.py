@@ -64,7 +64,7 @@ def test_a_wrong_word_is_answered_in_one_line_that_names_key_and_cure(
             "model: {teachers: {x: {class_path: lightning_opd.teachers.LocalTeacher, init_args: {pth: y}}}}",
             ["`model.teachers.x.pth`", "`path`"],
         ),
-        ("model: {teachers: [a]}", ["`model.teachers`", "Expected a dict", "`['a']`"]),
+        ("model: {teachers: [a]}", ["`model.teachers`", "Expected a Mapping", "`['a']`"]),
         (
             "data: {task: {init_args: {tasks: {x: {class_path: lightning_opd.tasks.String}}}}}",
             ["`data.task.tasks.x`", "`Strings`"],

@@ -128,6 +128,11 @@ def test_the_trust_region_closes_the_way_out_and_never_the_way_back() -> None:
     up, down = torch.ones(4), -torch.ones(4)
     assert region(up, student, teacher).tolist() == [1.0, 0.0, 1.0, 1.0]
     assert region(down, student, teacher).tolist() == [-1.0, -1.0, -1.0, 0.0]
+    wide_above, wide_below = OneSidedTrustRegion(low=0.2, high=2.0), OneSidedTrustRegion(low=2.0, high=0.2)
+    assert wide_above(up, student, teacher).tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert wide_above(down, student, teacher).tolist() == [-1.0, -1.0, 0.0, 0.0]
+    assert wide_below(up, student, teacher).tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert wide_below(down, student, teacher).tolist() == [-1.0, -1.0, -1.0, -1.0]
 
 
 @given(student=logprob, teacher=logprob, bound=st.floats(0, 2))

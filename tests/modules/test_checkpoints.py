@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_opd.models import Lora
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
-from tests.world import Recorder, make_data, make_module, make_trainer
+from lightning_opd.types import Sampling
+from tests.world import STOPS, Recorder, make_data, make_module, make_trainer
 
 
 def weights(module: OPDModule) -> dict[str, torch.Tensor]:
@@ -40,21 +41,26 @@ def train(
         limit_val_batches=1,
         val_check_interval=2 * accumulate * updates,
     )
-    trainer.fit(module, make_data(updates_per_batch=updates), ckpt_path=ckpt_path)
+    sampling = Sampling(max_new_tokens=6, stop_token_ids=STOPS)
+    trainer.fit(module, make_data(updates_per_batch=updates, sampling=sampling), ckpt_path=ckpt_path)
     return module, recorder
 
 
-@pytest.mark.parametrize(("accumulate", "updates"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("accumulate", "updates", "steps"), [(1, 1, (1, 3)), (2, 1, (2, 4)), (1, 2, (1, 2, 6)), (2, 2, (3, 4))]
+)
 def test_a_run_resumed_after_any_step_equals_the_undisturbed_one_bit_for_bit(
-    accumulate: int, updates: int, world: Path, tmp_path: Path
+    accumulate: int, updates: int, steps: tuple[int, ...], world: Path, tmp_path: Path
 ) -> None:
-    """Twelve prompts in rollout batches of four: the seven steps cross two epoch borders."""
+    """Twelve prompts in rollout batches of four: an epoch has three steps, or six of two updates per batch.
+
+    Inside and at the end of an epoch, and inside and at the end of a rollout batch.
+    """
     whole, seen = train(world, tmp_path / "whole", 7, accumulate, updates)
-    for step in (1, 2, 3, 4, 6):
+    for step in steps:
         torch.manual_seed(1000 + step)  # the resumed process has another random state
-        resumed, seen_again = train(
-            world, tmp_path / "whole", 7, accumulate, updates, tmp_path / "whole" / f"step={step}.ckpt"
-        )
+        ckpt_path = tmp_path / "whole" / f"step={step}.ckpt"
+        resumed, seen_again = train(world, tmp_path / "whole", 7, accumulate, updates, ckpt_path)
         for name, value in weights(whole).items():
             assert torch.equal(value, weights(resumed)[name]), f"{name} differs after resuming at step {step}"
         assert torch.equal(seen.rollout_batches[-1].token_ids, seen_again.rollout_batches[-1].token_ids)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_opd.data import SFTDataModule
+from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import Split
 from lightning_opd.models import Lora, StudentConfig, load_causal_lm
 from lightning_opd.modules import SFTModule
@@ -36,6 +37,33 @@ def test_the_loss_is_the_mean_over_response_tokens(world: Path, tmp_path: Path) 
     model = load_causal_lm(str(world / "student"))
     expected = model(batch["token_ids"], attention_mask=batch["attention_mask"].long(), labels=labels).loss
     assert recorder.logged[0]["train/loss"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+class Uneven(Alphabet):
+    """The first half of the replies is much shorter than the second: batches differ in their token count."""
+
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> list[Messages]:
+        return [
+            ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "z" * (1 + 30 * (i >= 4))})
+            for i in range(num_examples)
+        ]
+
+
+def test_the_validation_loss_is_the_mean_over_all_tokens_not_over_batches(world: Path, tmp_path: Path) -> None:
+    data = SFTDataModule(Uneven(), batch_size=4, num_examples=8, num_validation_examples=8, seed=0)
+    trainer = make_trainer(tmp_path, limit_val_batches=1.0)
+    (logged,) = trainer.validate(make_module(world), data, verbose=False)
+    model, totals, counts = load_causal_lm(str(world / "student")), [], []
+    for batch in data.val_dataloader():
+        with torch.no_grad():
+            logits = model(batch["token_ids"], attention_mask=batch["attention_mask"].long()).logits
+        logprobs, mask = token_logprobs(logits, batch["token_ids"]), batch["response_mask"]
+        totals.append(-float(logprobs[mask].sum()))
+        counts.append(int(mask.sum()))
+    assert len(counts) == 2
+    mean, mean_of_means = sum(totals) / sum(counts), sum(t / n for t, n in zip(totals, counts, strict=True)) / 2
+    assert logged["val/loss"] == pytest.approx(mean, rel=1e-4)
+    assert abs(mean - mean_of_means) > 1e-2 * mean
 
 
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=4)}], ids=str)

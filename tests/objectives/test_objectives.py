@@ -175,6 +175,19 @@ def test_outcome_advantages_stay_where_the_distillation_is_masked(objective: Obj
     assert torch.allclose(world.gradient(loss), world.gradient(expected), atol=1e-12)
 
 
+def test_likelihood_weighs_trajectories_and_leaves_masked_tokens_out() -> None:
+    """A weight of 0 takes a row out, one of 2 counts it twice; the denominator stays."""
+    world = World()
+    world.batch.distill_weights = torch.tensor([2.0, 0.0, 0.5, 1.0], dtype=torch.float64)
+    world.batch.distill_mask[0, 2] = False
+    loss = Likelihood().loss(world.batch, world.forward()).loss
+    logprobs = token_logprobs(world.student_logits(), world.batch.token_ids)
+    counted = torch.where(world.batch.distill_mask, logprobs * world.batch.distill_weights[:, None], 0.0)
+    expected = -counted.sum() / world.batch.response_mask.sum()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-12)
+    assert torch.allclose(world.gradient(loss), world.gradient(expected), atol=1e-12)
+
+
 @pytest.mark.parametrize("objective", objectives(), ids=label)
 @pytest.mark.parametrize("value", [-torch.inf, -1e4])
 def test_impossible_tokens_give_finite_gradients(objective: Objective, value: float) -> None:

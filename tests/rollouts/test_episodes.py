@@ -13,7 +13,7 @@ from lightning_opd.interfaces import FormatRule
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.noise import row_seed
-from lightning_opd.tasks.format_rules import NamedRule
+from lightning_opd.tasks.format_rules import NamedRule, Truncated
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
 from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Sample, Sampling, Trajectory
@@ -78,11 +78,41 @@ def test_tokens_and_mask_survive_any_reply(answers: list[str], turns: int) -> No
         assert not trajectory.is_truncated
 
 
-def test_tokens_and_mask_survive_hundreds_of_turns() -> None:
-    trajectories, engine = talk(list(ADVERSARIAL_OUTPUTS), 300, num=1)
+def test_tokens_and_mask_survive_a_hundred_turns() -> None:
+    trajectories, engine = talk(list(ADVERSARIAL_OUTPUTS), 100, num=1)
     for row, trajectory in enumerate(trajectories):
-        assert len(trajectory.turns) == 301
+        assert len(trajectory.turns) == 101
         check_layout(trajectory, [samples[row] for samples in engine.written])
+
+
+def test_each_turn_has_noise_of_its_own() -> None:
+    class Watched(RandomEngine):
+        def generate(self, token_ids, num_samples, seeds, sampling=SAMPLING, on_progress=None):  # noqa: ANN001, ANN202
+            seen.extend(seeds)
+            return super().generate(token_ids, num_samples, seeds, sampling, on_progress)
+
+    seen: list[int] = []
+    sampling = Sampling(max_new_tokens=6, stop_token_ids=ONE_STOP)
+    run_episodes(ScriptedChat(), ScriptedChat().prompts("train"), Watched(288), TOKENIZER, seeds(24), sampling, LONG)
+    assert seen[:24] == seeds(24), "the first turn's is the episode's own"
+    assert len(seen) > 40
+    assert len(set(seen)) == len(seen)
+
+
+def test_only_the_last_reply_of_a_truncated_episode_is_truncated() -> None:
+    class Ruled(ScriptedChat):
+        def format_rules(self) -> list[FormatRule]:
+            return [Truncated()]
+
+    sampling = Sampling(max_new_tokens=6, max_turns=2, stop_token_ids=ONE_STOP)
+    prompts = Ruled().prompts("train")
+    trajectories = run_episodes(Ruled(), prompts, RandomEngine(288), TOKENIZER, seeds(12), sampling, LONG)
+    assert {trajectory.is_truncated for trajectory in trajectories} == {True, False}
+    for trajectory in trajectories:
+        last = ("truncated",) if trajectory.is_truncated else ()
+        assert [turn.format_errors for turn in trajectory.turns] == [()] * (len(trajectory.turns) - 1) + [last]
+        assert trajectory.format_errors == last
+    assert any(t.is_truncated and len(t.turns) == 2 for t in trajectories)
 
 
 def student_of(folder: Path, dtype: str = "float64") -> tuple[InProcessEngine, torch.nn.Module]:

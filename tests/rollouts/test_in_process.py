@@ -46,6 +46,22 @@ def test_logprobs_equal_those_of_a_plain_forward(
         assert torch.tensor(sample.logprobs) == pytest.approx(expected, abs=1e-4)
 
 
+def test_no_dropout_while_writing_and_the_students_mode_is_given_back(tiny_model_dir: Path) -> None:
+    engine, model = engine_of(tiny_model_dir)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    written = engine.generate(PROMPTS, 2, seeds(2), SAMPLING)
+    assert model.training
+    assert engine.generate(PROMPTS, 2, seeds(2), SAMPLING) == written
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        assert not torch.equal(causal_lm(model)(ids).logits, causal_lm(model)(ids).logits), "dropout must show"
+    model.eval()
+    engine.generate(PROMPTS, 1, seeds(1), SAMPLING)
+    assert not model.training
+
+
 def test_a_response_does_not_depend_on_the_others_of_its_batch(double_world: Path) -> None:
     together, _ = engine_of(double_world / "student", dtype="float64")
     alone, _ = engine_of(double_world / "student", batch_size=3, dtype="float64")

@@ -7,7 +7,7 @@ import torch
 
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm, load_tokenizer
-from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher
+from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher, TeacherPool
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
 from tests.world import collate
@@ -81,10 +81,24 @@ def test_a_rank_without_rows_takes_part(tiny_model_dir: Path) -> None:
 
 def test_a_missing_column_is_named_with_those_that_are_there(tiny_model_dir: Path) -> None:
     teacher = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content} {hint}"))
-    with pytest.raises(ValueError, match=r"\['hint'\].*\['answer'\]"):
+    with pytest.raises(ValueError, match=r"needs the columns \['hint'\], which the prompt 0 lacks.*are \['answer'\]"):
         teacher.score(rollouts(tiny_model_dir), frozenset())
+    with pytest.raises(ValueError, match=r"needs a user message, which the prompt 0 lacks"):
+        PrivilegedTeacher(LocalTeacher("x"), "{content}").messages(prompt(0), ({"role": "system", "content": "s"},))
     with pytest.raises(ValueError, match=r"\{content\}"):
         PrivilegedTeacher(LocalTeacher("x"), "Hint: {answer}")
+
+
+def test_teachers_of_one_model_are_shared_only_if_they_read_the_same(tiny_model_dir: Path) -> None:
+    def make(context: str, folder: Path = tiny_model_dir) -> PrivilegedTeacher:
+        return PrivilegedTeacher(LocalTeacher(str(folder)), context)
+
+    hinted, again, bare = make("{content} {answer}"), make("{content} {answer}"), make("{content}")
+    assert hinted.identity == again.identity
+    assert len({hinted.identity, bare.identity, make("{content}", tiny_model_dir / "x").identity}) == 3
+    assert bare.identity != LocalTeacher(str(tiny_model_dir)).identity
+    pool = TeacherPool({"a": hinted, "b": again, "c": bare})
+    assert list(pool.distinct) == ["a", "c"]
 
 
 def test_a_trajectory_longer_than_the_teachers_context_is_refused(tiny_model_dir: Path) -> None:

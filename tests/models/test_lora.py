@@ -1,0 +1,51 @@
+"""An adapter's settings, read off what its layers compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_opd.models import Lora, StudentConfig, build_student
+
+
+def adapted(folder: Path, lora: Lora) -> tuple[nn.Module, nn.Module]:
+    """Return a student whose adapter says something, and one of its adapted layers."""
+    student = build_student(StudentConfig(str(folder), lora=lora))
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    layers = [module for name, module in student.named_modules() if name.endswith("layers.0.self_attn.q_proj")]
+    assert len(layers) == 1
+    return student, layers[0]
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 3.0), (4, 1.0)])
+def test_the_update_has_its_rank_and_is_scaled_by_alpha_over_rank(
+    rank: int, alpha: float, tiny_model_dir: Path
+) -> None:
+    lora = Lora(rank, alpha, targets=["q_proj"], adapter_name="mine")
+    student, layer = adapted(tiny_model_dir, lora)
+    student.eval()
+    down, up = layer.lora_A["mine"].weight, layer.lora_B["mine"].weight  # type: ignore[index, union-attr]
+    states = torch.randn(5, down.shape[1])
+    update = layer(states) - layer.base_layer(states)  # type: ignore[operator]
+    torch.testing.assert_close(update, alpha / rank * states @ down.T @ up.T, atol=1e-4, rtol=1e-4)
+    assert int(torch.linalg.matrix_rank(up @ down)) == rank
+    trained = {name.split(".lora_")[0].rpartition(".")[2] for name, p in student.named_parameters() if p.requires_grad}
+    assert trained == {"q_proj"}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_dropout_falls_on_the_adapters_input_while_training(dropout: float, tiny_model_dir: Path) -> None:
+    student, layer = adapted(tiny_model_dir, Lora(rank=2, dropout=dropout))
+    dropped: list[torch.Tensor] = []
+    layer.lora_A["student"].register_forward_hook(lambda _, inputs, __: dropped.append(inputs[0]))  # type: ignore[index, union-attr]
+    states = torch.ones(200, layer.base_layer.weight.shape[1])  # type: ignore[union-attr]
+    layer(states)
+    assert float((dropped[0] == 0).double().mean()) == pytest.approx(dropout, abs=0.03)  # 6,400 draws
+    student.eval()
+    layer(states)
+    assert torch.equal(dropped[1], states)
