@@ -9,7 +9,7 @@ import sys
 
 from lightning_opd.functional.advantages import Immediate
 from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit, SequenceCredit, SpanCredit
-from tests.functional.texts import WORLDS, Texts
+from tests.teachers.cross_tokenizer.texts import WORLDS, Texts
 
 CREDITS: dict[str, Credit] = {
     "strict": ExactMatchCredit(),

@@ -42,7 +42,7 @@ def probe(seed: int, student: str) -> dict[str, object]:
     from lightning_opd.rollouts import InProcessEngine
     from lightning_opd.tasks import Arithmetic
     from lightning_opd.teachers import CrossTokenizerTeacher
-    from lightning_opd.teachers.cross_tokenizer_report import cross_tokenizer_report
+    from lightning_opd.teachers.cross_tokenizer.report import cross_tokenizer_report
     from lightning_opd.types import Sampling
     from tests.world import collate, run_episodes
 

@@ -6,7 +6,8 @@ import pytest
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
 from lightning_opd.data import progress
-from tests.world import make_data, make_module, make_trainer
+from lightning_opd.types import RolloutBatch
+from tests.world import Recorder, make_data, make_module, make_trainer
 
 
 class Tqdm(TQDMProgressBar):
@@ -32,7 +33,7 @@ class Rich(RichProgressBar):
 
     def _init_progress(self, trainer: object) -> None:
         super()._init_progress(trainer)  # type: ignore[arg-type]
-        if self.progress is not None:
+        if self.progress is not None and self.progress.update.__name__ != "keep":  # one bar for several stages
             update = self.progress.update
 
             def keep(task: object, **fields: object) -> None:
@@ -42,23 +43,40 @@ class Rich(RichProgressBar):
             self.progress.update = keep  # type: ignore[method-assign, assignment]
 
 
+def finished(rollouts: RolloutBatch) -> list[int]:
+    """Return after each token but the last how many replies are finished."""
+    mask, cut = rollouts.response_mask, rollouts.is_truncated
+    lengths = mask.sum(1)
+    counts = [int(((lengths <= step) & ~cut).sum()) for step in range(1, int(lengths.max()) + 1)]
+    return [count for count in counts if count < len(rollouts)]
+
+
 @pytest.mark.parametrize("make", [Tqdm, Rich])
 def test_the_bar_moves_during_generation(
     make: type[ProgressBar], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 0.0)
     texts: list[str] = []
-    module, data = make_module(world), make_data()
+    module, data, recorder = make_module(world), make_data(), Recorder()
     bar = make(texts)  # type: ignore[call-arg]
     trainer = make_trainer(
-        tmp_path, bar, enable_progress_bar=True, limit_val_batches=1, num_sanity_val_steps=1, val_check_interval=1
+        tmp_path,
+        bar,
+        recorder,
+        enable_progress_bar=True,
+        limit_val_batches=1,
+        num_sanity_val_steps=1,
+        val_check_interval=1,
     )
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     shown = [text for text in texts if "rollout" in text]
-    assert len(shown) > 10
-    counts = [int(text.rpartition("rollout ")[2].split("/")[0]) for text in shown]
-    assert max(counts) > min(counts)
+    in_training = [text.split(" rollout ")[1] for text in shown if text.startswith(("_train", "Epoch"))]
+    assert in_training == [f"{n}/8" for rollouts in recorder.rollout_batches for n in finished(rollouts)]
+    totals = {(text.split()[0], text.rpartition("/")[2]) for text in shown}
+    names = ("_train", "_val", "_test") if make is Tqdm else ("Epoch", "Validation", "Testing")
+    expected = zip(names, ("8", "4", "8"), strict=True)
+    assert all(any(bar.startswith(name) and total == count for bar, count in totals) for name, total in expected)
     if make is Tqdm:
         assert {text.split()[0] for text in shown} == {"_train_progress_bar", "_val_progress_bar", "_test_progress_bar"}
     else:

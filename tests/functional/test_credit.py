@@ -19,8 +19,8 @@ from lightning_opd.functional.credit import (
     SpanCredit,
     SpliceCredit,
 )
-from tests.functional.texts import WORLDS, Texts
 from tests.implementations import implementations
+from tests.teachers.cross_tokenizer.texts import WORLDS, Texts
 
 DIVISIONS = ("whole", "equal", "proportional")
 EXAMPLES = {"SpanCredit": [SpanCredit(division) for division in DIVISIONS]}

@@ -96,14 +96,14 @@ def test_the_critics_gradient_is_clipped_apart_from_the_students(world: Path, tm
 
 def test_the_critic_learns_and_says_how_much_it_explains(world: Path, tmp_path: Path) -> None:
     """The student is constant and generates up to the limit, so the KL to go shrinks along the response."""
-    recorder, module = Recorder(), with_critic(world, lr=1e-2)
+    recorder, module = Recorder(), with_critic(world, lr=2e-2)
     module._optimizer = lambda groups: torch.optim.Adam([{**groups[0], "lr": 0.0}, groups[1]], lr=0.0)
-    data = make_data(prompts_per_batch=12, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
-    make_trainer(tmp_path, recorder, max_steps=60, max_epochs=-1).fit(module, data)
+    data = make_data(prompts_per_batch=6, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
+    make_trainer(tmp_path, recorder, max_steps=32, max_epochs=-1).fit(module, data)
     explained = [logged["train/explained_variance"] for logged in recorder.logged]
-    assert explained[0] < 0.1
-    assert sum(explained[-5:]) / 5 > 0.2
-    assert all("train/value_loss" in logged for logged in recorder.logged)
+    assert explained[0] < -1
+    assert sum(explained[-5:]) / 5 > 0.1, "a constant explains at most 0"
+    assert recorder.logged[-1]["train/value_loss"] < 0.3 * recorder.logged[0]["train/value_loss"]
 
 
 def test_a_checkpoint_holds_the_critic_and_a_resumed_run_equals_the_undisturbed_one(

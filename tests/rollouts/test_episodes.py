@@ -220,11 +220,12 @@ def test_each_reply_is_checked_by_itself() -> None:
 def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
     engine, seen = student_of(tiny_model_dir, "float32")[0], []
     prompts = ScriptedChat().prompts("train")
-    run_episodes(
-        ScriptedChat(), prompts, engine, load_tokenizer(str(tiny_model_dir)), seeds(12), SAMPLING, 256, seen.append
-    )
-    assert max(seen) <= 12
-    assert seen[-1] >= 11
+    tokenizer = load_tokenizer(str(tiny_model_dir))
+    played = run_episodes(ScriptedChat(), prompts, engine, tokenizer, seeds(12), SAMPLING, 256, seen.append)
+    num_turns = max(len(trajectory.turns) for trajectory in played)
+    last = [trajectory for trajectory in played if len(trajectory.turns) == num_turns]
+    assert seen[0] < 12 - len(last)
+    assert seen[-1] == max(seen) == 12 - sum(trajectory.reply_ids[-1] not in STOPS for trajectory in last)
 
 
 def test_limits_must_be_positive() -> None:

@@ -146,6 +146,11 @@ def test_misuse_is_explained(tiny_model_dir: Path) -> None:
 
 def test_progress_counts_up_to_the_number_of_responses(tiny_model_dir: Path) -> None:
     engine, seen = engine_of(tiny_model_dir, batch_size=4)[0], []
-    engine.generate(PROMPTS, 2, seeds(2), SAMPLING, seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] <= 8
+    samples = engine.generate(PROMPTS, 2, seeds(2), SAMPLING, seen.append)
+    expected: list[int] = []
+    for done, prompts in ((0, (1, 3)), (4, (0, 2))):  # the two shortest prompts first
+        rows = [sample for i in prompts for sample in samples[2 * i : 2 * i + 2]]
+        for step in range(max(len(row.token_ids) for row in rows)):
+            expected.append(done + sum(len(row.token_ids) <= step + 1 and not row.is_truncated for row in rows))
+    assert seen == expected
+    assert seen[-1] == 8 - sum(sample.is_truncated for i in (0, 2) for sample in samples[2 * i : 2 * i + 2])

@@ -37,11 +37,12 @@ def test_sums_are_right() -> None:
 
 
 def test_letters_are_sorted_and_reversed() -> None:
-    for prompt in TASKS[1].questions()[:500]:
+    questions = TASKS[1].questions()
+    for prompt in questions[:500]:
         letters, answer = str(prompt.columns["letters"]).split(), str(prompt.columns["answer"]).split()
         assert answer == (sorted(letters) if prompt.columns["action"] == "sort" else letters[::-1])
         assert len(letters) == len(set(letters))
-    lengths = [len(str(prompt.columns["letters"]).split()) for prompt in TASKS[1].questions()]
+    lengths = [len(str(prompt.columns["letters"]).split()) for prompt in questions]
     assert lengths.count(3) == lengths.count(4) == 6000
 
 

@@ -17,8 +17,8 @@ from lightning_opd.tokenization.tool_calls import BareJson, render_tool_call
 
 CALCULATOR, SORT, REVERSE = (Tool(tool, isolated=False) for tool in (calculate, sort_text, reverse_text))
 QUESTION = ({"role": "user", "content": "What is 2+3?"},)
-SLACK = 0.5
-"""Seconds that a busy machine may add to a time-out."""
+SLACK = 20.0
+"""Seconds that a busy machine may add to a time-out: a tool that is not stopped takes a minute, or for ever."""
 
 
 def misbehave(how: str) -> str:
@@ -107,9 +107,9 @@ def test_the_calculator_refuses_everything_else(expression: str, reason: str) ->
 
 @given(st.text(alphabet="0123456789+-*/%().e ", max_size=60))
 def test_no_expression_takes_long(expression: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(calculated(expression)) <= 200
-    assert time.perf_counter() - started < SLACK
+    assert time.process_time() - started < 0.5  # of this process alone, however busy the machine is
 
 
 def test_the_text_tools_put_words_in_order() -> None:
@@ -130,7 +130,7 @@ def test_a_tool_that_hangs_costs_its_time_out_and_no_more(how: str) -> None:
 def test_an_alarm_interrupts_python_at_no_cost(how: str) -> None:
     started = time.perf_counter()
     assert Tool(misbehave, timeout=0.1, isolated=False).call({"how": how}) == "error: no answer within 0.1 s"
-    assert time.perf_counter() - started < 0.1 + SLACK
+    assert 0.1 <= time.perf_counter() - started < 0.1 + SLACK
 
 
 def test_whatever_else_a_tool_does_is_an_answer() -> None:
@@ -236,15 +236,15 @@ def hostile(noise: random.Random) -> str:
 
 def test_a_thousand_hostile_replies_neither_crash_nor_escape() -> None:
     noise, environment = random.Random(0), episode()
-    started, longest, errors = time.perf_counter(), 0.0, 0
+    started, longest, errors = time.process_time(), 0.0, 0
     for _ in range(1000):
-        begun = time.perf_counter()
+        begun = time.process_time()
         answers = said(environment, hostile(noise))
-        longest = max(longest, time.perf_counter() - begun)
+        longest = max(longest, time.process_time() - begun)
         errors += sum(answer.startswith("error: ") for answer in answers)
         assert len(answers) <= MAX_CALLS + 1
         assert all(len(answer) <= 2000 for answer in answers)
         assert environment.reward() == 0.0
     assert errors > 300
-    assert longest < 1.0 + SLACK
-    assert time.perf_counter() - started < 60
+    assert longest < 1.5
+    assert time.process_time() - started < 60

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from lightning_opd.teachers.cross_tokenizer.translation import Translation, Translator
 from lightning_opd.tokenization.chat import reply_surroundings
-from lightning_opd.tokenization.translation import Translation, Translator
-from tests.tokenization.families import END_OF_TURN, FAMILIES, TEMPLATES, family
-from tests.tokenization.random_pairs import random_tokenizer, random_translator, seeds, texts
+from tests.teachers.cross_tokenizer.families import END_OF_TURN, FAMILIES, TEMPLATES, family
+from tests.teachers.cross_tokenizer.random_pairs import random_tokenizer, random_translator, seeds, texts
 
 REPLY = '7+8=15 carry, é😀  "name": "calc"\n\n\tfin'
 
@@ -155,7 +155,7 @@ def test_pieces_can_be_cut_one_by_one() -> None:
 # --- random tokenizers -----------------------------------------------------------------------------
 
 
-@settings(max_examples=2000)
+@settings(max_examples=700)
 @given(student=seeds, teacher=seeds, text=texts)
 def test_random_pairs_partition_random_texts(student: int, teacher: int, text: str) -> None:
     both = random_translator(student, teacher)

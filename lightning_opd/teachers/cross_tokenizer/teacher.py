@@ -16,14 +16,14 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.functional.credit import Credit, ExactMatchCredit, PrefixCredit
-from lightning_opd.functional.prefixes import PrefixScorer
-from lightning_opd.functional.token_bytes import TokenBytes
 from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, Teacher
 from lightning_opd.models import load_tokenizer
+from lightning_opd.teachers.cross_tokenizer.prefix_scores import prefix_scores, replies_of
+from lightning_opd.teachers.cross_tokenizer.prefixes import PrefixScorer
+from lightning_opd.teachers.cross_tokenizer.roles import ROLES
+from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.teachers.local import LocalTeacher
-from lightning_opd.teachers.prefix_scores import prefix_scores, replies_of
-from lightning_opd.tokenization.roles import ROLES
-from lightning_opd.tokenization.translation import Translator
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_opd.tokenization.translation import Translator
-from tests.tokenization.families import TEMPLATES
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from tests.teachers.cross_tokenizer.families import TEMPLATES
 
 NUM_RANDOM = 16
 

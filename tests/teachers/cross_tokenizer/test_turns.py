@@ -12,7 +12,7 @@ from lightning_opd.teachers import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, Sampling, Signal, Trajectory
 from tests.agents import RandomEngine, ScriptedChat
-from tests.teachers.foreign import CPU, foreign_teacher
+from tests.teachers.cross_tokenizer.foreign import CPU, foreign_teacher
 from tests.world import collate, run_episodes
 
 LOGPROBS = frozenset({Signal.LOGPROBS})

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lightning_opd.functional.token_bytes import TokenBytes, union
+from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes, union
 
 
 def test_pieces_are_found_by_how_they_begin() -> None:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lightning_opd.functional.prefixes import TextSegment
-from lightning_opd.tokenization.spelling import ByteSpelling, spans_of
-from lightning_opd.tokenization.translation import Translator, without_lead
+from lightning_opd.teachers.cross_tokenizer.prefixes import TextSegment
+from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
+from lightning_opd.teachers.cross_tokenizer.translation import Translator, without_lead
 
 
 @dataclass

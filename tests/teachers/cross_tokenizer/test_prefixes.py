@@ -10,8 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_opd.functional import prefixes
-from lightning_opd.functional.prefixes import (
+from lightning_opd.models import LanguageModel, load_causal_lm
+from lightning_opd.teachers.cross_tokenizer import prefixes
+from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.teachers.cross_tokenizer.prefixes import (
     NONCANONICAL_LOGPROB,
     UNSETTLED,
     PrefixScorer,
@@ -19,12 +21,10 @@ from lightning_opd.functional.prefixes import (
     Reply,
     TextSegment,
 )
-from lightning_opd.functional.token_bytes import TokenBytes
-from lightning_opd.models import LanguageModel, load_causal_lm
-from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
-from lightning_opd.tokenization.translation import Translator
-from tests.functional.texts import TEXTS, WORLDS, Texts, rows_of
-from tests.tokenization.random_pairs import random_tokenizer, random_translator, seeds, texts
+from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from tests.teachers.cross_tokenizer.random_pairs import random_tokenizer, random_translator, seeds, texts
+from tests.teachers.cross_tokenizer.texts import TEXTS, WORLDS, Texts, rows_of
 
 STOP = "<|im_end|>"
 

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from lightning_opd.tokenization.roles import control_tokens, role_table, turn_ends
-from tests.tokenization.families import CONTROL, END_OF_TURN, FAMILIES, STOP, family
+from lightning_opd.teachers.cross_tokenizer.roles import control_tokens, role_table, turn_ends
+from tests.teachers.cross_tokenizer.families import CONTROL, END_OF_TURN, FAMILIES, STOP, family
 
 
 def token_id(name: str, token: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher, View
+from lightning_opd.teachers.cross_tokenizer.teacher import CrossTokenizerTeacher, View
 from lightning_opd.types import SampledTokens, Signal
 
 NUM_WORST = 10

@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.functional.credit import Credit, PrefixCredit
-from lightning_opd.functional.prefixes import PrefixScorer, Reply, TextSegment
-from lightning_opd.functional.token_bytes import TokenBytes
+from lightning_opd.teachers.cross_tokenizer.prefixes import PrefixScorer, Reply, TextSegment
+from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes
 
 WORLDS = {"the teacher merges": ((), ("ab",)), "the student merges": (("ab",), ()), "both merge": (("ab",), ("ba",))}
 """Name → merges of the student, merges of the teacher."""

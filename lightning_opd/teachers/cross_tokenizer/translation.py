@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment, align
+from lightning_opd.teachers.cross_tokenizer.roles import RoleTable, role_table
+from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
 from lightning_opd.tokenization.chat import render_prompt, reply_surroundings
-from lightning_opd.tokenization.roles import RoleTable, role_table
-from lightning_opd.tokenization.spelling import ByteSpelling, spans_of
 from lightning_opd.types import Messages
 
 if TYPE_CHECKING:

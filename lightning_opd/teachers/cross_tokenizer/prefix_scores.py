@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, log_softmax
-from lightning_opd.functional.prefixes import PrefixScorer, Reply
 from lightning_opd.interfaces import ReadsTrees, Teacher
-from lightning_opd.tokenization.prefix_tree import PrefixTree, pack, prefix_tree
-from lightning_opd.tokenization.translation import Translator
+from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.teachers.cross_tokenizer.prefixes import PrefixScorer, Reply
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.types import LinearHead, SampledTokens, TeacherScores, Trajectory, Turn
 
 IMPOSSIBLE = -1e3

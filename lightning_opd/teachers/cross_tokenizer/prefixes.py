@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
-from lightning_opd.functional.token_bytes import CACHE_SIZE, TokenBytes, union
+from lightning_opd.teachers.cross_tokenizer.token_bytes import CACHE_SIZE, TokenBytes, union
 
 NONCANONICAL_LOGPROB = -20.0
 """Log-prob (nats) of cutting a text as the student's own tokenizer would not: the teacher knows texts, not cuts."""

@@ -9,9 +9,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from lightning_opd.models import load_tokenizer
-from lightning_opd.tokenization.roles import control_tokens
-from lightning_opd.tokenization.spelling import ByteSpelling, byte_alphabet, spans_of
-from tests.tokenization.families import CONTROL, FAMILIES, family
+from lightning_opd.teachers.cross_tokenizer.roles import control_tokens
+from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, byte_alphabet, spans_of
+from tests.teachers.cross_tokenizer.families import CONTROL, FAMILIES, family
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
