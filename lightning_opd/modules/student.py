@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # Lightning's own convention
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -146,6 +147,17 @@ class StudentModule(L.LightningModule, StudentOwner):
     def _trainable_names(self) -> set[str]:
         """Names of everything a checkpoint keeps; tied weights under all their names."""
         return {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+    @override
+    def on_train_start(self) -> None:
+        """Tell the checkpoint callbacks of a resumed run which step is saved already.
+
+        Lightning forgets it; they would save the same step again in the middle of the next accumulation, without the
+        gradients accumulated so far.
+        """
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = self.trainer.global_step
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
