@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.outcomes import RLOO, OutcomeAdvantage
-from lightning_opd.interfaces import OPDCallback, RewardFunction
+from lightning_opd.interfaces import OPDCallback, RewardFunction, finite_reward
 from lightning_opd.types import RolloutBatch, Trajectory
 
 
@@ -132,9 +132,11 @@ class OutcomeReward(OPDCallback):
             return rollouts.rewards, {}
         total, metrics = torch.zeros_like(rollouts.rewards), {}
         for term in self.rewards:
-            values = rollouts.rewards.new_tensor([term.function(t) for t in rollouts.trajectories])
+            function = type(term.function).__name__
+            found = [finite_reward(term.function(t), f"`{function}`", t.prompt.key) for t in rollouts.trajectories]
+            values = rollouts.rewards.new_tensor(found)
             total = total + term.weight * values
-            name = f"train/reward_function/{type(term.function).__name__}"
+            name = f"train/reward_function/{function}"
             metrics[name] = (values.double().sum(), values.new_tensor(len(values), dtype=torch.float64))
         return total, metrics
 

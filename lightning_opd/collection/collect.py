@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -20,6 +19,7 @@ from lightning_opd.interfaces import RolloutEngine, Task
 from lightning_opd.models import sum_over_ranks
 from lightning_opd.rollouts.episodes import Episode, generate_episodes, reward_episodes
 from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.tokenization.compatibility import padding_token_id
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, SampledTokens, Sampling, TeacherScores
 
 
@@ -143,7 +143,7 @@ class Collector:
             trajectories,
             learner.teachers.ids([t.prompt for t in trajectories]),
             sampling.temperature or 1.0,
-            int(cast("int", learner.tokenizer.pad_token_id)),
+            padding_token_id(learner.tokenizer),
             torch.promote_types(weight.dtype, torch.float32),
             weight.device,
         )

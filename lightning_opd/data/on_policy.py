@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L  # Lightning's own convention
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
@@ -23,7 +24,6 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.tokenization.chat import stop_token_ids
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Split
 
 
@@ -76,9 +76,11 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
         trainer = self._trainer()
         sampling = dataclasses.replace(
             self.sampling,
-            stop_token_ids=self.sampling.stop_token_ids or stop_token_ids(learner.tokenizer),
+            stop_token_ids=self.sampling.stop_token_ids or learner.stop_token_ids,
             vocab_size=self.sampling.vocab_size or len(learner.tokenizer),
         )
+        stops = ", ".join(f"{learner.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in sampling.stop_token_ids)
+        rank_zero_info(f"Responses end at {stops}.")
         self._collector = Collector(
             learner,
             self.task,

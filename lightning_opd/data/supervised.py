@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -15,6 +15,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.models import student_owner
 from lightning_opd.tokenization.chat import render_demonstration
+from lightning_opd.tokenization.compatibility import padding_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ class SFTDataModule(L.LightningDataModule):
         return student_owner(self._trainer().lightning_module).tokenizer
 
     def _batches(self, examples: Sequence[Example], *, shuffle: bool) -> ExampleBatches:
-        pad = int(cast("int", self._tokenizer().pad_token_id))
+        pad = padding_token_id(self._tokenizer())
         place = self._trainer().distributed_sampler_kwargs or {}
         rank, num_ranks = place.get("rank", 0), place.get("num_replicas", 1)
         if self.batch_size % num_ranks:

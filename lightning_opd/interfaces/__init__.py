@@ -6,7 +6,7 @@ from lightning_opd.interfaces.engine import RolloutEngine
 from lightning_opd.interfaces.environment import Environment
 from lightning_opd.interfaces.format_rule import FormatRule
 from lightning_opd.interfaces.objective import BatchForward, Objective, PrepareContext, StudentForward
-from lightning_opd.interfaces.reward_function import RewardFunction
+from lightning_opd.interfaces.reward_function import RewardFunction, finite_reward
 from lightning_opd.interfaces.task import SingleTurn, Task
 from lightning_opd.interfaces.teacher import Teacher
 from lightning_opd.types import Split
@@ -30,4 +30,5 @@ __all__ = [
     "StudentForward",
     "Task",
     "Teacher",
+    "finite_reward",
 ]

@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_opd.errors import UnsupportedError
 from lightning_opd.interfaces.environment import Environment
 from lightning_opd.interfaces.format_rule import FormatRule
+from lightning_opd.interfaces.reward_function import finite_reward
 from lightning_opd.types import Message, Messages, Prompt, Split
 
 
@@ -65,4 +66,5 @@ class SingleTurn(Environment):
 
     @override
     def reward(self) -> float:
-        return self._task.reward(self._prompt, self._reply)
+        value: object = self._task.reward(self._prompt, self._reply)
+        return finite_reward(value, f"`{type(self._task).__name__}.reward`", self._prompt.key)

@@ -2,7 +2,7 @@
 
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.language_model import LanguageModel
-from lightning_opd.models.loading import load_causal_lm, load_tokenizer
+from lightning_opd.models.loading import declared_stop_ids, load_causal_lm, load_tokenizer
 from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm, export_student
@@ -15,6 +15,7 @@ __all__ = [
     "any_rank",
     "build_student",
     "causal_lm",
+    "declared_stop_ids",
     "export_student",
     "gather_objects",
     "load_causal_lm",

@@ -47,6 +47,24 @@ def load_causal_lm(
         )
 
 
+def declared_stop_ids(path: str, *, trust_remote_code: bool = False) -> tuple[int, ...]:
+    """Return the tokens at which a model says that it stops: one, or several as Llama 3 and Qwen 3 have.
+
+    Those of its generation configuration, or of its configuration where it has no other.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        stops = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # no generation_config.json
+        stops = None
+    if stops is None:
+        with _explain_missing("a causal language model", path):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        stops = getattr(config, "eos_token_id", None)
+    return (stops,) if isinstance(stops, int) else tuple(stops or ())
+
+
 @contextlib.contextmanager
 def _explain_missing(what: str, path: str) -> Iterator[None]:
     msg = (

@@ -100,6 +100,7 @@ class OPDModule(EvaluationModule):
         """Return the student, its teachers and the objective; models load in `configure_model`."""
         return Learner(
             self.tokenizer,
+            self.stop_token_ids,
             lambda: self.loaded_student,
             lambda: self.language_model,
             self.forward_student,

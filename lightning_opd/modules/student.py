@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # Lightning's own convention
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,9 +21,11 @@ from lightning_opd.models import (
     StudentOwner,
     build_student,
     causal_lm,
+    declared_stop_ids,
     load_tokenizer,
     shard,
 )
+from lightning_opd.tokenization.chat import stop_token_ids
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.types import RolloutBatch
 
@@ -67,6 +70,15 @@ class StudentModule(L.LightningModule, StudentOwner):
         tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
         check_student_tokenizer(tokenizer)
         return tokenizer
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: the tokenizer's, the model's, and the one that closes the template's turns."""
+        config = self.student_config
+        if config.path is None:
+            return stop_token_ids(self.tokenizer)
+        declared = declared_stop_ids(config.path, trust_remote_code=config.trust_remote_code)
+        return stop_token_ids(self.tokenizer, declared)
 
     @property
     @override
@@ -135,6 +147,17 @@ class StudentModule(L.LightningModule, StudentOwner):
     def _trainable_names(self) -> set[str]:
         """Names of everything a checkpoint keeps; tied weights under all their names."""
         return {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+    @override
+    def on_train_start(self) -> None:
+        """Tell the checkpoint callbacks of a resumed run which step is saved already.
+
+        Lightning forgets it; they would save the same step again in the middle of the next accumulation, without the
+        gradients accumulated so far.
+        """
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = self.trainer.global_step
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, St
 class SFTModule(StudentModule):
     """Maximise the log-prob of demonstrated responses; for bases, experts, warm starts and controls.
 
-    The loss is the mean over the response tokens of the optimiser step on this rank's micro-batch.
+    The loss is the mean over the response tokens of a micro-batch, over all ranks.
 
     Args:
         student: The model to train.
@@ -48,7 +48,7 @@ class SFTModule(StudentModule):
         loss, num_tokens = self.compute_loss(batch)
         mean_tokens = sum_over_ranks(num_tokens.detach().to(loss.dtype)) / self.trainer.world_size
         loss = loss / mean_tokens.clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["token_ids"]))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["token_ids"]), sync_dist=True)
         return loss
 
     @override

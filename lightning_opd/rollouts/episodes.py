@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task
+from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task, finite_reward
 from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
@@ -128,7 +128,7 @@ class Episode:
         self._is_truncated, self.is_over = sample.is_truncated, sample.is_truncated or not answer
         if self.is_over:
             return
-        answer_ids = render_answer(self._tokenizer, before, answer)
+        answer_ids = render_answer(self._tokenizer, before, answer, sample.token_ids[-1])
         fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
         if not fits or len(self._turns) == self._sampling.max_turns:
             self._is_truncated = self.is_over = True
@@ -143,6 +143,7 @@ class Episode:
 
     def trajectory(self) -> Trajectory:
         """Return the finished episode, with its reward, not yet checked by format rules."""
+        name = type(self._environment).__name__
         return Trajectory(
             prompt=self._prompt,
             token_ids=tuple(self.token_ids),
@@ -150,7 +151,7 @@ class Episode:
             logprobs=tuple(self._logprobs),
             text="\n".join(turn.text for turn in self._turns),
             is_truncated=self._is_truncated,
-            reward=float(self._environment.reward()),
+            reward=finite_reward(self._environment.reward(), f"`{name}.reward`", self._prompt.key),
             turns=tuple(self._turns),
         )
 

@@ -18,8 +18,12 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
 
 
-def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: Messages) -> list[int]:
-    """Return the tokens between a reply's stop token and the next reply: the template's own.
+def render_answer(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: Messages, last_token_id: int | None = None
+) -> list[int]:
+    """Return the tokens between a reply and the next one: the template's own.
+
+    The token with which the template closes a turn is left out where the reply already ends with it, and only there.
 
     The chat is rendered with placeholders for the student's replies, and the text after the last placeholder
     is returned. So the student's replies are never rendered (their tokens stay as sampled), and a template that
@@ -29,6 +33,7 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
         tokenizer: Whose template to use.
         messages: The chat before the reply that is answered.
         answer: The environment's answer to that reply.
+        last_token_id: Last token of the reply; None for one that ends like the template's turns.
 
     Raises:
         ValueError: The template does not show assistant messages verbatim.
@@ -42,7 +47,10 @@ def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     if not found:
         msg = "The chat template does not show an assistant's content, so no answer can follow it. Use another one."
         raise ConfigError(msg)
-    return _encode(tokenizer, rest.removeprefix(_stop(tokenizer)))
+    token_ids, closer = _encode(tokenizer, rest), closing_token_id(tokenizer)
+    if closer is None or closer not in token_ids or last_token_id not in (None, closer):
+        return token_ids
+    return token_ids[token_ids.index(closer) + 1 :]
 
 
 def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
@@ -63,12 +71,14 @@ def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages)
         msg = f"A demonstration must end with a message of role `assistant`, got {role}."
         raise ConfigError(msg)
     replies = _replies([message.get("role") for message in messages])
-    token_ids, mask = [], []
+    token_ids: list[int] = []
+    mask: list[bool] = []
     for i, reply in enumerate(replies):
         if i == 0:
             context = render_prompt(tokenizer, messages[:reply])
         else:
-            context = render_answer(tokenizer, messages[: replies[i - 1]], messages[replies[i - 1] + 1 : reply])
+            answer = messages[replies[i - 1] + 1 : reply]
+            context = render_answer(tokenizer, messages[: replies[i - 1]], answer, token_ids[-1])
         reply_ids = _encode(tokenizer, _reply(tokenizer, messages[: reply + 1]))
         token_ids += context + reply_ids
         mask += [False] * len(context) + [True] * len(reply_ids)
@@ -97,7 +107,8 @@ def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
             "tokens would differ from the sampled ones. Use a template whose generation prompt begins its turn."
         )
         raise ConfigError(msg)
-    reply, stop = whole[len(prompt) :], _stop(tokenizer)
+    reply, closer = whole[len(prompt) :], closing_token_id(tokenizer)
+    stop = _text(tokenizer, tokenizer.eos_token_id if closer is None else closer)
     if stop:  # text after the stop token (usually a line break) is never sampled
         before, _, _ = reply.rpartition(stop)
         reply = (before if stop in reply else reply) + stop
@@ -110,14 +121,35 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]
     return cast("str", tokenizer.decode(list(kept), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def closing_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the control token with which the chat template closes an assistant's turn, or None where it has none.
+
+    Often the tokenizer's `eos_token`, but not always: Gemma closes a turn with `<end_of_turn>`, Phi-3 with `<|end|>`.
+    """
+    if not tokenizer.chat_template:
+        return None
+    _, after = reply_surroundings(tokenizer)
+    control = {token_id for token_id, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return next((token_id for token_id in _encode(tokenizer, after) if token_id in control), None)
+
+
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return the tokens that end a response: the tokenizer's and, if there is a model, its own.
+    """Return the tokens that end a response.
+
+    They are the tokenizer's `eos_token`, those that the model declares, and the one with which the chat
+    template closes an assistant's turn.
+
+    Args:
+        tokenizer: With its chat template.
+        model_eos: `eos_token_id` of the model's generation configuration: one, several, or None.
 
     Raises:
-        ValueError: There is none.
+        ConfigError: There is none.
     """
     more = [model_eos] if isinstance(model_eos, int) else list(model_eos or ())
     own = [] if tokenizer.eos_token_id is None else [int(cast("int", tokenizer.eos_token_id))]
+    closer = closing_token_id(tokenizer)
+    more += [] if closer is None else [closer]
     if not own and not more:
         msg = (
             "The tokenizer has no stop token (`eos_token`), so responses would never end. Set it in "
@@ -155,8 +187,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_gener
     )
 
 
-def _stop(tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.eos_token if isinstance(tokenizer.eos_token, str) else ""
+def _text(tokenizer: PreTrainedTokenizerBase, token_id: object) -> str:
+    return "" if token_id is None else str(tokenizer.convert_ids_to_tokens(cast("int", token_id)))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 
@@ -11,20 +11,25 @@ if TYPE_CHECKING:
 
 
 def check_student_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise unless the tokenizer can pad, stop and render a chat.
+    """Raise unless the tokenizer can stop and render a chat.
 
     Raises:
         ValueError: With what is missing and how to add it.
     """
-    for name, use in (("eos_token", "responses would never end"), ("pad_token", "rollouts cannot be batched")):
-        if getattr(tokenizer, f"{name}_id") is None:
-            msg = (
-                f"The tokenizer `{tokenizer.name_or_path}` has no `{name}`: {use}. Set it in tokenizer_config.json, "
-                f'for example {{"{name}": "<|endoftext|>"}}, with a token the vocabulary has.'
-            )
-            raise ConfigError(msg)
+    if tokenizer.eos_token_id is None:
+        msg = (
+            f"The tokenizer `{tokenizer.name_or_path}` has no `eos_token`: responses would never end. Set it in "
+            'tokenizer_config.json, for example {"eos_token": "<|endoftext|>"}, with a token the vocabulary has.'
+        )
+        raise ConfigError(msg)
     if not tokenizer.chat_template:
         raise ConfigError(missing_template(tokenizer))
+
+
+def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills rows up: any will do, since padding is masked."""
+    pad, stop = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return int(cast("int", pad if pad is not None else stop or 0))
 
 
 def missing_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_opd.models import Lora
 from lightning_opd.modules import OPDModule
@@ -24,6 +26,7 @@ def train(
     accumulate: int = 1,
     updates: int = 1,
     ckpt_path: Path | None = None,
+    callbacks: Sequence[Callback] = (),
     **student: object,
 ) -> tuple[OPDModule, Recorder]:
     """Train with momentum and a schedule, so that optimiser and schedule state matter too."""
@@ -35,6 +38,7 @@ def train(
         folder,
         recorder,
         saver,
+        *callbacks,
         max_steps=max_steps,
         accumulate_grad_batches=accumulate,
         enable_checkpointing=True,
@@ -95,3 +99,20 @@ def test_a_lora_run_resumes_and_leaves_the_base_alone(world: Path, tmp_path: Pat
         if "base_layer" in name:
             original = name.removeprefix("student.base_model.model.").replace(".base_layer", "")
             assert torch.equal(value, fresh[original])
+
+
+class Saves(Callback):
+    """Remembers for each save whether gradients had been accumulated that it does not hold."""
+
+    def __init__(self) -> None:
+        self.inside: list[bool] = []
+
+    def on_save_checkpoint(self, trainer: L.Trainer, *_: object) -> None:
+        self.inside.append(trainer.fit_loop._should_accumulate())
+
+
+def test_a_resumed_run_saves_nothing_in_the_middle_of_an_accumulation(world: Path, tmp_path: Path) -> None:
+    train(world, tmp_path, 2, accumulate=2)
+    saves = Saves()
+    train(world, tmp_path, 3, accumulate=2, ckpt_path=tmp_path / "step=2.ckpt", callbacks=(saves,))
+    assert saves.inside == [False]

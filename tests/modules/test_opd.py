@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -12,8 +14,8 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
-from lightning_opd.types import LossTerms, RolloutBatch
-from tests.world import Recorder, make_data, make_module, make_trainer
+from lightning_opd.types import LossTerms, RolloutBatch, Sampling
+from tests.world import STOPS, Recorder, make_data, make_module, make_trainer
 
 
 def test_every_step_learns_from_the_current_student(world: Path, tmp_path: Path) -> None:
@@ -191,3 +193,21 @@ def test_an_all_masked_rollout_batch_gives_zero_loss_and_no_nan(world: Path, tmp
         make_trainer(tmp_path, Nothing(), recorder, max_steps=1).fit(make_module(world, objective), make_data())
         assert recorder.logged[0]["train/loss"] == 0
         assert all(float(g.abs().max()) == 0 for g in recorder.gradients[0].values())
+
+
+def test_responses_end_at_every_token_that_the_model_declares(world: Path, tmp_path: Path) -> None:
+    """As Llama 3 and Qwen 3 do: a list in generation_config.json, of which the tokenizer's eos is one."""
+    student = tmp_path / "student"
+    shutil.copytree(world / "student", student)
+    declared = list(STOPS)
+    settings = json.loads((student / "generation_config.json").read_text())
+    (student / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": declared}))
+    module = make_module(world)
+    module.student_config = dataclasses.replace(module.student_config, path=str(student))
+    recorder = Recorder()
+    make_trainer(tmp_path, recorder, max_steps=1).fit(module, make_data(sampling=Sampling(max_new_tokens=12)))
+    finished = [t for t in recorder.rollout_batches[0].trajectories if not t.is_truncated]
+    assert len({t.token_ids[-1] for t in finished}) > 1
+    for trajectory in recorder.rollout_batches[0].trajectories:
+        assert not set(trajectory.reply_ids[:-1]) & set(declared)
+        assert trajectory.is_truncated or trajectory.reply_ids[-1] in declared

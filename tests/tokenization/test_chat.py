@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_opd.models import load_tokenizer
 from lightning_opd.tokenization.chat import (
+    closing_token_id,
     decode_response,
     render_answer,
     render_demonstration,
@@ -102,21 +103,63 @@ def test_a_missing_template_is_an_error_that_names_the_cure(tiny_tokenizer_dir: 
         render_prompt(changed(tiny_tokenizer_dir, chat_template=None), [{"role": "user", "content": "x"}])
 
 
+ENDLESS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
 def test_stop_tokens_are_the_tokenizers_and_the_models(tiny_tokenizer_dir: Path) -> None:
     stop = tokenizer().eos_token_id
     assert stop_token_ids(tokenizer()) == (stop,)
     assert stop_token_ids(tokenizer(), [stop, 5]) == (stop, 5)
     assert stop_token_ids(tokenizer(), 0) == (stop, 0)
     without = changed(tiny_tokenizer_dir, eos_token=None)
-    assert stop_token_ids(without, 5) == (5,)
+    assert stop_token_ids(without, 5) == (5, stop)  # the template closes its turns with it
+    endless = changed(tiny_tokenizer_dir, eos_token=None, chat_template=ENDLESS)
+    assert stop_token_ids(endless, 5) == (5,)
     with pytest.raises(ValueError, match=r"no stop token.*tokenizer_config\.json"):
-        stop_token_ids(without)
+        stop_token_ids(endless)
 
 
 def test_without_a_stop_token_the_word_none_is_only_a_word(tiny_tokenizer_dir: Path) -> None:
     without = changed(tiny_tokenizer_dir, eos_token=None)
     token_ids, _ = render_demonstration(without, [USER, {"role": "assistant", "content": "None of it"}])
-    assert without.decode(token_ids).endswith("None of it<|im_end|>\n")
+    assert without.decode(token_ids).endswith("None of it<|im_end|>")
+
+
+GEMMA = (  # closes a turn with a token that is not the tokenizer's eos
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def gemma(folder: Path) -> PreTrainedTokenizerBase:
+    own = changed(folder, chat_template=GEMMA, eos_token="<|im_end|>")
+    own.add_special_tokens({"additional_special_tokens": ["<turn|>"]})
+    return own
+
+
+def test_a_reply_stops_at_the_token_that_closes_a_turn_too(tiny_tokenizer_dir: Path) -> None:
+    own = gemma(tiny_tokenizer_dir)
+    closer = own.convert_tokens_to_ids("<turn|>")
+    assert closing_token_id(own) == closer
+    assert closing_token_id(tokenizer()) == tokenizer().eos_token_id
+    assert stop_token_ids(own, [7]) == (own.eos_token_id, 7, closer)
+
+
+def test_the_closing_token_is_dropped_only_where_it_was_sampled(tiny_tokenizer_dir: Path) -> None:
+    own = gemma(tiny_tokenizer_dir)
+    closer, prompt = own.convert_tokens_to_ids("<turn|>"), render_prompt(own, [USER])
+    reply = own.encode("yes", add_special_tokens=False)
+    whole = render_prompt(own, [USER, {"role": "assistant", "content": "yes"}, *ANSWER])
+    assert [*prompt, *reply, closer, *render_answer(own, [USER], ANSWER, closer)] == whole
+    other = render_answer(own, [USER], ANSWER, own.eos_token_id)  # it stopped at another token
+    assert [*prompt, *reply, *other] == whole
+
+
+def test_a_demonstration_ends_with_the_token_that_closes_a_turn(tiny_tokenizer_dir: Path) -> None:
+    own = gemma(tiny_tokenizer_dir)
+    token_ids, mask = render_demonstration(own, [USER, {"role": "assistant", "content": "yes"}])
+    learned = [token_id for token_id, counts in zip(token_ids, mask, strict=True) if counts]
+    assert own.decode(learned) == "yes<turn|>"
 
 
 THINKING = (  # drops the thoughts of replies before the last user message, and shows an empty block in the last reply

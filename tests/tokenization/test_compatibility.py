@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lightning_opd.models import load_tokenizer
-from lightning_opd.tokenization.compatibility import check_same_vocabulary, check_student_tokenizer
+from lightning_opd.tokenization.compatibility import check_same_vocabulary, check_student_tokenizer, padding_token_id
 from lightning_opd.tokenization.training import train_tokenizer
 from tests.tiny import SPECIAL_TOKENS, TEXTS
 
@@ -25,7 +25,6 @@ def test_a_complete_tokenizer_passes(tokenizer: PreTrainedTokenizerBase) -> None
     ("missing", "message"),
     [
         ("eos_token", r"no `eos_token`.*never end.*tokenizer_config\.json"),
-        ("pad_token", r"no `pad_token`.*tokenizer_config\.json"),
         ("chat_template", r"no chat template.*chat_template\.jinja"),
     ],
 )
@@ -35,6 +34,15 @@ def test_whatever_is_missing_is_named_with_its_cure(
     setattr(tokenizer, missing, None)
     with pytest.raises(ValueError, match=message):
         check_student_tokenizer(tokenizer)
+
+
+def test_rows_are_filled_up_with_the_stop_token_where_there_is_no_padding_token(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    assert padding_token_id(tokenizer) == tokenizer.pad_token_id
+    tokenizer.pad_token = None
+    check_student_tokenizer(tokenizer)
+    assert padding_token_id(tokenizer) == tokenizer.eos_token_id
 
 
 def test_vocabularies_of_equal_size_but_other_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
