@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ GOOD = [{"prompt": f"question {i}", "teacher": ("math", "code")[i % 2], "answer"
 
 
 def command(
-    world: Path, folder: Path, *words: str, rows: list[dict[str, object]] | str = "good", **model: object
+    world: Path, folder: Path, *words: str, rows: list[dict[str, Any]] | str = "good", **model: Any
 ) -> list[str]:
     """Return the command line of a small real run over a JSONL file."""
     prompts = folder / "prompts.jsonl"

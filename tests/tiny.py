@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 TEXTS = (
@@ -27,7 +27,7 @@ def save_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def model_config(vocab_size: int, **changes: object) -> dict[str, object]:
+def model_config(vocab_size: int, **changes: Any) -> dict[str, Any]:
     """Return a Qwen3 configuration that runs in milliseconds."""
     return {
         "model_type": "qwen3",
@@ -48,8 +48,8 @@ def save_model(
     folder: Path,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    tokenizer: PreTrainedTokenizerFast | None = None,
-    **changes: object,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **changes: Any,
 ) -> Path:
     """Save a randomly initialised model with its tokenizer and return the folder.
 
@@ -62,11 +62,10 @@ def save_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder))
-    tokenizer.save_pretrained(folder)
-    settings = {**model_config(len(tokenizer)), **changes}
-    settings |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    own: Any = AutoTokenizer.from_pretrained(save_tokenizer(folder)) if tokenizer is None else tokenizer
+    own.save_pretrained(folder)
+    settings = {**model_config(len(own)), **changes}
+    settings |= {"eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)

@@ -24,4 +24,4 @@ def check(function: F) -> F:
     hints = {name: Any if is_static(hint) else hint for name, hint in function.__annotations__.items()}
     if hints != function.__annotations__:
         function.__annotations__ = hints
-    return beartype(function, conf=CONF)
+    return beartype(function, conf=CONF)  # type: ignore[call-overload]  # more than mypy can follow

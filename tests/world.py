@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -63,35 +63,35 @@ def make_module(
     objective: Objective | None = None,
     dtype: str = "float32",
     teachers: Mapping[str, Teacher] | None = None,
-    **student: object,
+    **student: Any,
 ) -> OPDModule:
     """Return a module whose teachers are `math` and `code`."""
     from lightning_opd.teachers import LocalTeacher
 
     own = {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")}
     return OPDModule(
-        StudentConfig(str(world / "student"), dtype=dtype, **student),  # type: ignore[arg-type]
+        StudentConfig(str(world / "student"), dtype=dtype, **student),
         {**own, **(teachers or {})},
         objective or PolicyGradient(),
         lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
     )
 
 
-def make_data(task: Task | None = None, **settings: object) -> OPDDataModule:
+def make_data(task: Task | None = None, **settings: Any) -> OPDDataModule:
     """Return data with rollout batches of four prompts and two siblings."""
-    defaults: dict[str, object] = {
+    defaults: dict[str, Any] = {
         "prompts_per_batch": 4,
         "samples_per_prompt": 2,
         "sampling": Sampling(max_new_tokens=12, stop_token_ids=STOPS),
         "evaluation": Evaluation(num_prompts=4, num_validation_prompts=2),
         "seed": 0,
     }
-    return OPDDataModule(task or Letters(), **{**defaults, **settings})  # type: ignore[arg-type]
+    return OPDDataModule(task or Letters(), **{**defaults, **settings})
 
 
-def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = False, **settings: object) -> L.Trainer:
+def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = False, **settings: Any) -> L.Trainer:
     """Return a trainer on one CPU process that prints nothing and saves nothing."""
-    defaults: dict[str, object] = {
+    defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
         "max_steps": 2,
@@ -103,7 +103,7 @@ def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = Fal
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
     }
-    return L.Trainer(**{**defaults, **settings}, callbacks=list(callbacks), logger=logger)  # type: ignore[arg-type]
+    return L.Trainer(**{**defaults, **settings}, callbacks=list(callbacks), logger=logger)
 
 
 class Recorder(OPDCallback):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,15 +102,15 @@ def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
 
     marks, inner = [], [0.0]
 
-    def timed(*arguments: object) -> object:
+    def timed(*arguments: Any) -> Any:
         inner[0], started = 0.0, time.process_time()
         scores = whole(*arguments)
         ended = time.process_time()
         marks.append((ended, ended - started - inner[0]))
         return scores
 
-    def timed_scorer(method: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object) -> object:
+    def timed_scorer(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             started = time.process_time()
             scores = method(*arguments)
             inner[0] += time.process_time() - started
@@ -118,8 +119,8 @@ def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
         return call
 
     whole, scorers = CrossTokenizerTeacher.score, (LocalTeacher.score, LocalTeacher.tree_hidden_states)
-    CrossTokenizerTeacher.score = timed
-    LocalTeacher.score, LocalTeacher.tree_hidden_states = map(timed_scorer, scorers)
+    CrossTokenizerTeacher.score = timed  # type: ignore[assignment]  # more than mypy can follow
+    LocalTeacher.score, LocalTeacher.tree_hidden_states = (timed_scorer(method) for method in scorers)
     fit(seed, "cost", *overlays, more=(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"))
     CrossTokenizerTeacher.score, (LocalTeacher.score, LocalTeacher.tree_hidden_states) = whole, scorers
     return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])
@@ -139,7 +140,7 @@ def train(seed: int, credit: str) -> None:
     from lightning_opd.modules import opd
 
     if credit == "splice":  # the package refuses to train on it: this once it shall not
-        opd.check_cross_tokenizer_teachers = lambda *_: None
+        opd.check_cross_tokenizer_teachers = lambda *_: None  # type: ignore[attr-defined]  # more than mypy can follow
     fit(seed, credit, "sampled", credit)
     test = ["test", "--config", write_config(seed, credit, "test"), "--seed_everything", str(seed)]
     assert run([*test, "--data.evaluation.splits=[test]", "--data.evaluation.num_prompts={arithmetic: 2048}"]) == 0

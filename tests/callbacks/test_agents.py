@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ class Ruled(ScriptedChat):
         return [Odd()]
 
 
-def fit(world: Path, folder: Path, *callbacks: Callback, task: object = None, **settings: object) -> Recorder:
+def fit(world: Path, folder: Path, *callbacks: Callback, task: object = None, **settings: Any) -> Recorder:
     recorder = Recorder()
     trainer = make_trainer(folder, *callbacks, recorder, max_steps=int(str(settings.pop("max_steps", 1))))
     trainer.fit(make_module(world), make_data(task or Ruled(), **{"samples_per_prompt": 4, **settings}))  # type: ignore[arg-type]
@@ -153,12 +154,12 @@ def test_the_states_that_predict_tools_tokens_receive_exactly_no_gradient(
     module = make_module(world, objective)
     forward = module.forward_student
 
-    def watched(batch: RolloutBatch):  # noqa: ANN202
+    def watched(batch: RolloutBatch):
         student = forward(batch)
         student.hidden_states.register_hook(lambda gradient: gradients.append((gradient, batch)))
         return student
 
-    module.forward_student = watched  # type: ignore[method-assign]
+    module.forward_student = watched
     make_trainer(tmp_path, OutcomeReward(), max_steps=1).fit(module, make_data(ScriptedChat(), samples_per_prompt=4))
     (gradient, batch) = gradients[0]
     per_token = gradient.abs().sum(-1)
@@ -175,8 +176,8 @@ def test_a_teacher_equal_to_the_student_teaches_nothing_in_any_turn(
     from lightning_opd.teachers import LocalTeacher
 
     path = str(double_world / "student")
-    teachers: dict[str, object] = {name: LocalTeacher(path, dtype="float64") for name in ("math", "code")}
-    module = OPDModule(StudentConfig(path, dtype="float64"), teachers, objective)  # type: ignore[arg-type]
+    teachers: dict[str, Any] = {name: LocalTeacher(path, dtype="float64") for name in ("math", "code")}
+    module = OPDModule(StudentConfig(path, dtype="float64"), teachers, objective)
     recorder = Recorder()
     make_trainer(tmp_path, recorder, max_steps=1).fit(module, make_data(ScriptedChat(), prompts_per_batch=12))
     turns: Sequence[int] = [len(t.turns) for t in recorder.rollout_batches[0].trajectories]

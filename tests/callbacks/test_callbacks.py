@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_the_tables_kl_is_the_students_minus_the_teachers_log_prob_per_token(wor
 
 
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=2)}], ids=str)
-def test_the_trained_student_is_exported(student: dict[str, object], world: Path, tmp_path: Path) -> None:
+def test_the_trained_student_is_exported(student: dict[str, Any], world: Path, tmp_path: Path) -> None:
     module = make_module(world, **student)
     make_trainer(tmp_path, ExportHuggingFace(), max_steps=2).fit(module, make_data())
     ids = torch.randint(0, 200, (2, 6))
@@ -178,6 +179,6 @@ def test_the_trained_student_is_exported(student: dict[str, object], world: Path
         lambda: RolloutTable(num_samples=0),
     ],
 )
-def test_wrong_settings_are_refused(make) -> None:  # noqa: ANN001
+def test_wrong_settings_are_refused(make) -> None:
     with pytest.raises(ValueError, match="got"):
         make()

@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ class Scripted(OPDCallback):
         rollouts.teacher_logprobs = torch.where(rollouts.response_mask, rollouts.rollout_logprobs - gap, 0.0)
 
 
-def run(world: Path, folder: Path, detector: HackDetector, **settings: object) -> Recorder:
+def run(world: Path, folder: Path, detector: HackDetector, **settings: Any) -> Recorder:
     recorder = Recorder()
     trainer = make_trainer(folder, Scripted(), detector, recorder, max_steps=10, **settings)
     trainer.fit(make_module(world), make_data(Letters(24), prompts_per_batch=12))

@@ -85,7 +85,7 @@ def test_every_choice_of_the_theory_is_made_in_yaml(cli: Cli, tmp_path: Path, ch
     files = []
     for name, content in (("base", MERGE), ("choice", CHOICES[choice])):
         files += ["--config", tmp_path / f"{name}.yaml"]
-        files[-1].write_text(yaml.safe_dump(content))
+        files[-1].write_text(yaml.safe_dump(content))  # type: ignore[attr-defined]  # more than mypy can follow
     code, printed, err = cli("fit", *files, "--print_config")
     assert code == 0, err
     assert yaml.safe_load(printed)

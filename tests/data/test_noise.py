@@ -27,7 +27,7 @@ def rolled_out(world: Path, folder: Path, seed: int | None, **trainer: object) -
     """Return the prompts of each rollout batch, and each prompt's first reply."""
     recorder = Recorder()
     data = make_data(Letters(8), prompts_per_batch=4, seed=seed, sampling=Sampling(max_new_tokens=8))
-    make_trainer(folder, recorder, **{"max_steps": 2, **trainer}).fit(still(world), data)
+    make_trainer(folder, recorder, **{"max_steps": 2, **trainer}).fit(still(world), data)  # type: ignore[arg-type]  # settings of several types
     orders = [[t.prompt.key for t in rollouts.trajectories[::2]] for rollouts in recorder.rollout_batches]
     return orders, [replies(rollouts) for rollouts in recorder.rollout_batches]
 

@@ -40,7 +40,7 @@ class Rich(RichProgressBar):
                 self.texts.append(str(fields.get("description", "")))
                 update(task, **fields)  # type: ignore[arg-type]
 
-            self.progress.update = keep  # type: ignore[method-assign, assignment]
+            self.progress.update = keep  # type: ignore[assignment]  # more than mypy can follow
 
 
 def finished(rollouts: RolloutBatch) -> list[int]:

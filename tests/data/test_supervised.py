@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -43,9 +44,9 @@ def make_sft(folder: Path) -> SFTModule:
     return SFTModule(StudentConfig(str(folder)), lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
 
 
-def make_data(task: Task | None = None, **settings: object) -> SFTDataModule:
-    defaults: dict[str, object] = {"batch_size": 4, "num_examples": 14, "max_length": 128, "seed": 0}
-    return SFTDataModule(task or Arithmetic(), **{**defaults, **settings})  # type: ignore[arg-type]
+def make_data(task: Task | None = None, **settings: Any) -> SFTDataModule:
+    defaults: dict[str, Any] = {"batch_size": 4, "num_examples": 14, "max_length": 128, "seed": 0}
+    return SFTDataModule(task or Arithmetic(), **{**defaults, **settings})
 
 
 def numbered(count: int) -> list[tuple[list[int], list[bool]]]:

@@ -72,7 +72,7 @@ def make_world(vocab: int = 4, horizon: int = 3, seed: int = 0) -> World:
     """Draw both models at random."""
     generator = torch.Generator().manual_seed(seed)
     responses = {_until_stop(r) for r in itertools.product(range(vocab), repeat=horizon)}
-    number = {(): 0}
+    number: dict[tuple[int, ...], int] = {(): 0}
     for response in sorted(responses):
         for t in range(len(response)):
             number.setdefault(response[:t], len(number))

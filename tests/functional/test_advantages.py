@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +27,7 @@ ESTIMATORS = implementations(
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 
 
-def random_rows(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def random_rows(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0]], dtype=torch.bool)
     return {
         "log_ratio": torch.randn(3, 5).to(dtype),
@@ -152,7 +154,7 @@ def test_neither_padding_nor_order_nor_micro_batches_change_an_advantage(
     whole = {"log_ratio": log_ratio, "kl": kl, "response_mask": mask}
     groups = torch.tensor([0, 1, 0, 1])
 
-    def with_baselines(rows: dict[str, Tensor], group_ids: Tensor) -> list[Tensor]:
+    def with_baselines(rows: dict[str, Any], group_ids: Tensor) -> list[Tensor]:
         returns = estimator(**rows)
         kinds = {"kl": rows["kl"], "is_constant_in_time": estimator.is_constant_in_time}
         baselines = [b(returns, rows["response_mask"], group_ids, **kinds) for b in BASELINES]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from tests.implementations import implementations
 every_baseline = pytest.mark.parametrize("baseline", implementations(Baseline, functional))
 
 
-def rollouts(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def rollouts(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 1, 0, 0]], dtype=torch.bool)
     return {
         "returns": torch.randn(4, 5).to(dtype),

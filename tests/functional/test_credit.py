@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lightning_opd.functional.credit import (
 from tests.implementations import implementations
 from tests.teachers.cross_tokenizer.texts import WORLDS, Texts
 
-DIVISIONS = ("whole", "equal", "proportional")
+DIVISIONS: tuple[Literal["whole", "equal", "proportional"], ...] = ("whole", "equal", "proportional")
 EXAMPLES = {"SpanCredit": [SpanCredit(division) for division in DIVISIONS]}
 every_credit = pytest.mark.parametrize("credit", implementations(AlignedCredit, functional, EXAMPLES))
 ALIGNMENT = align([(0, 1), (1, 2), (2, 4), (4, 5)], [(0, 2), (2, 4), (4, 5)])

@@ -19,7 +19,7 @@ from lightning_opd.functional.divergences import (
 from lightning_opd.functional.top_k import TopK
 from tests.implementations import implementations
 
-EXAMPLES = {
+EXAMPLES: dict[str, list[Divergence]] = {
     "JensenShannon": [JensenShannon(w) for w in (0.5, 0.3)],
     # as many tokens as the vocabulary holds: what a smaller k does is in the tests of `top_k`
     "TopK": [

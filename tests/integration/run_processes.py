@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -84,7 +85,7 @@ def rows_of(rollouts: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object
             rollouts.teacher_logprobs[i][mask].tolist(),
         ]
     if trainer.world_size == 1:
-        return own
+        return own  # type: ignore[return-value]  # more than mypy can follow
     parts: list[dict[str, list[object]]] = [{} for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(parts, own)
     return {key: value for part in parts for key, value in part.items()}
@@ -108,7 +109,7 @@ class Counts(Recorder):
         self.counts: list[dict[str, tuple[float, float]]] = []
         self._own = torch.zeros(2, dtype=torch.float64)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: object, outputs: object, batch: object, _: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: object, outputs: object, batch: object, _: int) -> None:  # type: ignore[override]  # more than mypy can follow
         assert isinstance(batch, RolloutBatch)
         self._own += torch.tensor([float(batch.response_mask.sum()), float(len(batch))], dtype=torch.float64)
         if trainer.fit_loop._should_accumulate():
@@ -141,7 +142,7 @@ def weights_of(module: L.LightningModule) -> dict[str, torch.Tensor]:
     return {name: whole(p) for name, p in module.named_parameters() if p.requires_grad}
 
 
-def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path: str | None) -> dict[str, object]:
+def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path: str | None) -> dict[str, Any]:
     """Train one of the runs, from a checkpoint if one is given."""
     L.seed_everything(0, verbose=False)
     teachers = {"math": foreign_teacher(out.parents[1] / "foreign")} if run == "another_tokenizer" else None
@@ -167,7 +168,7 @@ def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path:
     return result
 
 
-def supervise(name: str, world: Path, out: Path) -> dict[str, object]:
+def supervise(name: str, world: Path, out: Path) -> dict[str, Any]:
     """Train on demonstrations."""
     record = Recorder()
     trainer = trainer_of(name, out.parent / f"{name}_supervised", record)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,12 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201  # a closure
+def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory):  # a closure
     folder = tmp_path_factory.mktemp("processes")
     save_foreign(folder / "foreign", torch.float64)
 
     @cache
-    def results(strategy: str, adapter: str, mode: str = "whole") -> dict[str, dict[str, object]]:
+    def results(strategy: str, adapter: str, mode: str = "whole") -> dict[str, dict[str, Any]]:
         out = folder / adapter / f"{strategy}_{mode}.pt"
         out.parent.mkdir(exist_ok=True)
         if strategy == "single":  # another process would only import everything once more
@@ -66,7 +67,7 @@ def logged_alike(mine: dict[str, float], theirs: dict[str, float]) -> None:
         pytest.param("fsdp", "full", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, run) -> None:  # noqa: ANN001
+def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, run) -> None:
     single, double = run("single", adapter), run(strategy, adapter)
     for objective in single.keys() - {"several_updates", "several_updates_resumed", "supervised"}:
         one, two = single[objective], double[objective]
@@ -112,7 +113,7 @@ def supervised(one: dict[str, list], two: dict[str, list]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_resume_where_they_stopped(strategy: str, run) -> None:  # noqa: ANN001
+def test_two_processes_resume_where_they_stopped(strategy: str, run) -> None:
     whole, resumed = run(strategy, "full"), run(strategy, "full", "resume")
     for objective in (whole.keys() & resumed.keys()) - {"several_updates"}:  # resumed in the launch of the test above
         assert largest_difference(whole[objective]["weights"], resumed[objective]["weights"]) == 0

@@ -29,7 +29,7 @@ def test_the_update_has_its_rank_and_is_scaled_by_alpha_over_rank(
     lora = Lora(rank, alpha, targets=["q_proj"], adapter_name="mine")
     student, layer = adapted(tiny_model_dir, lora)
     student.eval()
-    down, up = layer.lora_A["mine"].weight, layer.lora_B["mine"].weight  # type: ignore[index, union-attr]
+    down, up = layer.lora_A["mine"].weight, layer.lora_B["mine"].weight
     states = torch.randn(5, down.shape[1])
     update = layer(states) - layer.base_layer(states)  # type: ignore[operator]
     torch.testing.assert_close(update, alpha / rank * states @ down.T @ up.T, atol=1e-4, rtol=1e-4)
@@ -42,8 +42,8 @@ def test_the_update_has_its_rank_and_is_scaled_by_alpha_over_rank(
 def test_dropout_falls_on_the_adapters_input_while_training(dropout: float, tiny_model_dir: Path) -> None:
     student, layer = adapted(tiny_model_dir, Lora(rank=2, dropout=dropout))
     dropped: list[torch.Tensor] = []
-    layer.lora_A["student"].register_forward_hook(lambda _, inputs, __: dropped.append(inputs[0]))  # type: ignore[index, union-attr]
-    states = torch.ones(200, layer.base_layer.weight.shape[1])  # type: ignore[union-attr]
+    layer.lora_A["student"].register_forward_hook(lambda _, inputs, __: dropped.append(inputs[0]))
+    states = torch.ones(200, layer.base_layer.weight.shape[1])  # type: ignore[arg-type]  # more than mypy can follow
     layer(states)
     assert float((dropped[0] == 0).double().mean()) == pytest.approx(dropout, abs=0.03)  # 6,400 draws
     student.eval()

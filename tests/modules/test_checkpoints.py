@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -27,7 +28,7 @@ def train(
     updates: int = 1,
     ckpt_path: Path | None = None,
     callbacks: Sequence[Callback] = (),
-    **student: object,
+    **student: Any,
 ) -> tuple[OPDModule, Recorder]:
     """Train with momentum and a schedule, so that optimiser and schedule state matter too."""
     module, recorder = make_module(world, DistributionMatching(), **student), Recorder()

@@ -65,8 +65,8 @@ def test_values_are_subtracted_from_the_returns(double_world: Path, tmp_path: Pa
     module = with_critic(double_world, PolicyGradient(LogRatioToGo(), log_ratio_transform=None), "float64")
     seen = []
 
-    class Record(type(module)):  # type: ignore[misc]
-        def compute_advantages(self, batch, student):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    class Record(type(module)):
+        def compute_advantages(self, batch, student):
             advantages = super().compute_advantages(batch, student)
             seen.append((self.objective.returns(batch, student.logprobs), batch.baselines, advantages))
             return advantages

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ class EveryToken(RolloutEngine):
         return [Sample((token,), (logprob,), is_truncated=True) for _ in token_ids for token in range(VOCAB)]
 
 
-def step(folder: Path, module: OPDModule, data: OPDDataModule | None = None, **settings: object) -> Recorder:
+def step(folder: Path, module: OPDModule, data: OPDDataModule | None = None, **settings: Any) -> Recorder:
     recorder = Recorder()
     make_trainer(folder, recorder, max_steps=1, **settings).fit(module, data or make_data(prompts_per_batch=5))
     return recorder
@@ -109,7 +110,7 @@ def test_distribution_matching_is_the_expectation_of_the_immediate_policy_gradie
     gradients = []
     for objective in (everywhere, DistributionMatching()):
         module = make_module(double_world, objective, "float64")
-        gradients.append(step(tmp_path, module, make_data(engine=EveryToken(), **settings)).gradients[0])
+        gradients.append(step(tmp_path, module, make_data(engine=EveryToken(), **settings)).gradients[0])  # type: ignore[arg-type]  # settings of several types
     assert largest_difference(*gradients) < 1e-6  # norms are float32
     assert max(float(g.abs().max()) for g in gradients[0].values()) > 0.1
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ ESTIMATORS: tuple[AdvantageEstimator, ...] = (Immediate(), LogRatioToGo(0.9), Fu
 BASELINES: tuple[Baseline | None, ...] = (None, LeaveOneOut(), BatchMean(), StateKL())
 
 
-def run(folder: Path, module: OPDModule, *callbacks: object, data: dict[str, object] | None = None, **trainer: object):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def run(folder: Path, module: OPDModule, *callbacks: object, data: dict[str, Any] | None = None, **trainer: object):
     recorder = Recorder()
     settings = {"max_steps": 1, **trainer}
     make_trainer(folder, *callbacks, recorder, **settings).fit(module, make_data(**(data or {})))  # type: ignore[arg-type]
@@ -68,7 +69,7 @@ def test_the_split_changes_no_gradient_for_any_reduction(
 def test_top_k_over_the_wire_equals_top_k_of_hidden_states(double_world: Path, tmp_path: Path) -> None:
     gradients = []
     for signal in ("hidden_states", "top_k"):
-        objective = DistributionMatching(TopK(ReverseKL(), 16, "teacher"), teacher_signal=signal)  # type: ignore[arg-type]
+        objective = DistributionMatching(TopK(ReverseKL(), 16, "teacher"), teacher_signal=signal)
         recorder = run(tmp_path, make_module(double_world, objective, "float64"))
         gradients.append(recorder.gradients[0])
         scores = recorder.rollout_batches[0].teacher_scores
@@ -98,14 +99,14 @@ def test_later_updates_of_a_rollout_batch_see_fresh_ratios_and_old_log_probs(
     module, seen = make_module(world, PolicyGradient(policy_loss=loss)), []
     original = module.objective.advantages
 
-    def advantages(batch, student):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def advantages(batch, student):
         mask = batch.response_mask
         seen.append((student.logprobs.detach() - batch.old_logprobs)[mask].abs().max())
         expected = (batch.teacher_logprobs - student.logprobs.detach()).clamp(-5, 5)[mask]
         assert torch.allclose(original(batch, student)[mask], expected, atol=1e-5)
         return original(batch, student)
 
-    module.compute_advantages = advantages  # type: ignore[method-assign]
+    module.compute_advantages = advantages
     run(tmp_path, module, data={"updates_per_batch": 2}, max_steps=4)
     first, second, third, fourth = (float(x) for x in seen)
     assert max(first, third) < 1e-5
@@ -140,8 +141,8 @@ def test_extrapolation_starts_from_the_reference(double_world: Path, tmp_path: P
 
 
 def test_a_teacher_may_have_a_transform_of_its_own(double_world: Path, tmp_path: Path) -> None:
-    def gradients(**settings: object) -> dict[str, torch.Tensor]:
-        objective = PolicyGradient(**settings)  # type: ignore[arg-type]
+    def gradients(**settings: Any) -> dict[str, torch.Tensor]:
+        objective = PolicyGradient(**settings)
         return run(tmp_path, make_module(double_world, objective, "float64")).gradients[0]
 
     both = gradients(log_ratio_transform=Clip(0.5), teacher_log_ratio_transforms={"code": BoundedDifference(1.0)})
@@ -182,7 +183,7 @@ def test_the_first_special_token_gets_no_distillation(world: Path, tmp_path: Pat
         run(tmp_path, make_module(world), FirstSpecialTokenMask(["<nope>"]))
 
 
-REFUSED: list[tuple[Objective, dict[str, object], str]] = [
+REFUSED: list[tuple[Objective, dict[str, Any], str]] = [
     (PolicyGradient(), {"updates_per_batch": 2}, "Reinforce does not correct.*PPOClip"),
     (PolicyGradient(), {"sampling": Sampling(top_p=0.9)}, "whole distribution.*TruncatedImportance"),
     (PolicyGradient(teacher_log_ratio_transforms={"mth": None}), {}, r"names \['mth'\].*\['code', 'math'\]"),
@@ -195,7 +196,7 @@ REFUSED: list[tuple[Objective, dict[str, object], str]] = [
 
 @pytest.mark.parametrize(("objective", "data", "said"), REFUSED, ids=[said[:20] for *_, said in REFUSED])
 def test_settings_that_would_teach_something_else_are_refused(
-    objective: Objective, data: dict[str, object], said: str, world: Path, tmp_path: Path
+    objective: Objective, data: dict[str, Any], said: str, world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=said):
         run(tmp_path, make_module(world, objective), data=data)
@@ -232,11 +233,11 @@ def test_later_updates_hold_the_outcome_of_distribution_matching_against_the_old
 ) -> None:
     module, seen = make_module(world, DistributionMatching(policy_loss=PPOClip())), []
 
-    def advantages(batch, student):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def advantages(batch, student):
         seen.append(float((student.logprobs - student.old_logprobs).detach()[batch.response_mask].abs().max()))
         return DistributionMatching().advantages(batch, student)
 
-    module.compute_advantages = advantages  # type: ignore[method-assign]
+    module.compute_advantages = advantages
     run(tmp_path, module, OutcomeReward(), data={"updates_per_batch": 2}, max_steps=2)
     assert seen[0] < 1e-5 < seen[1]
     with pytest.raises(ValueError, match="stale from the second update on"):

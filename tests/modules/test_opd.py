@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -58,7 +59,7 @@ def test_training_reduces_the_kl_to_the_teachers(world: Path, tmp_path: Path) ->
     ids=str,
 )
 def test_trainer_settings_mean_what_a_lightning_user_expects(
-    settings: dict[str, object], world: Path, tmp_path: Path
+    settings: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     recorder, module = Recorder(), make_module(world)
     trainer = make_trainer(tmp_path, recorder, **settings)
@@ -176,7 +177,7 @@ def test_a_teacher_is_no_part_of_the_module(world: Path, tmp_path: Path) -> None
     module = make_module(world)
     make_trainer(tmp_path, max_steps=1).fit(module, make_data())
     assert all(name.startswith("student.") for name in module.state_dict())
-    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}  # type: ignore[union-attr]
+    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}
     assert optimised == {id(p) for p in module.student.parameters()}
     assert isinstance(module, L.LightningModule)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ class Alphabet(Letters):
         ]
 
 
-def make_module(world: Path, **student: object) -> SFTModule:
-    config = StudentConfig(str(world / "student"), **student)  # type: ignore[arg-type]
+def make_module(world: Path, **student: Any) -> SFTModule:
+    config = StudentConfig(str(world / "student"), **student)
     return SFTModule(config, lambda parameters: torch.optim.AdamW(parameters, lr=3e-3))
 
 
@@ -67,7 +68,7 @@ def test_the_validation_loss_is_the_mean_over_all_tokens_not_over_batches(world:
 
 
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=4)}], ids=str)
-def test_training_learns_the_responses(student: dict[str, object], world: Path, tmp_path: Path) -> None:
+def test_training_learns_the_responses(student: dict[str, Any], world: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     data = SFTDataModule(Alphabet(), batch_size=8, num_examples=32, num_validation_examples=8, seed=0)
     trainer = make_trainer(tmp_path, recorder, max_steps=40, limit_val_batches=1)

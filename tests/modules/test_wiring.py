@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from tests.world import OBJECTIVES, STOPS, Recorder, largest_difference, make_da
 def test_the_weight_of_a_token_from_elsewhere_multiplies_its_gradient(double_world: Path, tmp_path: Path) -> None:
     """A nucleus draws every token more often than the student would: w = π / π_rollout < 1."""
     objective = PolicyGradient(log_ratio_transform=None, off_policy=off_policy.TruncatedImportance())
-    data: dict[str, object] = {"sampling": Sampling(max_new_tokens=12, top_p=0.8, stop_token_ids=STOPS)}
+    data: dict[str, Any] = {"sampling": Sampling(max_new_tokens=12, top_p=0.8, stop_token_ids=STOPS)}
     recorder = fit(tmp_path, make_module(double_world, objective, "float64"), data=data)
     rollouts = recorder.rollout_batches[0]
 
@@ -126,7 +127,7 @@ def test_the_denominator_of_an_update_is_its_own_response_tokens(
     plain = half_deaf(world, objective, "float32")
     module = Seen(plain.student_config, dict(plain.teachers.distinct), objective, plain._optimizer)
     data = {"updates_per_batch": updates}
-    recorder = fit(tmp_path, module, max_steps=updates, accumulate_grad_batches=2, data=data)
+    recorder = fit(tmp_path, module, max_steps=updates, accumulate_grad_batches=2, data=data)  # type: ignore[arg-type]  # settings of several types
     for update in range(updates):
         own = seen[2 * update : 2 * update + 2]
         assert {tokens for _, tokens, _, _ in own} == {sum(counted for counted, *_ in own)}
@@ -179,7 +180,7 @@ def test_every_forward_of_a_step_runs_in_the_trainers_precision(world: Path, tmp
     objective = PolicyGradient(KLToGo(), LeaveOneOut())  # its returns need a forward before the update
     module = Watched(plain.student_config, dict(plain.teachers.distinct), objective, plain._optimizer)
     data = {"sampling": Sampling(max_new_tokens=3, stop_token_ids=(0,))}
-    fit(tmp_path, module, data=data, precision="bf16-mixed", limit_val_batches=1, num_sanity_val_steps=1)
+    fit(tmp_path, module, data=data, precision="bf16-mixed", limit_val_batches=1, num_sanity_val_steps=1)  # type: ignore[arg-type]  # settings of several types
     assert {dtype for calls in seen.values() for _, dtype in calls} == {torch.bfloat16}
     assert [has_graph for has_graph, _ in seen["student"]] == [False] * (3 + 3 + 1) + [True]  # tokens, prepare, update
     assert len(seen["teacher"]) == 2
@@ -216,7 +217,7 @@ def test_dropout_acts_in_the_update_and_nowhere_else(world: Path, tmp_path: Path
     """Neither in the rollout, nor in the log-probs before the first update, nor in validation."""
     module = make_module(world, PolicyGradient(policy_loss=PPOClip()), lora=Lora(rank=4, dropout=0.5))
     build, gaps = module.configure_student, []
-    module.configure_student = lambda: warm(build())  # type: ignore[method-assign]
+    module.configure_student = lambda: warm(build())
     advantages = module.objective.advantages
 
     def watched(batch: RolloutBatch, student: StudentForward) -> Tensor:
@@ -226,7 +227,7 @@ def test_dropout_acts_in_the_update_and_nowhere_else(world: Path, tmp_path: Path
         gaps.append(float((student.logprobs.detach() - batch.old_logprobs)[mask].abs().mean()))
         return advantages(batch, student)
 
-    module.compute_advantages = watched  # type: ignore[method-assign]
+    module.compute_advantages = watched
     fit(tmp_path, module, data={"updates_per_batch": 2})
     assert gaps[0] > 1e-2
 

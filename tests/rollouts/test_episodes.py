@@ -36,7 +36,7 @@ def talk(answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2) -
     """Run episodes of `turns` answers each with an engine that generates random tokens."""
 
     class Long(ScriptedChat):
-        def environment(self, prompt):  # noqa: ANN001, ANN202
+        def environment(self, prompt):
 
             return Talk(prompt, [answers[i % len(answers)] for i in range(turns)])
 
@@ -87,7 +87,7 @@ def test_tokens_and_mask_survive_a_hundred_turns() -> None:
 
 def test_each_turn_has_noise_of_its_own() -> None:
     class Watched(RandomEngine):
-        def generate(self, token_ids, num_samples, seeds, sampling=SAMPLING, on_progress=None):  # noqa: ANN001, ANN202
+        def generate(self, token_ids, num_samples, seeds, sampling=SAMPLING, on_progress=None):
             seen.extend(seeds)
             return super().generate(token_ids, num_samples, seeds, sampling, on_progress)
 
@@ -231,4 +231,4 @@ def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
 def test_limits_must_be_positive() -> None:
     for wrong in ({"max_turns": 0}, {"max_episode_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Sampling(**wrong)
+            Sampling(**wrong)  # type: ignore[arg-type]  # settings of several types

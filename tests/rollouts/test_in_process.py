@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ STOPS = tuple(range(2, 288, 12))
 SAMPLING = Sampling(max_new_tokens=10, stop_token_ids=STOPS)
 
 
-def engine_of(folder: Path, batch_size: int = 512, **student: object) -> tuple[InProcessEngine, torch.nn.Module]:
-    model = build_student(StudentConfig(str(folder), **student))  # type: ignore[arg-type]
+def engine_of(folder: Path, batch_size: int = 512, **student: Any) -> tuple[InProcessEngine, torch.nn.Module]:
+    model = build_student(StudentConfig(str(folder), **student))
     engine = InProcessEngine(batch_size)
     engine.sync(model, 0)
     return engine, model
@@ -32,7 +33,7 @@ def seeds(num_samples: int) -> list[int]:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("student", [{}, {"lora": Lora(rank=2)}, {"gradient_checkpointing": True}], ids=str)
 def test_logprobs_equal_those_of_a_plain_forward(
-    temperature: float, student: dict[str, object], tiny_model_dir: Path
+    temperature: float, student: dict[str, Any], tiny_model_dir: Path
 ) -> None:
     engine, model = engine_of(tiny_model_dir, **student)
     sampling = dataclasses.replace(SAMPLING, temperature=temperature)
@@ -50,7 +51,7 @@ def test_no_dropout_while_writing_and_the_students_mode_is_given_back(tiny_model
     engine, model = engine_of(tiny_model_dir)
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.5
+            module.attention_dropout = 0.5  # type: ignore[assignment]  # more than mypy can follow
     written = engine.generate(PROMPTS, 2, seeds(2), SAMPLING)
     assert model.training
     assert engine.generate(PROMPTS, 2, seeds(2), SAMPLING) == written
@@ -140,7 +141,7 @@ def test_misuse_is_explained(tiny_model_dir: Path) -> None:
         engine.generate(PROMPTS, 2, seeds(1))
     for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Sampling(**wrong)  # type: ignore[arg-type]
+            Sampling(**wrong)
     assert isinstance(engine.generate(PROMPTS, 1, seeds(1))[0], Sample)
 
 

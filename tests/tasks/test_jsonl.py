@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_opd.interfaces import Split
 from lightning_opd.tasks import Jsonl
 from lightning_opd.tasks.jsonl import last_number
 
@@ -25,7 +27,7 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def row(i: int = 0, **columns: object) -> dict[str, object]:
+def row(i: int = 0, **columns: object) -> dict[str, Any]:
     return {"prompt": f"Question {i}?", "teacher": "math", **columns}
 
 
@@ -46,7 +48,8 @@ def test_messages_are_kept_and_a_last_answer_becomes_the_demonstration(write: Wr
     task = Jsonl(write({"messages": [*chat, reply], "teacher": "a"}))
     (prompt,) = all_prompts(task)
     assert list(prompt.messages) == chat
-    split = next(s for s in ("train", "validation", "test") if task.prompts(s))
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    split = next(s for s in splits if task.prompts(s))
     assert [list(messages) for messages in task.demonstrations(split, 2, seed=0)] == [[*chat, reply]] * 2
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lightning_opd.tasks import CalculatorAgent, TextAgent
@@ -85,6 +87,6 @@ def test_rules_are_named_once() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"right_fraction": 1.5}, {"open_fraction": -0.1}])
-def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        CalculatorAgent(**wrong)  # type: ignore[arg-type]
+        CalculatorAgent(**wrong)

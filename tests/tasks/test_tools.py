@@ -5,6 +5,7 @@ import json
 import random
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -169,9 +170,9 @@ def test_limits_must_be_positive(wrong: dict[str, float]) -> None:
         Tool(calculate, **wrong)  # type: ignore[arg-type]
 
 
-def episode(**settings: object) -> ToolEnvironment:
+def episode(**settings: Any) -> ToolEnvironment:
     tools = (CALCULATOR, SORT, Tool(misbehave, timeout=0.1))
-    return ToolEnvironment(QUESTION, tools, lambda reply: float(reply == "5"), **settings)  # type: ignore[arg-type]
+    return ToolEnvironment(QUESTION, tools, lambda reply: float(reply == "5"), **settings)
 
 
 def said(environment: ToolEnvironment, reply: str) -> list[str]:

@@ -11,7 +11,7 @@ from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm
 from lightning_opd.teachers import LocalTeacher, TeacherPool
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
-from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
+from lightning_opd.types import LinearHead, Prompt, RolloutBatch, SampledTokens, Signal, TeacherScores, Trajectory
 from tests.tiny import save_model
 from tests.world import collate
 
@@ -42,9 +42,9 @@ class Constant(Teacher):
     def setup(self, device: torch.device, mesh: object = None) -> None:
         self.num_setups += 1
 
-    def score(self, batch: RolloutBatch, signals: frozenset[Signal]) -> TeacherScores:
-        self.rows += len(batch)
-        return TeacherScores(torch.full_like(batch.rollout_logprobs, self.value), batch.response_mask)
+    def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
+        self.rows += len(tokens)
+        return TeacherScores(torch.full_like(tokens.rollout_logprobs, self.value), tokens.response_mask)
 
 
 def test_each_prompt_is_scored_by_its_own_teacher_only() -> None:
@@ -86,7 +86,7 @@ def test_scores_equal_a_plain_forward_whatever_the_batch_size(temperature: float
 def test_a_teachers_own_temperature_is_used_instead(world: Path) -> None:
     batch, scores = rollouts([0, 0], ("t",)), []
     for settings in ({"temperature": 2.0}, {}):
-        teacher = LocalTeacher(str(world / "math"), **settings)
+        teacher = LocalTeacher(str(world / "math"), **settings)  # type: ignore[arg-type]  # settings of several types
         teacher.setup(CPU)
         scores.append(teacher.score(batch, BOTH).logprobs)
     assert not torch.allclose(scores[0], scores[1])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,7 +76,7 @@ def test_a_demonstration_must_end_with_the_assistant(chat: list[dict[str, str]])
 USER = {"role": "user", "content": "Well?"}
 
 
-def changed(folder: Path, **settings: object) -> PreTrainedTokenizerBase:
+def changed(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
     loaded = load_tokenizer(str(folder))
     for name, value in settings.items():
         setattr(loaded, name, value)
@@ -150,7 +151,7 @@ def test_the_closing_token_is_dropped_only_where_it_was_sampled(tiny_tokenizer_d
     closer, prompt = own.convert_tokens_to_ids("<turn|>"), render_prompt(own, [USER])
     reply = own.encode("yes", add_special_tokens=False)
     whole = render_prompt(own, [USER, {"role": "assistant", "content": "yes"}, *ANSWER])
-    assert [*prompt, *reply, closer, *render_answer(own, [USER], ANSWER, closer)] == whole
+    assert [*prompt, *reply, closer, *render_answer(own, [USER], ANSWER, closer)] == whole  # type: ignore[arg-type]  # transformers answers with more types than here
     other = render_answer(own, [USER], ANSWER, own.eos_token_id)  # it stopped at another token
     assert [*prompt, *reply, *other] == whole
 
@@ -228,7 +229,7 @@ def test_a_template_shows_the_tools_of_the_first_message() -> None:
     schema = {"type": "function", "function": {"name": "calc", "description": "Work it out.", "parameters": {}}}
     for own in (tokenizer(), thinking()):
         plain, shown = (own.decode(render_prompt(own, [message])) for message in (USER, {**USER, "tools": (schema,)}))
-        assert shown.endswith(plain)
-        assert '"name": "calc"' in shown.removesuffix(plain)
+        assert shown.endswith(plain)  # type: ignore[arg-type]  # transformers answers with more types than here
+        assert '"name": "calc"' in shown.removesuffix(plain)  # type: ignore[arg-type]  # transformers answers with more types than here
         after = render_answer(own, [{**USER, "tools": (schema,)}], ANSWER)
         assert after == render_answer(own, [USER], ANSWER)

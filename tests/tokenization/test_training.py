@@ -67,7 +67,7 @@ def test_tokens_may_run_across_digits_words_and_punctuation_up_to_a_length() -> 
     texts = ["7+8=15 carry, 27+8=35", '{"result":"15"}'] * 20
     merged = train_tokenizer(texts, 330, SPECIAL_TOKENS, max_merge=6)
     pieces = [merged.decode([i]) for i in merged.encode(texts[0] + texts[1])]
-    assert "".join(pieces) == texts[0] + texts[1]
+    assert "".join(pieces) == texts[0] + texts[1]  # type: ignore[arg-type]  # transformers answers with more types than here
     mixed = [piece for piece in pieces if any(map(str.isdigit, piece)) and not piece.isdigit()]
     assert any("=" in piece or "+" in piece for piece in mixed)
     assert any('"' in piece or "," in piece for piece in mixed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lightning_opd.functional.alignment import Alignment
 from lightning_opd.teachers.cross_tokenizer.translation import Split, Translator
+from lightning_opd.tokenization.compatibility import padding_token_id
 from lightning_opd.types import SampledTokens, Trajectory, Turn
 
 
@@ -69,11 +69,10 @@ def replies_of(trajectory: Trajectory, columns: Int[Tensor, " tokens"]) -> list[
 
 def teacher_batch(views: Sequence[View], batch: SampledTokens, translator: Translator) -> SampledTokens:
     """Return views as a batch of the teacher's tokens, at the temperature of the student's batch."""
-    pad = translator.teacher.pad_token_id
     return SampledTokens.from_sequences(
         [view.token_ids for view in views],
         [view.response_mask for view in views],
-        0 if pad is None else int(cast("int", pad)),
+        padding_token_id(translator.teacher),
         batch.rollout_logprobs.dtype,
         batch.token_ids.device,
         temperature=batch.temperature,

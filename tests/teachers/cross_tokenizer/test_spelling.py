@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -96,7 +97,7 @@ def test_added_tokens_that_are_text_stay_text_and_keep_their_ids() -> None:
     [{"normalizer": normalizers.Prepend("▁")}, {"pre_tokenizer": pre_tokenizers.Metaspace()}],
     ids=["old", "new"],
 )
-def test_no_space_is_put_before_a_segment_of_text(prefix: dict[str, object]) -> None:
+def test_no_space_is_put_before_a_segment_of_text(prefix: dict[str, Any]) -> None:
     tokenizer = Tokenizer.from_str(family("gemma").backend_tokenizer.to_str())
     for part, value in prefix.items():
         setattr(tokenizer, part, value)

@@ -60,7 +60,7 @@ def test_families_render_and_align_in_all_directions(student: str, teacher: str)
     expected = family(teacher).apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert prompt == family(teacher).encode(expected, add_special_tokens=False)
     native = family(teacher).apply_chat_template([*chat, {"role": "assistant", "content": REPLY}], tokenize=False)
-    assert native.startswith(family(teacher).decode([*prompt, *translation.token_ids]))
+    assert native.startswith(family(teacher).decode([*prompt, *translation.token_ids]))  # type: ignore[arg-type]  # transformers answers with more types than here
 
 
 def test_a_teacher_without_a_system_role_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning_opd.interfaces import Objective, Teacher
 from lightning_opd.modules import OPDModule
@@ -11,7 +12,7 @@ from tests.world import Letters, Recorder, make_data, make_module, make_trainer
 
 
 def train(
-    world: Path, folder: Path, teachers: dict[str, Teacher], objective: Objective | None = None, **settings: object
+    world: Path, folder: Path, teachers: dict[str, Teacher], objective: Objective | None = None, **settings: Any
 ) -> Recorder:
     """Train two steps against the given teachers and return what was seen."""
     plain, recorder = make_module(world), Recorder()
