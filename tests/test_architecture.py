@@ -23,7 +23,7 @@ LAYERS = {
     6: {"modules", "data", "callbacks", "analysis"},
     7: {"cli", "__main__"},
 }
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in sorted(names)}
 TOP_LEVEL = {
     "pyproject.toml",
     "README.md",

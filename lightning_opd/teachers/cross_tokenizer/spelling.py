@@ -18,7 +18,7 @@ METASPACE = "▁"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Return the byte behind every character in which byte-level vocabularies are written.
+    """Return the byte behind every character of byte-level vocabularies.
 
     Printable bytes of Latin-1 stand for themselves, the others for code points from 256 on.
 
@@ -45,7 +45,7 @@ class ByteSpelling:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control_ids: Iterable[int]) -> None:
-        """Read how the tokenizer writes bytes."""
+        """Read which bytes the tokenizer's tokens stand for."""
         self.name = str(tokenizer.name_or_path)
         self.control_ids = frozenset(control_ids)
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -140,7 +140,7 @@ def spans_of(token_bytes: Sequence[bytes], text: bytes) -> list[tuple[int, int]]
     """Return the bytes of `text` that each token covers, as far as the tokens spell it.
 
     From the first token on that spells something else (a tokenizer that normalises, half a character), tokens cover
-    nothing: they get an empty span at the end of what was spelt.
+    nothing: they get an empty span where the last good token ends.
 
     Args:
         token_bytes: Bytes of each token.

@@ -152,7 +152,7 @@ class Translator:
             token_ids: The student's tokens of the segment.
             index: Of the first of them in the reply.
             split: See `reply`.
-            is_lost: Whether an earlier segment was not spelt: then nothing is aligned any more.
+            is_lost: Whether the teacher failed to spell an earlier segment: then nothing is aligned any more.
         """
         ours = [self.student_spelling.token_bytes(i) for i in token_ids]
         lead = b""

@@ -94,6 +94,8 @@ def test_a_canonical_token_leaves_out_texts_of_a_longer_one_and_the_end_takes_th
     assert scores.logprobs.tolist() == pytest.approx([math.log(a_not_ab), math.log(0.3 * 0.1 / a_not_ab)], abs=1e-12)
     assert scores.is_scored.all()
     rows = distributions(reply, scores)
+    # the teacher's `a` does not tell whether the student generates `a` or `ab`: only its own choice is known
+    assert rows[0].tolist() == pytest.approx([a_not_ab, 0.4, 0.0, 0.1], abs=1e-12)
     # `b` would have made it `ab`; whether `a` or `ab` comes next, the teacher's `a` does not tell
     assert rows[1].tolist() == pytest.approx([0.0, 0.0, 0.0, 0.3 * 0.1 / a_not_ab], abs=1e-12)
 

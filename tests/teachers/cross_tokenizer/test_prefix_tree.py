@@ -99,3 +99,17 @@ def test_control_tokens_travel_by_role_and_one_without_counterpart_is_read_as_te
     assert len(tree.controls) == 1, "what has no counterpart has no score"
     assert (index, node, node_before) == (2 * len(text) + 1, second.next_node, second.nodes[-1])
     assert branch(tree, node) == [*branch(tree, node_before), end]
+
+
+def test_a_token_that_the_tokenizer_would_not_generate_is_not_canonical() -> None:
+    both = Translator(family("llama3"), family("deepseek"))
+    whole = both.student_spelling.encode(b"name: name")
+    spelt = [token for letter in b"name" for token in both.student_spelling.encode(bytes([letter]))]
+    assert both.student.convert_ids_to_tokens(both.student_spelling.encode(b"name")) == ["n", "a", "me"]
+    (segment,) = prefix_tree(both, [*spelt, *whole[len(both.student_spelling.encode(b"name")) :]]).segments
+    assert segment.text == b"name: name"
+    assert segment.is_canonical[:4] == [True, True, False, False]
+    assert all(segment.is_canonical[4:])
+    assert len(segment.is_canonical) > 4
+    (canonical,) = prefix_tree(both, whole).segments
+    assert all(canonical.is_canonical)
