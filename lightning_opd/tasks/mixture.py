@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -22,10 +22,10 @@ class Mixture(Task):
     """Several tasks side by side; each prompt goes to the teacher that has its task's name.
 
     Args:
-        tasks: Name → task. The name becomes the domain of its prompts, and their teacher.
+        tasks: Name → task. The name becomes the domain of its prompts, and their teacher; `None` takes a task out.
     """
 
-    def __init__(self, tasks: dict[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, Task | None]) -> None:
         """Refuse an empty mixture."""
         self.tasks = {name: task for name, task in tasks.items() if task is not None}
         if not self.tasks:
