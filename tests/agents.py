@@ -34,7 +34,8 @@ class Talk(Environment):
     """Answers a fixed number of times with the given texts; the reward is 1 if all replies were short."""
 
     def __init__(self, prompt: Prompt, answers: Sequence[str]) -> None:
-        self.prompt, self.answers, self.replies = prompt, list(answers), []
+        self.prompt, self.answers = prompt, list(answers)
+        self.replies: list[str] = []
 
     def reset(self) -> Messages:
         return self.prompt.messages

@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,9 +27,7 @@ def import_all(package: ModuleType) -> None:
         importlib.import_module(module.name)
 
 
-def implementations(
-    base: type[T], package: ModuleType, examples: Mapping[str, Sequence[T]] | None = None
-) -> list[object]:
+def implementations(base: type[T], package: ModuleType, examples: Mapping[str, Sequence[T]] | None = None) -> list[Any]:
     """Return one test parameter per final subclass of `base` that the package ships.
 
     Args:
@@ -40,7 +38,7 @@ def implementations(
     """
     import_all(package)
     examples = examples or {}
-    found: list[object] = []
+    found: list[Any] = []
     for child in dict.fromkeys(subclasses(base)):
         if inspect.isabstract(child) or not child.__module__.startswith(f"{package.__name__}."):
             continue

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import token_logprobs
@@ -18,14 +20,13 @@ from tests.world import Recorder, make_data, make_module, make_trainer
 def fit(
     folder: Path,
     module: L.LightningModule,
-    *callbacks: object,
-    data: dict[str, object] | None = None,
-    **trainer: object,
+    *callbacks: Callback,
+    data: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> Recorder:
     """Train one step, unless told otherwise, and return what was seen."""
     recorder = Recorder()
-    settings = {"max_steps": 1, **trainer}
-    make_trainer(folder, *callbacks, recorder, **settings).fit(module, make_data(**(data or {})))  # type: ignore[arg-type]
+    make_trainer(folder, *callbacks, recorder, **{"max_steps": 1, **trainer}).fit(module, make_data(**(data or {})))
     return recorder
 
 

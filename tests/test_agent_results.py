@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tests.benchmarks import merge_agents, reward_hacking
 from tests.benchmarks.evidence import with_table
 from tests.benchmarks.merge_tiny import with_tables
 
 
-def results(recipe: str) -> tuple[dict, str]:
+def results(recipe: str) -> tuple[dict[str, Any], str]:
     folder = {"reward_hacking": reward_hacking.RECIPE, "merge_agents": merge_agents.RECIPE}[recipe]
     readme = (folder / "README.md").read_text(encoding="utf-8")
     return json.loads((folder / "results.json").read_text(encoding="utf-8")), readme

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,9 @@ RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/recipe.
 PAGES = ("README.md", ".github/CONTRIBUTING.md", ".github/THEORY.md")
 
 
-def results(recipe: str) -> dict:
-    return json.loads((ROOT / "recipes" / recipe / "results.json").read_text(encoding="utf-8"))
+def results(recipe: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "recipes" / recipe / "results.json").read_text(encoding="utf-8"))
+    return found
 
 
 def row_of(recipe: str) -> str:
@@ -32,20 +34,20 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}".removeprefix("0")
 
 
-def parity(rows: list[dict]) -> list[str]:
+def parity(rows: list[dict[str, Any]]) -> list[str]:
     assert len(rows) == 2 * 2 * 2
     assert {n for row in rows for n in row["n"]} == {2048}
     return [f"parity ≥ {number(min(row['parity'] for row in rows), 4)} in all eight cells", "n = 2,048"]
 
 
-def hacking(arms: dict[str, list[dict]]) -> list[str]:
+def hacking(arms: dict[str, list[dict[str, Any]]]) -> list[str]:
     def change(arm: str) -> str:
         return " → ".join(number(mean([row[when] for row in arms[arm]])) for when in ("start", "end"))
 
     return [f"{change('none')} without measures", f"{change('both')} with both"]
 
 
-def training(ledger: dict) -> list[str]:
+def training(ledger: dict[str, Any]) -> list[str]:
     def solved(arm: str, step: int) -> str:
         return number(mean([curve[step]["reward"] for curve in curves_of(ledger, arm)]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from beartype import BeartypeConf, beartype
 
@@ -24,4 +24,4 @@ def check(function: F) -> F:
     hints = {name: Any if is_static(hint) else hint for name, hint in function.__annotations__.items()}
     if hints != function.__annotations__:
         function.__annotations__ = hints
-    return beartype(function, conf=CONF)  # type: ignore[call-overload]  # more than mypy can follow
+    return cast("Callable[[F], F]", beartype(conf=CONF))(function)

@@ -63,13 +63,14 @@ def make_module(
     objective: Objective | None = None,
     dtype: str = "float32",
     teachers: Mapping[str, Teacher] | None = None,
+    kind: type[OPDModule] = OPDModule,
     **student: Any,
 ) -> OPDModule:
-    """Return a module whose teachers are `math` and `code`."""
+    """Return a module, of a subclass if one is given, whose teachers are `math` and `code`."""
     from lightning_opd.teachers import LocalTeacher
 
     own = {name: LocalTeacher(str(world / name), dtype=dtype) for name in ("math", "code")}
-    return OPDModule(
+    return kind(
         StudentConfig(str(world / "student"), dtype=dtype, **student),
         {**own, **(teachers or {})},
         objective or PolicyGradient(),
@@ -104,6 +105,18 @@ def make_trainer(folder: Path, *callbacks: Callback, logger: Logger | bool = Fal
         "log_every_n_steps": 1,
     }
     return L.Trainer(**{**defaults, **settings}, callbacks=list(callbacks), logger=logger)
+
+
+class Warm(OPDModule):
+    """Begins with an adapter that says something: a fresh one's B is zero, which hides its input's dropout."""
+
+    def configure_student(self) -> torch.nn.Module:
+        student = super().configure_student()
+        generator = torch.Generator().manual_seed(7)
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.05, generator=generator)
+        return student
 
 
 class Recorder(OPDCallback):

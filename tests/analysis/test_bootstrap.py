@@ -44,10 +44,10 @@ def test_paired_intervals_are_those_of_all_resamples() -> None:
 
 def test_equal_seeds_give_equal_intervals_and_other_seeds_others() -> None:
     values = np.random.default_rng(0).random(200)
-    paired = np.stack([values, values**2])
+    paired = values, values**2
     for intervals in (
         [mean_interval(values, 700, seed) for seed in (3, 3, 4)],
-        [paired_intervals(*paired, 700, seed) for seed in (3, 3, 4)],  # type: ignore[call-arg]  # more than mypy can follow
+        [paired_intervals(*paired, 700, seed) for seed in (3, 3, 4)],
     ):
         assert intervals[0] == intervals[1]
         assert intervals[0] != intervals[2]

@@ -11,8 +11,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -100,7 +102,8 @@ def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
     """Return the fraction of a rollout batch's processor time that is spent on translating, aligning and crediting."""
     from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 
-    marks, inner = [], [0.0]
+    marks: list[tuple[float, float]] = []
+    inner = [0.0]
 
     def timed(*arguments: Any) -> Any:
         inner[0], started = 0.0, time.process_time()
@@ -118,11 +121,13 @@ def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
 
         return call
 
-    whole, scorers = CrossTokenizerTeacher.score, (LocalTeacher.score, LocalTeacher.tree_hidden_states)
-    CrossTokenizerTeacher.score = timed  # type: ignore[assignment]  # more than mypy can follow
-    LocalTeacher.score, LocalTeacher.tree_hidden_states = (timed_scorer(method) for method in scorers)
-    fit(seed, "cost", *overlays, more=(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"))
-    CrossTokenizerTeacher.score, (LocalTeacher.score, LocalTeacher.tree_hidden_states) = whole, scorers
+    whole = CrossTokenizerTeacher.score
+    with (
+        mock.patch.object(CrossTokenizerTeacher, "score", timed),
+        mock.patch.object(LocalTeacher, "score", timed_scorer(LocalTeacher.score)),
+        mock.patch.object(LocalTeacher, "tree_hidden_states", timed_scorer(LocalTeacher.tree_hidden_states)),
+    ):
+        fit(seed, "cost", *overlays, more=(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"))
     return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])
 
 
@@ -139,9 +144,10 @@ def train(seed: int, credit: str) -> None:
     from lightning_opd.cli.main import main as run
     from lightning_opd.modules import opd
 
-    if credit == "splice":  # the package refuses to train on it: this once it shall not
-        opd.check_cross_tokenizer_teachers = lambda *_: None  # type: ignore[attr-defined]  # more than mypy can follow
-    fit(seed, credit, "sampled", credit)
+    # the package refuses to train on it: this once it shall not
+    check = mock.patch.object(opd, "check_cross_tokenizer_teachers") if credit == "splice" else nullcontext()
+    with check:
+        fit(seed, credit, "sampled", credit)
     test = ["test", "--config", write_config(seed, credit, "test"), "--seed_everything", str(seed)]
     assert run([*test, "--data.evaluation.splits=[test]", "--data.evaluation.num_prompts={arithmetic: 2048}"]) == 0
 
@@ -159,7 +165,7 @@ def write_config(seed: int, variant: str, name: str) -> str:
     return str(path)
 
 
-def tables(results: Mapping) -> dict[str, str]:
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the README's tables by name."""
     texts = [
         [
@@ -194,7 +200,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def with_tables(text: str, results: Mapping) -> str:
+def with_tables(text: str, results: Mapping[str, Any]) -> str:
     """Return the README with each table between its markers."""
     for name, rows in tables(results).items():
         text = with_table(text, name, rows)

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from typing import Any
 
 from recipes.estimators.tables import tables
 from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
@@ -16,7 +17,7 @@ STEPS = ("noise", "slopes", "convergence", "long_horizon")
 COMMAND = "python -m lightning_opd run recipes/estimators --seed {0} && python -m tests.benchmarks.estimators {0}"
 
 
-def with_tables(text: str, results: dict) -> str:
+def with_tables(text: str, results: dict[str, Any]) -> str:
     """Return the README with each table between its markers."""
     for name, table in tables(results).items():
         text = with_table(text, name, table)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
 
@@ -16,7 +17,7 @@ BASELINES = ("average", "task_arithmetic")
 MODELS = ("student", "teacher", "base", *BASELINES)
 
 
-def cells(domains: dict[str, dict]) -> Iterator[tuple[str, str, str, dict]]:
+def cells(domains: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Yield (domain, split, mode, cell)."""
     for domain, splits in sorted(domains.items()):
         for split, modes in splits.items():
@@ -24,7 +25,7 @@ def cells(domains: dict[str, dict]) -> Iterator[tuple[str, str, str, dict]]:
                 yield domain, split, mode, cell
 
 
-def pooled(reports: list[dict]) -> list[dict[str, object]]:
+def pooled(reports: list[dict[str, Any]]) -> list[dict[str, object]]:
     """Return one row per domain, split and mode: means over the seeds, and the worst single seed of each promise."""
     rows = []
     for domain, split, mode, _ in cells(reports[0]["domains"]):
@@ -44,9 +45,9 @@ def pooled(reports: list[dict]) -> list[dict[str, object]]:
     return rows
 
 
-def _lead(cell: dict) -> float:
+def _lead(cell: dict[str, Any]) -> float:
     """Return how far the student is above the lower end of the better baseline's interval."""
-    return cell["student"]["value"] - max(cell[name]["low"] for name in BASELINES)
+    return float(cell["student"]["value"] - max(cell[name]["low"] for name in BASELINES))
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -62,7 +63,7 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:]])
 
 
-def with_tables(text: str, results: dict) -> str:
+def with_tables(text: str, results: dict[str, Any]) -> str:
     """Return the README with each variant's table between its markers."""
     for variant, rows in results["variants"].items():
         text = with_table(text, variant, table(rows))

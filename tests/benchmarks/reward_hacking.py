@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
 
@@ -43,7 +44,7 @@ def read_curves(folder: Path) -> Curves:
 def solved(folder: Path) -> float:
     """Return the fraction of test prompts that a model solves when it samples."""
     rows = json.loads((folder / "scores.json").read_text())["rows"]
-    return sum(row["reward"] for row in rows) / len(rows)
+    return sum(float(row["reward"]) for row in rows) / len(rows)
 
 
 def first(flags: list[bool]) -> int | None:
@@ -67,17 +68,17 @@ def of_seed(root: Path, arm: str) -> dict[str, object]:
     }
 
 
-def mean(rows: list[dict], name: str) -> float:
+def mean(rows: list[dict[str, Any]], name: str) -> float:
     """Return a number's mean over the seeds."""
-    return sum(row[name] for row in rows) / len(rows)
+    return sum(float(row[name]) for row in rows) / len(rows)
 
 
-def rollout_batches(rows: list[dict], name: str) -> str:
+def rollout_batches(rows: list[dict[str, Any]], name: str) -> str:
     """Return the rollout batches of each seed, `never` where there is none."""
     return ", ".join("never" if row[name] is None else str(row[name]) for row in rows)
 
 
-def table(arms: dict[str, list[dict]]) -> str:
+def table(arms: dict[str, list[dict[str, Any]]]) -> str:
     """Return the README's table."""
     lines = [
         "| arm | outcome at the start | **at the end** | lowest seed | KL per sequence | malformed at the end "
@@ -92,7 +93,7 @@ def table(arms: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def draw(arms: dict[str, list[dict]], path: Path) -> None:
+def draw(arms: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw each quantity of each arm: the mean of the seeds, and their range."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_opd.callbacks import FormatErrorMask, OutcomeReward, TaskReward, WeightedReward, WellFormed
-from lightning_opd.interfaces import FormatRule, Objective, RewardFunction
+from lightning_opd.interfaces import FormatRule, Objective, RewardFunction, StudentForward, Task
+from lightning_opd.modules import OPDModule
 from lightning_opd.tasks.format_rules import NamedRule
 from lightning_opd.types import RolloutBatch, Trajectory
 from tests.agents import ScriptedChat
@@ -30,10 +32,10 @@ class Ruled(ScriptedChat):
         return [Odd()]
 
 
-def fit(world: Path, folder: Path, *callbacks: Callback, task: object = None, **settings: Any) -> Recorder:
+def fit(world: Path, folder: Path, *callbacks: Callback, task: Task | None = None, **settings: Any) -> Recorder:
     recorder = Recorder()
     trainer = make_trainer(folder, *callbacks, recorder, max_steps=int(str(settings.pop("max_steps", 1))))
-    trainer.fit(make_module(world), make_data(task or Ruled(), **{"samples_per_prompt": 4, **settings}))  # type: ignore[arg-type]
+    trainer.fit(make_module(world), make_data(task or Ruled(), **{"samples_per_prompt": 4, **settings}))
     return recorder
 
 
@@ -112,16 +114,16 @@ def test_an_endless_training_has_no_end_to_reach(world: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("wrong", [{"coef": -1.0}, {"final_coef": -1.0}, {"final_from": 0.0}])
-def test_wrong_weights_are_refused(wrong: dict[str, float]) -> None:
+def test_wrong_weights_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        OutcomeReward(**wrong)  # type: ignore[arg-type]
+        OutcomeReward(**wrong)
 
 
 class Sabotage(Recorder):
     """Changes every tensor at tokens that the student did not generate."""
 
-    def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
-        super().on_rollout_end(trainer, module, rollouts)  # type: ignore[arg-type]
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        super().on_rollout_end(trainer, module, rollouts)
         others = rollouts.attention_mask & ~rollouts.response_mask
         for name in ("teacher_logprobs", "rollout_logprobs"):
             setattr(rollouts, name, torch.where(others, 1e6, getattr(rollouts, name)))
@@ -151,15 +153,14 @@ def test_the_states_that_predict_tools_tokens_receive_exactly_no_gradient(
     objective: Objective, world: Path, tmp_path: Path
 ) -> None:
     gradients: list[tuple[torch.Tensor, RolloutBatch]] = []
-    module = make_module(world, objective)
-    forward = module.forward_student
 
-    def watched(batch: RolloutBatch):
-        student = forward(batch)
-        student.hidden_states.register_hook(lambda gradient: gradients.append((gradient, batch)))
-        return student
+    class Watched(OPDModule):
+        def forward_student(self, batch: RolloutBatch) -> StudentForward:
+            student = super().forward_student(batch)
+            student.hidden_states.register_hook(lambda gradient: gradients.append((gradient, batch)))
+            return student
 
-    module.forward_student = watched
+    module = make_module(world, objective, kind=Watched)
     make_trainer(tmp_path, OutcomeReward(), max_steps=1).fit(module, make_data(ScriptedChat(), samples_per_prompt=4))
     (gradient, batch) = gradients[0]
     per_token = gradient.abs().sum(-1)

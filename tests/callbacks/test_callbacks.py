@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,6 @@ def test_the_trained_student_is_exported(student: dict[str, Any], world: Path, t
         lambda: RolloutTable(num_samples=0),
     ],
 )
-def test_wrong_settings_are_refused(make) -> None:
+def test_wrong_settings_are_refused(make: Callable[[], OPDCallback]) -> None:
     with pytest.raises(ValueError, match="got"):
         make()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -30,8 +31,8 @@ def rollouts(reward: float, teacher_kl: float, num_trajectories: int = 96) -> di
     }
 
 
-def first_alarm(curve: Iterator[Point], **settings: float) -> int | None:
-    detector = HackDetector(**settings)  # type: ignore[arg-type]
+def first_alarm(curve: Iterator[Point], **settings: Any) -> int | None:
+    detector = HackDetector(**settings)
     return next((i for i, (reward, kl) in enumerate(curve) if detector.observe(rollouts(reward, kl))), None)
 
 
@@ -80,8 +81,8 @@ def test_repeated_ngrams_are_a_fraction() -> None:
 class Scripted(OPDCallback):
     """Makes the rewards fall and the teacher agree more and more, as a hack does."""
 
-    def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
-        step = trainer.global_step  # type: ignore[attr-defined]
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        step = trainer.global_step
         rollouts.rewards = torch.full_like(rollouts.rewards, 1.0 if step < 4 else 0.0)
         heavy = rollouts.token_ids[rollouts.response_mask].mode().values
         gap = torch.where(rollouts.token_ids == heavy, 1.0, 0.001) * (2.0 if step < 4 else 0.5)
@@ -195,6 +196,6 @@ def test_a_restored_detector_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"span": 0}, {"reward_drop": 1.0}, {"kl_drop": 0.0}, {"token_fraction": 2.0}])
-def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        HackDetector(**wrong)  # type: ignore[arg-type]
+        HackDetector(**wrong)

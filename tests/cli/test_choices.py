@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import MERGE
-from tests.commands import Cli
+from tests.commands import Cli, Write
 
 FUNCTIONAL = "lightning_opd.functional"
 
@@ -81,12 +81,11 @@ CHOICES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_of_the_theory_is_made_in_yaml(cli: Cli, tmp_path: Path, choice: str) -> None:
-    files = []
+def test_every_choice_of_the_theory_is_made_in_yaml(cli: Cli, write_yaml: Write, choice: str) -> None:
+    words: list[object] = []
     for name, content in (("base", MERGE), ("choice", CHOICES[choice])):
-        files += ["--config", tmp_path / f"{name}.yaml"]
-        files[-1].write_text(yaml.safe_dump(content))  # type: ignore[attr-defined]  # more than mypy can follow
-    code, printed, err = cli("fit", *files, "--print_config")
+        words += ["--config", write_yaml(f"{name}.yaml", content)]
+    code, printed, err = cli("fit", *words, "--print_config")
     assert code == 0, err
     assert yaml.safe_load(printed)
 

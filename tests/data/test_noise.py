@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,11 @@ def still(world: Path) -> OPDModule:
     return module
 
 
-def rolled_out(world: Path, folder: Path, seed: int | None, **trainer: object) -> tuple[list[list[str]], list[Replies]]:
+def rolled_out(world: Path, folder: Path, seed: int | None, **trainer: Any) -> tuple[list[list[str]], list[Replies]]:
     """Return the prompts of each rollout batch, and each prompt's first reply."""
     recorder = Recorder()
     data = make_data(Letters(8), prompts_per_batch=4, seed=seed, sampling=Sampling(max_new_tokens=8))
-    make_trainer(folder, recorder, **{"max_steps": 2, **trainer}).fit(still(world), data)  # type: ignore[arg-type]  # settings of several types
+    make_trainer(folder, recorder, **{"max_steps": 2, **trainer}).fit(still(world), data)
     orders = [[t.prompt.key for t in rollouts.trajectories[::2]] for rollouts in recorder.rollout_batches]
     return orders, [replies(rollouts) for rollouts in recorder.rollout_batches]
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
@@ -20,8 +23,14 @@ class Tqdm(TQDMProgressBar):
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
         if name in ("_train_progress_bar", "_val_progress_bar", "_test_progress_bar") and value is not None:
-            show = value.set_postfix_str  # type: ignore[attr-defined]
-            value.set_postfix_str = lambda text, **_: (self.texts.append(f"{name} {text}"), show(text))  # type: ignore[attr-defined]
+            bar: Any = value
+            show = bar.set_postfix_str
+
+            def keep(text: str, **_: object) -> None:
+                self.texts.append(f"{name} {text}")
+                show(text)
+
+            bar.set_postfix_str = keep
 
 
 class Rich(RichProgressBar):
@@ -31,16 +40,17 @@ class Rich(RichProgressBar):
         super().__init__()
         self.texts = texts
 
-    def _init_progress(self, trainer: object) -> None:
-        super()._init_progress(trainer)  # type: ignore[arg-type]
-        if self.progress is not None and self.progress.update.__name__ != "keep":  # one bar for several stages
-            update = self.progress.update
+    def _init_progress(self, trainer: L.Trainer) -> None:
+        super()._init_progress(trainer)
+        bar: Any = self.progress
+        if bar is not None and bar.update.__name__ != "keep":  # one bar for several stages
+            update = bar.update
 
             def keep(task: object, **fields: object) -> None:
                 self.texts.append(str(fields.get("description", "")))
-                update(task, **fields)  # type: ignore[arg-type]
+                update(task, **fields)
 
-            self.progress.update = keep  # type: ignore[assignment]  # more than mypy can follow
+            bar.update = keep
 
 
 def finished(rollouts: RolloutBatch) -> list[int]:
@@ -53,12 +63,12 @@ def finished(rollouts: RolloutBatch) -> list[int]:
 
 @pytest.mark.parametrize("make", [Tqdm, Rich])
 def test_the_bar_moves_during_generation(
-    make: type[ProgressBar], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[list[str]], ProgressBar], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 0.0)
     texts: list[str] = []
     module, data, recorder = make_module(world), make_data(), Recorder()
-    bar = make(texts)  # type: ignore[call-arg]
+    bar = make(texts)
     trainer = make_trainer(
         tmp_path,
         bar,

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_opd.data.evaluation import first_of_each_domain
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader
-from lightning_opd.types import Prompt
+from lightning_opd.types import Prompt, PromptBatch, Split
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -45,7 +47,7 @@ def test_ranks_share_out_each_rollout_batch() -> None:
 
 @given(st.integers(0, 14), st.integers(1, 3), st.sampled_from([None, 1, 2]))
 def test_a_restored_loader_goes_on_with_the_next_micro_batch(stop: int, micro_batches: int, limit: int | None) -> None:
-    def stream(loader: PromptLoader):
+    def stream(loader: PromptLoader) -> Iterator[PromptBatch]:
         """As Lightning reads it: epoch after epoch, each cut off at the limit."""
         while True:
             for i, batch in enumerate(loader):
@@ -69,15 +71,15 @@ def test_a_restored_loader_goes_on_with_the_next_micro_batch(stop: int, micro_ba
     assert got == expected[stop:]
 
 
-def iter_rest(loader: PromptLoader):
+def iter_rest(loader: PromptLoader) -> Iterator[PromptBatch]:
     """A new pass for each micro-batch: the loader's own state says where to go on."""
     while True:
         yield next(iter(loader))
 
 
 def test_evaluation_gives_every_rank_the_same_number_of_batches() -> None:
-    parts = [("train", "sampled", prompts(7)), ("test", "greedy", prompts(3))]
-    ranks = [PromptBatches(parts, 2, rank, 2) for rank in range(2)]  # type: ignore[arg-type]  # more than mypy can follow
+    parts: list[tuple[Split, str, list[Prompt]]] = [("train", "sampled", prompts(7)), ("test", "greedy", prompts(3))]
+    ranks = [PromptBatches(parts, 2, rank, 2) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == 3
     seen = [(b.split, b.mode, p.key) for rank in ranks for b in rank for p in b.prompts[: b.num_real]]
     assert sorted(seen) == sorted((split, mode, p.key) for split, mode, chosen in parts for p in chosen)

@@ -74,10 +74,10 @@ def test_only_the_assistants_words_and_its_stop_token_count(tiny_model_dir: Path
     make_trainer(tmp_path, seen).fit(make_sft(tiny_model_dir), make_data())
     for batch in seen.batches:
         for token_ids, mask in zip(batch["token_ids"], batch["response_mask"], strict=True):
-            response = tokenizer.decode(token_ids[mask])
+            response = str(tokenizer.decode(token_ids[mask]))
             assert response.startswith("<think>")
             assert response.endswith("</tool_call><|im_end|>")
-            prompt = tokenizer.decode(token_ids[: int(mask.nonzero()[0])])
+            prompt = str(tokenizer.decode(token_ids[: int(mask.nonzero()[0])]))
             assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -108,7 +108,9 @@ def test_a_loader_resumes_where_it_stopped(stopped_after: int) -> None:
     def endless(loader: ExampleBatches) -> list[list[int]]:
         return [batch for _ in range(4) for batch in drawn(loader)]
 
-    make = lambda: ExampleBatches(numbered(12), 4, pad_token_id=0, seed=5)  # noqa: E731
+    def make() -> ExampleBatches:
+        return ExampleBatches(numbered(12), 4, pad_token_id=0, seed=5)
+
     undisturbed, stopped, resumed = endless(make()), make(), make()
     batches = (batch for _ in range(4) for batch in stopped)
     for _ in range(stopped_after):
@@ -165,7 +167,9 @@ def test_validation_examples_come_from_the_validation_split(tiny_model_dir: Path
     assert float(trainer.callback_metrics["val/loss"]) > 0
     tokenizer = load_tokenizer(str(tiny_model_dir))
     asked = {str(prompt.messages[0]["content"]) for prompt in Arithmetic().prompts("validation")}
-    for batch in data.val_dataloader():
+    batches = data.val_dataloader()
+    assert isinstance(batches, ExampleBatches)
+    for batch in batches:
         for text in tokenizer.batch_decode(batch["token_ids"]):
             assert text.split("user\n")[1].split("<|im_end|>")[0] in asked
 

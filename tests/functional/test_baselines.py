@@ -106,8 +106,13 @@ def test_the_batch_mean_does_not_depend_on_how_rows_lie_on_ranks() -> None:
     whole = BatchMean()(**rows)
     shards = [{n: x[part] for n, x in rows.items()} for part in torch.arange(4).split([1, 3])]
     sent: list[Tensor] = []
+
+    def send(own: Tensor) -> Tensor:
+        sent.append(own)
+        return own + 1
+
     for shard in shards:  # what every rank puts in
-        BatchMean()(**shard, sum_over_ranks=lambda x: sent.append(x) or x + 1)
+        BatchMean()(**shard, sum_over_ranks=send)
     parts = [BatchMean()(**shard, sum_over_ranks=lambda _: sent[0] + sent[1]) for shard in shards]
     torch.testing.assert_close(torch.cat(parts), whole)
 

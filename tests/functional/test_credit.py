@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import pytest
 import torch
@@ -78,11 +78,14 @@ def test_exact_match_keeps_only_tokens_of_both_sides() -> None:
     assert log_ratios(ExactMatchCredit()) == [None, None, 0.25, 1.0]
 
 
+Division: TypeAlias = Literal["whole", "equal", "proportional"]
+
+
 @pytest.mark.parametrize(
     ("division", "span"), [("whole", [2.0, 2.0]), ("equal", [1.0, 1.0]), ("proportional", [0.5, 1.5])]
 )
-def test_the_log_ratio_of_a_span_is_divided_among_its_tokens(division: str, span: list[float]) -> None:
-    assert log_ratios(SpanCredit(division)) == pytest.approx([*span, 0.25, 1.0])  # type: ignore[arg-type]
+def test_the_log_ratio_of_a_span_is_divided_among_its_tokens(division: Division, span: list[float]) -> None:
+    assert log_ratios(SpanCredit(division)) == pytest.approx([*span, 0.25, 1.0])
 
 
 def test_long_spans_are_dropped() -> None:

@@ -32,7 +32,7 @@ from lightning_opd.objectives import DistributionMatching, OutcomeGradient, Poli
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.types import Messages, Prompt, RolloutBatch
 from tests.agents import ScriptedChat
-from tests.world import Letters, Recorder, make_data, make_module, make_trainer, whole
+from tests.world import Letters, Recorder, Warm, make_data, make_module, make_trainer, whole
 
 RUNS: dict[str, Objective] = {
     "distribution_matching": DistributionMatching(),
@@ -43,6 +43,13 @@ RUNS: dict[str, Objective] = {
     "outcome": OutcomeGradient(),
     "several_updates": PolicyGradient(policy_loss=PPOClip()),
 }
+
+
+class Double(Warm):
+    """Has its adapter, if there is one, in double precision, too."""
+
+    def configure_student(self) -> torch.nn.Module:
+        return super().configure_student().double()
 
 
 class Graded(Letters):
@@ -73,7 +80,7 @@ def strategy_of(name: str) -> Strategy | str:
 
 def rows_of(rollouts: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object]]:
     """Return each rollout's tokens, log-probs and scores under its place in the rollout batch, from all ranks."""
-    own = {}
+    own: dict[str, list[object]] = {}
     seen: dict[int, int] = {}
     for i in range(len(rollouts)):
         group = int(rollouts.group_ids[i])
@@ -85,7 +92,7 @@ def rows_of(rollouts: RolloutBatch, trainer: L.Trainer) -> dict[str, list[object
             rollouts.teacher_logprobs[i][mask].tolist(),
         ]
     if trainer.world_size == 1:
-        return own  # type: ignore[return-value]  # more than mypy can follow
+        return own
     parts: list[dict[str, list[object]]] = [{} for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(parts, own)
     return {key: value for part in parts for key, value in part.items()}
@@ -109,7 +116,8 @@ class Counts(Recorder):
         self.counts: list[dict[str, tuple[float, float]]] = []
         self._own = torch.zeros(2, dtype=torch.float64)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: object, outputs: object, batch: object, _: int) -> None:  # type: ignore[override]  # more than mypy can follow
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: object) -> None:
+        _, _, batch, _ = arguments
         assert isinstance(batch, RolloutBatch)
         self._own += torch.tensor([float(batch.response_mask.sum()), float(len(batch))], dtype=torch.float64)
         if trainer.fit_loop._should_accumulate():
@@ -147,10 +155,8 @@ def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path:
     L.seed_everything(0, verbose=False)
     teachers = {"math": foreign_teacher(out.parents[1] / "foreign")} if run == "another_tokenizer" else None
     lora = Lora(rank=2) if adapter == "lora" else None
-    module = make_module(world, RUNS[run], "float64", teachers, lora=lora)
+    module = make_module(world, RUNS[run], "float64", teachers, Double, lora=lora)
     module.critic = Critic() if run == "critic" else None
-    if adapter == "lora":  # a fresh adapter's B is zero, and so is A's gradient
-        module.configure_student = lambda build=module.configure_student: warm(build())
     record, counts = Record(), Counts()
     rewards = [OutcomeReward(advantage=GRPO())] if run == "outcome" else []
     trainer = trainer_of(name, out.parent / f"{name}_{run}", *rewards, record, counts, HackDetector())
@@ -207,14 +213,6 @@ def main(name: str, world: Path, out: Path, adapter: str, mode: str) -> None:
 
 def foreign_teacher(folder: Path) -> CrossTokenizerTeacher:
     return CrossTokenizerTeacher(str(folder), PrefixCredit(), scorer=LocalTeacher(str(folder), dtype="float64"))
-
-
-def warm(student: torch.nn.Module) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in student.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.05, generator=generator)
-    return student.double()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -18,14 +19,24 @@ from tests.world import largest_difference
 SCRIPT = Path(__file__).with_name("run_processes.py")
 pytestmark = pytest.mark.integration
 
+Results: TypeAlias = dict[str, Any]
+"""What one run of `run_processes` saw, by name."""
+Run: TypeAlias = Callable[..., dict[str, Results]]
+"""Called with a strategy, an adapter and a mode; returns the results of each run."""
+
+
+def load(path: Path) -> dict[str, Results]:
+    results: dict[str, Results] = torch.load(path, weights_only=False)
+    return results
+
 
 @pytest.fixture(scope="module")
-def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory):  # a closure
+def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("processes")
     save_foreign(folder / "foreign", torch.float64)
 
     @cache
-    def results(strategy: str, adapter: str, mode: str = "whole") -> dict[str, dict[str, Any]]:
+    def results(strategy: str, adapter: str, mode: str = "whole") -> dict[str, Results]:
         out = folder / adapter / f"{strategy}_{mode}.pt"
         out.parent.mkdir(exist_ok=True)
         if strategy == "single":  # another process would only import everything once more
@@ -33,7 +44,7 @@ def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory):  # a clos
                 patch.setenv("PL_GLOBAL_SEED", "0")  # put back afterwards
                 patch.setenv("PL_SEED_WORKERS", "0")
                 run_processes.main(strategy, double_world, out, adapter, mode)
-            return torch.load(out, weights_only=False)
+            return load(out)
         command = [sys.executable, str(SCRIPT), strategy, str(double_world), str(out), adapter, mode]
         port = str(find_free_network_port())
         plain = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": port, "NODE_RANK": "0"}
@@ -45,7 +56,7 @@ def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory):  # a clos
         ]
         said = [rank.communicate(timeout=240)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(text[-3000:] for text in said)
-        return torch.load(out, weights_only=False)
+        return load(out)
 
     return results
 
@@ -67,7 +78,7 @@ def logged_alike(mine: dict[str, float], theirs: dict[str, float]) -> None:
         pytest.param("fsdp", "full", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, run) -> None:
+def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, run: Run) -> None:
     single, double = run("single", adapter), run(strategy, adapter)
     for objective in single.keys() - {"several_updates", "several_updates_resumed", "supervised"}:
         one, two = single[objective], double[objective]
@@ -90,7 +101,7 @@ def test_two_processes_roll_out_and_learn_as_one(strategy: str, adapter: str, ru
     supervised(single["supervised"], double["supervised"])
 
 
-def several_updates(one: dict[str, list], two: dict[str, list], resumed: dict[str, dict]) -> None:
+def several_updates(one: Results, two: Results, resumed: Results) -> None:
     """Each rank deals its own rows out: not the same updates, but the same rollouts and right denominators."""
     assert len(two["rows"]) == 2, "three steps are one rollout batch and a half"
     assert one["rows"][0].keys() == two["rows"][0].keys()
@@ -100,20 +111,20 @@ def several_updates(one: dict[str, list], two: dict[str, list], resumed: dict[st
         assert all(own == said for step in counted for own, said in step.values())
     assert sum(step["tokens"][0] for step in one["counts"][:2]) == sum(s["tokens"][0] for s in two["counts"][:2])
     # the rest of the rollout batch is another one on each rank
-    assert largest_difference(two["weights"], resumed["weights"]) == 0  # type: ignore[arg-type]
+    assert largest_difference(two["weights"], resumed["weights"]) == 0
 
 
-def supervised(one: dict[str, list], two: dict[str, list]) -> None:
+def supervised(one: Results, two: Results) -> None:
     for mine, theirs in zip(one["gradients"], two["gradients"], strict=True):
         assert largest_difference(mine, theirs) < 1e-10
         assert max(float(g.abs().max()) for g in mine.values()) > 1e-4
     for name in ("train/loss", "val/loss"):  # the mean over ranks, not the first one's part
-        assert one["metrics"][name] == pytest.approx(two["metrics"][name], rel=1e-6)  # type: ignore[call-overload]
+        assert one["metrics"][name] == pytest.approx(two["metrics"][name], rel=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_resume_where_they_stopped(strategy: str, run) -> None:
+def test_two_processes_resume_where_they_stopped(strategy: str, run: Run) -> None:
     whole, resumed = run(strategy, "full"), run(strategy, "full", "resume")
     for objective in (whole.keys() & resumed.keys()) - {"several_updates"}:  # resumed in the launch of the test above
         assert largest_difference(whole[objective]["weights"], resumed[objective]["weights"]) == 0

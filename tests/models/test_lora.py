@@ -29,9 +29,9 @@ def test_the_update_has_its_rank_and_is_scaled_by_alpha_over_rank(
     lora = Lora(rank, alpha, targets=["q_proj"], adapter_name="mine")
     student, layer = adapted(tiny_model_dir, lora)
     student.eval()
-    down, up = layer.lora_A["mine"].weight, layer.lora_B["mine"].weight
+    down, up = (layer.get_parameter(f"lora_{side}.mine.weight") for side in "AB")
     states = torch.randn(5, down.shape[1])
-    update = layer(states) - layer.base_layer(states)  # type: ignore[operator]
+    update = layer(states) - layer.get_submodule("base_layer")(states)
     torch.testing.assert_close(update, alpha / rank * states @ down.T @ up.T, atol=1e-4, rtol=1e-4)
     assert int(torch.linalg.matrix_rank(up @ down)) == rank
     trained = {name.split(".lora_")[0].rpartition(".")[2] for name, p in student.named_parameters() if p.requires_grad}
@@ -42,8 +42,9 @@ def test_the_update_has_its_rank_and_is_scaled_by_alpha_over_rank(
 def test_dropout_falls_on_the_adapters_input_while_training(dropout: float, tiny_model_dir: Path) -> None:
     student, layer = adapted(tiny_model_dir, Lora(rank=2, dropout=dropout))
     dropped: list[torch.Tensor] = []
-    layer.lora_A["student"].register_forward_hook(lambda _, inputs, __: dropped.append(inputs[0]))
-    states = torch.ones(200, layer.base_layer.weight.shape[1])  # type: ignore[arg-type]  # more than mypy can follow
+    down = layer.get_submodule("lora_A.student")
+    down.register_forward_hook(lambda _, inputs, __: dropped.append(inputs[0]))
+    states = torch.ones(200, layer.get_parameter("base_layer.weight").shape[1])
     layer(states)
     assert float((dropped[0] == 0).double().mean()) == pytest.approx(dropout, abs=0.03)  # 6,400 draws
     student.eval()

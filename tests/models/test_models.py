@@ -19,7 +19,7 @@ from lightning_opd.models import (
 )
 from tests.tiny import model_config
 
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "llama": {"tie_word_embeddings": False},
     "gemma2": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16},
@@ -33,7 +33,7 @@ def test_states_and_head_reproduce_any_models_own_logits(family: str) -> None:
     """Also for models that cap or scale their logits after the output matrix."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = {**model_config(64, **FAMILIES[family]), "model_type": family}  # type: ignore[arg-type]  # settings of several types
+    settings = {**model_config(64, **FAMILIES[family]), "model_type": family}
     settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if family == "gpt2":
         settings = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "model_type": "gpt2"}
@@ -96,7 +96,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tiny_model_dir: Pat
         assert causal_lm(student).is_gradient_checkpointing == checkpointing
         token_logprobs(causal_lm(student)(ids, use_cache=False).logits, ids).sum().backward()
         gradients.append(student.get_parameter("model.embed_tokens.weight").grad)
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-5)  # type: ignore[arg-type]  # more than mypy can follow
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

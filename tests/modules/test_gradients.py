@@ -105,12 +105,16 @@ def test_distribution_matching_is_the_expectation_of_the_immediate_policy_gradie
     double_world: Path, tmp_path: Path
 ) -> None:
     """By enumeration: siblings that are every token once, each weighed with its probability under the student."""
-    settings = {"prompts_per_batch": 1, "samples_per_prompt": VOCAB, "sampling": Sampling(max_new_tokens=1)}
+    settings: dict[str, Any] = {
+        "prompts_per_batch": 1,
+        "samples_per_prompt": VOCAB,
+        "sampling": Sampling(max_new_tokens=1),
+    }
     everywhere = PolicyGradient(log_ratio_transform=None, off_policy=TruncatedImportance(max_weight=VOCAB))
     gradients = []
     for objective in (everywhere, DistributionMatching()):
         module = make_module(double_world, objective, "float64")
-        gradients.append(step(tmp_path, module, make_data(engine=EveryToken(), **settings)).gradients[0])  # type: ignore[arg-type]  # settings of several types
+        gradients.append(step(tmp_path, module, make_data(engine=EveryToken(), **settings)).gradients[0])
     assert largest_difference(*gradients) < 1e-6  # norms are float32
     assert max(float(g.abs().max()) for g in gradients[0].values()) > 0.1
 

@@ -21,23 +21,17 @@ from lightning_opd.functional.outcomes import GRPO
 from lightning_opd.functional.policy_losses import PolicyLoss, PPOClip, TruncatedImportance
 from lightning_opd.functional.reductions import Reduction, SequenceMean, TokenMean, TrajectorySum
 from lightning_opd.functional.top_k import TopK
-from lightning_opd.interfaces import Objective, OPDCallback
+from lightning_opd.interfaces import Objective, OPDCallback, StudentForward
 from lightning_opd.models import load_tokenizer
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import RolloutBatch, Sampling
-from tests.world import STOPS, Recorder, largest_difference, make_data, make_module, make_trainer
+from tests.replay import fit
+from tests.world import STOPS, largest_difference, make_module
 
 ESTIMATORS: tuple[AdvantageEstimator, ...] = (Immediate(), LogRatioToGo(0.9), FullTrajectory(), KLToGo())
 BASELINES: tuple[Baseline | None, ...] = (None, LeaveOneOut(), BatchMean(), StateKL())
-
-
-def run(folder: Path, module: OPDModule, *callbacks: object, data: dict[str, Any] | None = None, **trainer: object):
-    recorder = Recorder()
-    settings = {"max_steps": 1, **trainer}
-    make_trainer(folder, *callbacks, recorder, **settings).fit(module, make_data(**(data or {})))  # type: ignore[arg-type]
-    return recorder
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: type(b).__name__)
@@ -47,7 +41,7 @@ def test_the_split_changes_no_gradient_for_any_estimator_and_baseline(
 ) -> None:
     objective = PolicyGradient(estimator, baseline, log_ratio_transform=[Clip(3.0)], reduction=SequenceMean())
     runs = [
-        run(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts)
+        fit(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts)
         for parts in (1, 3)
     ]
     assert largest_difference(runs[0].gradients[0], runs[1].gradients[0]) < 1e-10
@@ -60,7 +54,7 @@ def test_the_split_changes_no_gradient_for_any_reduction(
 ) -> None:
     objective = DistributionMatching(TopK(ReverseKL(), 8, "union"), reduction)
     runs = [
-        run(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts)
+        fit(tmp_path, make_module(double_world, objective, "float64"), accumulate_grad_batches=parts)
         for parts in (1, 3)
     ]
     assert largest_difference(runs[0].gradients[0], runs[1].gradients[0]) < 1e-10
@@ -70,7 +64,7 @@ def test_top_k_over_the_wire_equals_top_k_of_hidden_states(double_world: Path, t
     gradients = []
     for signal in ("hidden_states", "top_k"):
         objective = DistributionMatching(TopK(ReverseKL(), 16, "teacher"), teacher_signal=signal)
-        recorder = run(tmp_path, make_module(double_world, objective, "float64"))
+        recorder = fit(tmp_path, make_module(double_world, objective, "float64"))
         gradients.append(recorder.gradients[0])
         scores = recorder.rollout_batches[0].teacher_scores
         assert scores is not None
@@ -80,7 +74,7 @@ def test_top_k_over_the_wire_equals_top_k_of_hidden_states(double_world: Path, t
 
 
 def test_overlap_and_support_mass_are_logged(world: Path, tmp_path: Path) -> None:
-    logged = run(tmp_path, make_module(world, DistributionMatching(TopK(ReverseKL(), 8)))).logged[0]
+    logged = fit(tmp_path, make_module(world, DistributionMatching(TopK(ReverseKL(), 8)))).logged[0]
     for name in ("top_k_overlap", "student_mass", "teacher_mass"):
         assert 0 <= logged[f"train/{name}"] <= 1
     same = OPDModule(
@@ -88,7 +82,7 @@ def test_overlap_and_support_mass_are_logged(world: Path, tmp_path: Path) -> Non
         {name: LocalTeacher(str(world / "student")) for name in ("math", "code")},
         DistributionMatching(TopK(ReverseKL(), 8)),
     )
-    assert run(tmp_path, same).logged[0]["train/top_k_overlap"] == 1.0
+    assert fit(tmp_path, same).logged[0]["train/top_k_overlap"] == 1.0
 
 
 @pytest.mark.parametrize("loss", [TruncatedImportance(), PPOClip()], ids=lambda x: type(x).__name__)
@@ -96,19 +90,20 @@ def test_later_updates_of_a_rollout_batch_see_fresh_ratios_and_old_log_probs(
     loss: PolicyLoss, world: Path, tmp_path: Path
 ) -> None:
     """Before the first update the ratio is 1; after it the student has moved, and the advantages with it."""
-    module, seen = make_module(world, PolicyGradient(policy_loss=loss)), []
-    original = module.objective.advantages
+    seen: list[float] = []
 
-    def advantages(batch, student):
-        mask = batch.response_mask
-        seen.append((student.logprobs.detach() - batch.old_logprobs)[mask].abs().max())
-        expected = (batch.teacher_logprobs - student.logprobs.detach()).clamp(-5, 5)[mask]
-        assert torch.allclose(original(batch, student)[mask], expected, atol=1e-5)
-        return original(batch, student)
+    class Watched(OPDModule):
+        def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> torch.Tensor:
+            assert batch.old_logprobs is not None
+            mask, advantages = batch.response_mask, super().compute_advantages(batch, student)
+            seen.append(float((student.logprobs.detach() - batch.old_logprobs)[mask].abs().max()))
+            expected = (batch.teacher_logprobs - student.logprobs.detach()).clamp(-5, 5)[mask]
+            assert torch.allclose(advantages[mask], expected, atol=1e-5)
+            return advantages
 
-    module.compute_advantages = advantages
-    run(tmp_path, module, data={"updates_per_batch": 2}, max_steps=4)
-    first, second, third, fourth = (float(x) for x in seen)
+    module = make_module(world, PolicyGradient(policy_loss=loss), kind=Watched)
+    fit(tmp_path, module, data={"updates_per_batch": 2}, max_steps=4)
+    first, second, third, fourth = seen
     assert max(first, third) < 1e-5
     assert min(second, fourth) > 1e-5
 
@@ -117,12 +112,12 @@ def test_a_nucleus_is_corrected_by_importance_weights(double_world: Path, tmp_pa
     """Every token of a nucleus was likelier there than in the whole distribution: weights below 1."""
     data = {"sampling": Sampling(max_new_tokens=12, top_p=0.8, stop_token_ids=STOPS)}
     objective = PolicyGradient(off_policy=off_policy.TruncatedImportance())
-    recorder = run(tmp_path, make_module(double_world, objective, "float64"), data=data)
+    recorder = fit(tmp_path, make_module(double_world, objective, "float64"), data=data)
     assert 0 < recorder.logged[0]["train/off_policy_weight"] < 1
     assert recorder.logged[0]["train/engine_gap"] > 1e-3
-    plain = run(tmp_path, make_module(double_world, objective, "float64"))
+    plain = fit(tmp_path, make_module(double_world, objective, "float64"))
     assert plain.logged[0]["train/off_policy_weight"] == pytest.approx(1.0, abs=1e-9)
-    uncorrected = run(tmp_path, make_module(double_world, PolicyGradient(), "float64"))
+    uncorrected = fit(tmp_path, make_module(double_world, PolicyGradient(), "float64"))
     assert largest_difference(plain.gradients[0], uncorrected.gradients[0]) < 1e-10
 
 
@@ -133,7 +128,7 @@ def test_extrapolation_starts_from_the_reference(double_world: Path, tmp_path: P
         module = make_module(double_world, objective, "float64")
         if reference:
             module.reference = LocalTeacher(str(double_world / "student"), dtype="float64")
-        return run(tmp_path, module).gradients[0]
+        return fit(tmp_path, module).gradients[0]
 
     extrapolated = gradients(PolicyGradient(log_ratio_transform=Extrapolation(1.5)), reference=True)
     plain = gradients(PolicyGradient(log_ratio_transform=None), reference=False)
@@ -143,7 +138,7 @@ def test_extrapolation_starts_from_the_reference(double_world: Path, tmp_path: P
 def test_a_teacher_may_have_a_transform_of_its_own(double_world: Path, tmp_path: Path) -> None:
     def gradients(**settings: Any) -> dict[str, torch.Tensor]:
         objective = PolicyGradient(**settings)
-        return run(tmp_path, make_module(double_world, objective, "float64")).gradients[0]
+        return fit(tmp_path, make_module(double_world, objective, "float64")).gradients[0]
 
     both = gradients(log_ratio_transform=Clip(0.5), teacher_log_ratio_transforms={"code": BoundedDifference(1.0)})
     clipped, bounded = gradients(log_ratio_transform=Clip(0.5)), gradients(log_ratio_transform=BoundedDifference(1.0))
@@ -158,19 +153,19 @@ def test_a_teacher_may_have_a_transform_of_its_own(double_world: Path, tmp_path:
 def test_outcome_rewards_alone_need_no_teacher(double_world: Path, tmp_path: Path) -> None:
     reward = OutcomeReward(advantage=GRPO())
     module = make_module(double_world, OutcomeGradient(), "float64")
-    recorder = run(tmp_path, OPDModule(module.student_config, {}, OutcomeGradient()), reward)
+    recorder = fit(tmp_path, OPDModule(module.student_config, {}, OutcomeGradient()), reward)
     rollouts = recorder.rollout_batches[0]
     assert rollouts.outcome_advantages.any()
     assert max(float(g.abs().max()) for g in recorder.gradients[0].values()) > 1e-4
     assert "train/teacher_kl" not in recorder.logged[0]
-    with_teachers = run(tmp_path, module, OutcomeReward(advantage=GRPO()))
+    with_teachers = fit(tmp_path, module, OutcomeReward(advantage=GRPO()))
     assert largest_difference(recorder.gradients[0], with_teachers.gradients[0]) == 0.0
 
 
 def test_the_first_special_token_gets_no_distillation(world: Path, tmp_path: Path) -> None:
     ids = set(load_tokenizer(str(world / "student")).get_added_vocab().values())
     mask = FirstSpecialTokenMask()
-    recorder = run(tmp_path, make_module(world), mask, data={"sampling": Sampling(max_new_tokens=40)})
+    recorder = fit(tmp_path, make_module(world), mask, data={"sampling": Sampling(max_new_tokens=40)})
     rollouts = recorder.rollout_batches[0]
     dropped = rollouts.response_mask & ~rollouts.distill_mask
     assert dropped.any()
@@ -180,7 +175,7 @@ def test_the_first_special_token_gets_no_distillation(world: Path, tmp_path: Pat
         float(dropped.sum() / rollouts.response_mask.sum())
     )
     with pytest.raises(ValueError, match=r"\['<nope>'\]"):
-        run(tmp_path, make_module(world), FirstSpecialTokenMask(["<nope>"]))
+        fit(tmp_path, make_module(world), FirstSpecialTokenMask(["<nope>"]))
 
 
 REFUSED: list[tuple[Objective, dict[str, Any], str]] = [
@@ -199,7 +194,7 @@ def test_settings_that_would_teach_something_else_are_refused(
     objective: Objective, data: dict[str, Any], said: str, world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        run(tmp_path, make_module(world, objective), data=data)
+        fit(tmp_path, make_module(world, objective), data=data)
 
 
 @pytest.mark.parametrize(
@@ -231,17 +226,19 @@ def test_settings_that_cannot_be_right_cannot_be_built() -> None:
 def test_later_updates_hold_the_outcome_of_distribution_matching_against_the_old_student(
     world: Path, tmp_path: Path
 ) -> None:
-    module, seen = make_module(world, DistributionMatching(policy_loss=PPOClip())), []
+    seen: list[float] = []
 
-    def advantages(batch, student):
-        seen.append(float((student.logprobs - student.old_logprobs).detach()[batch.response_mask].abs().max()))
-        return DistributionMatching().advantages(batch, student)
+    class Watched(OPDModule):
+        def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> torch.Tensor:
+            assert student.old_logprobs is not None
+            seen.append(float((student.logprobs - student.old_logprobs).detach()[batch.response_mask].abs().max()))
+            return super().compute_advantages(batch, student)
 
-    module.compute_advantages = advantages
-    run(tmp_path, module, OutcomeReward(), data={"updates_per_batch": 2}, max_steps=2)
+    module = make_module(world, DistributionMatching(policy_loss=PPOClip()), kind=Watched)
+    fit(tmp_path, module, OutcomeReward(), data={"updates_per_batch": 2}, max_steps=2)
     assert seen[0] < 1e-5 < seen[1]
     with pytest.raises(ValueError, match="stale from the second update on"):
-        run(tmp_path, make_module(world, DistributionMatching()), OutcomeReward(), data={"updates_per_batch": 2})
+        fit(tmp_path, make_module(world, DistributionMatching()), OutcomeReward(), data={"updates_per_batch": 2})
 
 
 def test_masked_tokens_are_no_part_of_other_rows_baselines(double_world: Path, tmp_path: Path) -> None:
@@ -252,7 +249,8 @@ def test_masked_tokens_are_no_part_of_other_rows_baselines(double_world: Path, t
             rollouts.distill_mask = rollouts.distill_mask & (torch.arange(len(rollouts)) % 2 == 0)[:, None]
 
     objective = PolicyGradient(LogRatioToGo(), LeaveOneOut(), log_ratio_transform=None)
-    rollouts = run(tmp_path, make_module(double_world, objective, "float64"), Mask()).rollout_batches[0]
+    rollouts = fit(tmp_path, make_module(double_world, objective, "float64"), Mask()).rollout_batches[0]
+    assert rollouts.baselines is not None
     kept, masked = rollouts.baselines[0::2], rollouts.baselines[1::2]  # siblings stand side by side
     assert not kept.any()
     assert masked.any()

@@ -29,8 +29,7 @@ def test_every_step_learns_from_the_current_student(world: Path, tmp_path: Path)
             gaps.append(float(gap.abs().max()))
             return super().compute_advantages(batch, student)
 
-    plain = make_module(world)
-    module = Compare(plain.student_config, dict(plain.teachers.distinct), PolicyGradient(), plain._optimizer)
+    module = make_module(world, kind=Compare)
     make_trainer(tmp_path, max_steps=4, accumulate_grad_batches=2).fit(module, make_data())
     assert len(gaps) == 8
     assert max(gaps) < 1e-4
@@ -77,7 +76,7 @@ def test_trainer_settings_mean_what_a_lightning_user_expects(
         assert questions[:2] != questions[2:]
     if "gradient_clip_val" in settings:
         before = make_module(world).configure_student().state_dict()
-        after = module.student.state_dict()
+        after = module.language_model.model.state_dict()
         moved = torch.sqrt(
             sum((after[name] - before[name]).square().sum() for name in before if name != "lm_head.weight")
         )
@@ -132,10 +131,9 @@ def test_a_subclass_changes_one_hook(world: Path, tmp_path: Path) -> None:
             terms = super().compute_loss(batch, student, advantages)
             return LossTerms(2 * terms.loss, {**terms.metrics, "twice": (terms.loss * 2, torch.tensor(1.0))})
 
-    plain, witnesses = make_module(world), [Recorder(), Recorder()]
-    doubled = Doubled(plain.student_config, dict(plain.teachers.distinct), plain.objective, plain._optimizer)
-    for module, recorder in zip((plain, doubled), witnesses, strict=True):
-        make_trainer(tmp_path, recorder, max_steps=1).fit(module, make_data())
+    witnesses = [Recorder(), Recorder()]
+    for kind, recorder in zip((OPDModule, Doubled), witnesses, strict=True):
+        make_trainer(tmp_path, recorder, max_steps=1).fit(make_module(world, kind=kind), make_data())
     for name, gradient in witnesses[0].gradients[0].items():
         assert torch.allclose(2 * gradient, witnesses[1].gradients[0][name], atol=1e-6)
     assert "train/twice" in witnesses[1].logged[0]
@@ -175,10 +173,11 @@ def test_an_evaluation_with_teachers_refuses_unknown_ones(world: Path, tmp_path:
 
 def test_a_teacher_is_no_part_of_the_module(world: Path, tmp_path: Path) -> None:
     module = make_module(world)
-    make_trainer(tmp_path, max_steps=1).fit(module, make_data())
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, make_data())
     assert all(name.startswith("student.") for name in module.state_dict())
-    optimised = {id(p) for group in module.optimizers().param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in module.student.parameters()}
+    optimised = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in module.language_model.model.parameters()}
     assert isinstance(module, L.LightningModule)
 
 

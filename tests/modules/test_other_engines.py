@@ -14,7 +14,6 @@ from lightning_opd.callbacks import OutcomeReward
 from lightning_opd.functional.off_policy import TruncatedImportance
 from lightning_opd.functional.policy_losses import PPOClip
 from lightning_opd.interfaces import Objective, RolloutEngine
-from lightning_opd.models import causal_lm
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Sample, Sampling
@@ -29,14 +28,15 @@ class Approximate(RolloutEngine):
     """Writes with a copy of the weights as they were at `sync`, and reports log-probs that are a little off."""
 
     def __init__(self) -> None:
-        self.inner, self.events = InProcessEngine(), []
+        self.inner = InProcessEngine()
+        self.events: list[tuple[str, int]] = []
         self.weights: list[torch.Tensor] = []
         self.samples: list[list[Sample]] = []
 
     def sync(self, student: torch.nn.Module, version: int) -> None:
         self.inner.sync(student, version)
         self.events.append(("sync", version))
-        self.weights.append(causal_lm(student).get_input_embeddings().weight.detach().clone())  # type: ignore[operator]  # more than mypy can follow
+        self.weights.append(next(student.parameters()).detach().clone())
 
     def generate(
         self,

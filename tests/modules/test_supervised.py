@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_opd.data import SFTDataModule
+from lightning_opd.data.supervised import ExampleBatches
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import Split
 from lightning_opd.models import Lora, StudentConfig, load_causal_lm
@@ -55,7 +56,9 @@ def test_the_validation_loss_is_the_mean_over_all_tokens_not_over_batches(world:
     trainer = make_trainer(tmp_path, limit_val_batches=1.0)
     (logged,) = trainer.validate(make_module(world), data, verbose=False)
     model, totals, counts = load_causal_lm(str(world / "student")), [], []
-    for batch in data.val_dataloader():
+    batches = data.val_dataloader()
+    assert isinstance(batches, ExampleBatches)
+    for batch in batches:
         with torch.no_grad():
             logits = model(batch["token_ids"], attention_mask=batch["attention_mask"].long()).logits
         logprobs, mask = token_logprobs(logits, batch["token_ids"]), batch["response_mask"]

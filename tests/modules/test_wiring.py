@@ -25,7 +25,7 @@ from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import RolloutBatch, SampledTokens, Sampling, Signal, TeacherScores
 from tests.replay import chosen, distributions, fit, policy_gradient, teachers
-from tests.world import OBJECTIVES, STOPS, Recorder, largest_difference, make_data, make_module, make_trainer
+from tests.world import OBJECTIVES, STOPS, Recorder, Warm, largest_difference, make_data, make_module, make_trainer
 
 
 def test_the_weight_of_a_token_from_elsewhere_multiplies_its_gradient(double_world: Path, tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ class HalfDeaf(LocalTeacher):
         return dataclasses.replace(scores, aligned_mask=scores.aligned_mask & (tokens.response_mask.cumsum(1) % 3 != 1))
 
 
-def half_deaf(world: Path, objective: Objective, dtype: str) -> OPDModule:
+def half_deaf(world: Path, objective: Objective, dtype: str, kind: type[OPDModule] = OPDModule) -> OPDModule:
     heard: dict[str, Teacher] = {name: HalfDeaf(str(world / name), dtype=dtype) for name in ("math", "code")}
-    return make_module(world, objective, dtype, heard)
+    return make_module(world, objective, dtype, heard, kind)
 
 
 def test_tokens_that_are_not_compared_still_count_in_the_denominator(double_world: Path, tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ def test_the_denominator_of_an_update_is_its_own_response_tokens(
     class Seen(OPDModule):
         def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> Tensor:
             counts = (batch.response_mask.sum(), batch.num_active_tokens, batch.num_trajectories)
-            seen.append((*map(float, counts), len(batch)))  # type: ignore[arg-type]
+            counted, active, rows = map(float, counts)
+            seen.append((counted, active, rows, len(batch)))
             return super().compute_advantages(batch, student)
 
-    plain = half_deaf(world, objective, "float32")
-    module = Seen(plain.student_config, dict(plain.teachers.distinct), objective, plain._optimizer)
+    module = half_deaf(world, objective, "float32", Seen)
     data = {"updates_per_batch": updates}
-    recorder = fit(tmp_path, module, max_steps=updates, accumulate_grad_batches=2, data=data)  # type: ignore[arg-type]  # settings of several types
+    recorder = fit(tmp_path, module, max_steps=updates, accumulate_grad_batches=2, data=data)
     for update in range(updates):
         own = seen[2 * update : 2 * update + 2]
         assert {tokens for _, tokens, _, _ in own} == {sum(counted for counted, *_ in own)}
@@ -174,13 +174,14 @@ def test_every_forward_of_a_step_runs_in_the_trainers_precision(world: Path, tmp
         def configure_model(self) -> None:
             super().configure_model()
             watch("student", self.language_model.model)
-            watch("teacher", self.teachers["math"].generator())  # type: ignore[attr-defined]
+            math = self.teachers["math"]
+            assert isinstance(math, LocalTeacher)
+            watch("teacher", math.generator())
 
-    plain = make_module(world)
     objective = PolicyGradient(KLToGo(), LeaveOneOut())  # its returns need a forward before the update
-    module = Watched(plain.student_config, dict(plain.teachers.distinct), objective, plain._optimizer)
+    module = make_module(world, objective, kind=Watched)
     data = {"sampling": Sampling(max_new_tokens=3, stop_token_ids=(0,))}
-    fit(tmp_path, module, data=data, precision="bf16-mixed", limit_val_batches=1, num_sanity_val_steps=1)  # type: ignore[arg-type]  # settings of several types
+    fit(tmp_path, module, data=data, precision="bf16-mixed", limit_val_batches=1, num_sanity_val_steps=1)
     assert {dtype for calls in seen.values() for _, dtype in calls} == {torch.bfloat16}
     assert [has_graph for has_graph, _ in seen["student"]] == [False] * (3 + 3 + 1) + [True]  # tokens, prepare, update
     assert len(seen["teacher"]) == 2
@@ -198,36 +199,24 @@ def test_the_sampler_and_the_training_forward_agree_in_any_precision(
             gaps.append(float((student.logprobs.detach() - batch.rollout_logprobs)[batch.response_mask].abs().mean()))
             return super().compute_advantages(batch, student)
 
-    plain = make_module(world)
-    module = Compare(plain.student_config, dict(plain.teachers.distinct), PolicyGradient(), plain._optimizer)
-    fit(tmp_path, module, precision=precision, data={"prompts_per_batch": 12})
+    fit(tmp_path, make_module(world, kind=Compare), precision=precision, data={"prompts_per_batch": 12})
     assert gaps[0] < {"32-true": 1e-5, "bf16-mixed": 7e-3}[precision]
-
-
-def warm(student: torch.nn.Module) -> torch.nn.Module:
-    """Give a fresh adapter something to say: its B is zero, which hides its input's dropout."""
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in student.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.05, generator=generator)
-    return student
 
 
 def test_dropout_acts_in_the_update_and_nowhere_else(world: Path, tmp_path: Path) -> None:
     """Neither in the rollout, nor in the log-probs before the first update, nor in validation."""
-    module = make_module(world, PolicyGradient(policy_loss=PPOClip()), lora=Lora(rank=4, dropout=0.5))
-    build, gaps = module.configure_student, []
-    module.configure_student = lambda: warm(build())
-    advantages = module.objective.advantages
+    gaps: list[float] = []
 
-    def watched(batch: RolloutBatch, student: StudentForward) -> Tensor:
-        assert batch.old_logprobs is not None
-        mask = batch.response_mask
-        torch.testing.assert_close(batch.old_logprobs[mask], batch.rollout_logprobs[mask], atol=1e-4, rtol=0)
-        gaps.append(float((student.logprobs.detach() - batch.old_logprobs)[mask].abs().mean()))
-        return advantages(batch, student)
+    class Watched(Warm):
+        def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> Tensor:
+            assert batch.old_logprobs is not None
+            mask = batch.response_mask
+            torch.testing.assert_close(batch.old_logprobs[mask], batch.rollout_logprobs[mask], atol=1e-4, rtol=0)
+            gaps.append(float((student.logprobs.detach() - batch.old_logprobs)[mask].abs().mean()))
+            return super().compute_advantages(batch, student)
 
-    module.compute_advantages = watched
+    lora = Lora(rank=4, dropout=0.5)
+    module = make_module(world, PolicyGradient(policy_loss=PPOClip()), kind=Watched, lora=lora)
     fit(tmp_path, module, data={"updates_per_batch": 2})
     assert gaps[0] > 1e-2
 

@@ -171,7 +171,8 @@ def test_outcome_advantages_stay_where_the_distillation_is_masked(objective: Obj
     logprobs = token_logprobs(world.student_logits(), world.batch.token_ids)
     mask = world.batch.response_mask
     weighted = torch.where(mask, world.batch.outcome_advantages[:, None] * logprobs, 0.0)
-    expected = -objective.reduction(weighted, mask, world.batch.num_active_tokens, world.batch.num_trajectories)  # type: ignore[attr-defined]
+    assert isinstance(objective, PolicyGradient | DistributionMatching | OutcomeGradient)
+    expected = -objective.reduction(weighted, mask, world.batch.num_active_tokens, world.batch.num_trajectories)
     assert torch.allclose(world.gradient(loss), world.gradient(expected), atol=1e-12)
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tasks.format_rules import NamedRule, Truncated
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
 from lightning_opd.tokenization.training import train_tokenizer
-from lightning_opd.types import Sample, Sampling, Trajectory
+from lightning_opd.types import Prompt, Sample, Sampling, Trajectory
 from tests.agents import ADVERSARIAL_OUTPUTS, RandomEngine, ScriptedChat, Talk
 from tests.tiny import SPECIAL_TOKENS, TEXTS
 from tests.world import STOPS, Letters, run_episodes
@@ -36,8 +38,7 @@ def talk(answers: list[str], turns: int, max_turns: int = 10**6, num: int = 2) -
     """Run episodes of `turns` answers each with an engine that generates random tokens."""
 
     class Long(ScriptedChat):
-        def environment(self, prompt):
-
+        def environment(self, prompt: Prompt) -> Talk:
             return Talk(prompt, [answers[i % len(answers)] for i in range(turns)])
 
     engine, sampling = RandomEngine(288), Sampling(max_new_tokens=6, max_turns=max_turns, stop_token_ids=ONE_STOP)
@@ -87,7 +88,14 @@ def test_tokens_and_mask_survive_a_hundred_turns() -> None:
 
 def test_each_turn_has_noise_of_its_own() -> None:
     class Watched(RandomEngine):
-        def generate(self, token_ids, num_samples, seeds, sampling=SAMPLING, on_progress=None):
+        def generate(
+            self,
+            token_ids: Sequence[Sequence[int]],
+            num_samples: int,
+            seeds: Sequence[int],
+            sampling: Sampling = SAMPLING,
+            on_progress: Callable[[int], None] | None = None,
+        ) -> list[Sample]:
             seen.extend(seeds)
             return super().generate(token_ids, num_samples, seeds, sampling, on_progress)
 
@@ -218,7 +226,8 @@ def test_each_reply_is_checked_by_itself() -> None:
 
 
 def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
-    engine, seen = student_of(tiny_model_dir, "float32")[0], []
+    engine, _ = student_of(tiny_model_dir, "float32")
+    seen: list[int] = []
     prompts = ScriptedChat().prompts("train")
     tokenizer = load_tokenizer(str(tiny_model_dir))
     played = run_episodes(ScriptedChat(), prompts, engine, tokenizer, seeds(12), SAMPLING, 256, seen.append)
@@ -229,6 +238,7 @@ def test_progress_ends_at_the_number_of_episodes(tiny_model_dir: Path) -> None:
 
 
 def test_limits_must_be_positive() -> None:
-    for wrong in ({"max_turns": 0}, {"max_episode_tokens": 0}):
+    wrongs: tuple[dict[str, Any], ...] = ({"max_turns": 0}, {"max_episode_tokens": 0})
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Sampling(**wrong)  # type: ignore[arg-type]  # settings of several types
+            Sampling(**wrong)

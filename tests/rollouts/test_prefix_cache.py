@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Qwen3Config
+from transformers.cache_utils import DynamicLayer
 
 from lightning_opd.models import StudentConfig, build_student
 from lightning_opd.rollouts import InProcessEngine
@@ -26,7 +27,8 @@ class Recorder(InProcessEngine):
 
     def __init__(self, *, forgets: bool = False, batch_size: int = 512) -> None:
         super().__init__(batch_size)
-        self.forgets, self.fractions = forgets, []
+        self.forgets = forgets
+        self.fractions: list[float] = []
 
     def generate(
         self,
@@ -123,12 +125,16 @@ def test_each_row_gets_the_states_of_its_own_tokens(known: list[list[int]], prom
     longest = max(map(len, prompts))
     assert num_new == min(longest, max(len(p) - max(shared(p[:-1], s) for s in known) for p in prompts))
     assert got.get_seq_length() == longest - num_new
+    (layer,) = got.layers
+    assert isinstance(layer, DynamicLayer)
     for row, prompt in enumerate(prompts):
         for column in range(longest - num_new):
             place = column - (longest - len(prompt))
             if place >= 0:
-                assert torch.equal(got.layers[0].keys[row, 0, column], code(prompt[: place + 1]))
-                assert torch.equal(got.layers[0].values[row, 0, column], -code(prompt[: place + 1]))
+                assert layer.keys is not None
+                assert layer.values is not None
+                assert torch.equal(layer.keys[row, 0, column], code(prompt[: place + 1]))
+                assert torch.equal(layer.values[row, 0, column], -code(prompt[: place + 1]))
 
 
 def code(sequence: list[int]) -> torch.Tensor:

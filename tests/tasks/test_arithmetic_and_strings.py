@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from lightning_opd.tasks import Arithmetic, Strings
@@ -28,7 +30,8 @@ def test_there_are_enough_questions_for_the_report(task: ToolAnswer) -> None:
 
 @both
 def test_another_object_asks_the_same_questions(task: ToolAnswer) -> None:
-    assert type(task)().prompts("test") == task.prompts("test")  # type: ignore[call-arg]  # more than mypy can follow
+    make: Callable[[], ToolAnswer] = type(task)
+    assert make().prompts("test") == task.prompts("test")
 
 
 def test_sums_are_right() -> None:
@@ -82,8 +85,8 @@ def test_only_a_single_well_formed_call_with_the_right_result_counts(task: ToolA
 
 
 @pytest.mark.parametrize("kind", [Arithmetic, Strings])
-def test_a_sloppy_agent_is_right_about_half_of_the_time(kind: type[ToolAnswer]) -> None:
-    task = kind("sloppy")  # type: ignore[call-arg]  # more than mypy can follow
+def test_a_sloppy_agent_is_right_about_half_of_the_time(kind: Callable[..., ToolAnswer]) -> None:
+    task = kind("sloppy")
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     chats = task.demonstrations("train", 4000, seed=0)
     texts = [str(chat[-1]["content"]) for chat in chats]
@@ -94,9 +97,9 @@ def test_a_sloppy_agent_is_right_about_half_of_the_time(kind: type[ToolAnswer]) 
 
 
 @pytest.mark.parametrize("kind", [Arithmetic, Strings])
-def test_slips_outnumber_right_replies_where_they_matter(kind: type[ToolAnswer]) -> None:
+def test_slips_outnumber_right_replies_where_they_matter(kind: Callable[..., ToolAnswer]) -> None:
     """Greedy decoding of a model of this agent then slips, while samples still show the skill."""
-    task = kind("sloppy")  # type: ignore[call-arg]  # more than mypy can follow
+    task = kind("sloppy")
     prompts = {str(prompt.messages): prompt for prompt in task.prompts("train")}
     chats = task.demonstrations("train", 4000, seed=0)
     hard = [(prompts[str(chat[:-1])], str(chat[-1]["content"])) for chat in chats]

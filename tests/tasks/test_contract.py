@@ -64,7 +64,7 @@ def test_no_question_is_in_two_splits(task: Task) -> None:
     keys = {split: {prompt.key for prompt in task.prompts(split)} for split in SPLITS}
     total = sum(len(of_split) for of_split in keys.values())
     assert len(set().union(*keys.values())) == total
-    for split, fraction in FRACTIONS.items():
+    for split, fraction in zip(SPLITS, FRACTIONS.values(), strict=True):
         assert len(keys[split]) / total == pytest.approx(fraction, abs=0.06)
 
 

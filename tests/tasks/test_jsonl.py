@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lightning_opd.interfaces import Split
 from lightning_opd.tasks import Jsonl
 from lightning_opd.tasks.jsonl import last_number
+from lightning_opd.types import Prompt
 
 Write = Callable[..., str]
 
@@ -31,7 +32,7 @@ def row(i: int = 0, **columns: object) -> dict[str, Any]:
     return {"prompt": f"Question {i}?", "teacher": "math", **columns}
 
 
-def all_prompts(task: Jsonl) -> list:
+def all_prompts(task: Jsonl) -> list[Prompt]:
     return [prompt for split in ("train", "validation", "test") for prompt in task.prompts(split)]
 
 

@@ -61,7 +61,7 @@ def test_demonstrations_are_shared_out_equally_and_mixed() -> None:
 
 
 def test_a_task_may_be_taken_out_with_null() -> None:
-    task = Mixture({"plus": PLUS, "letters": None})  # type: ignore[dict-item]  # as a later YAML writes it
+    task = Mixture({"plus": PLUS, "letters": None})  # as a later YAML writes it
     assert {p.domain for p in task.prompts("test")} == {"plus"}
     with pytest.raises(ValueError, match="name at least one task"):
         Mixture({})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ def play(task: ToolAgent, prompt: Prompt, *replies: str) -> tuple[list[str], flo
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_the_right_call_leads_to_the_answer_and_the_slip_into_the_trap(agent: type[ToolAgent]) -> None:
-    task, survivors = agent(), 0  # type: ignore[call-arg]
+def test_the_right_call_leads_to_the_answer_and_the_slip_into_the_trap(agent: Callable[..., ToolAgent]) -> None:
+    task, survivors = agent(), 0
     prompts = task.prompts("test")[:100]
     for prompt in prompts:
         right, wrong = (render_tool_call(c.name, c.arguments) for c in (task.call(prompt), task.slip(prompt)))
@@ -37,8 +38,8 @@ def test_the_right_call_leads_to_the_answer_and_the_slip_into_the_trap(agent: ty
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_call_left_open_is_answered_in_the_lenient_harness_only(agent: type[ToolAgent]) -> None:
-    strict, lenient = agent(), agent(harness="lenient")  # type: ignore[call-arg]
+def test_a_call_left_open_is_answered_in_the_lenient_harness_only(agent: Callable[..., ToolAgent]) -> None:
+    strict, lenient = agent(), agent(harness="lenient")
     prompt = strict.prompts("test")[0]
     call = strict.call(prompt)
     left_open = render_tool_call(call.name, call.arguments).removesuffix(CLOSE)
@@ -68,14 +69,14 @@ def fractions(chats: list[Messages], task: ToolAgent) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_the_demonstrator_slips_and_leaves_open_as_often_as_told(agent: type[ToolAgent]) -> None:
-    task = agent(right_fraction=0.7, open_fraction=0.2)  # type: ignore[call-arg]
+def test_the_demonstrator_slips_and_leaves_open_as_often_as_told(agent: Callable[..., ToolAgent]) -> None:
+    task = agent(right_fraction=0.7, open_fraction=0.2)
     right, left_open = fractions(list(task.demonstrations("train", 400, 0)), task)
     assert right == pytest.approx(0.7, abs=0.08)
     assert left_open == pytest.approx(0.2, abs=0.08)
     lengths = {len(chat) for chat in task.demonstrations("train", 100, 0)}
     assert lengths == {2, 4}, "in the strict harness an open call ends the episode"
-    lenient = agent(open_fraction=0.8, harness="lenient")  # type: ignore[call-arg]
+    lenient = agent(open_fraction=0.8, harness="lenient")
     assert {len(chat) for chat in lenient.demonstrations("train", 100, 0)} == {4}
 
 

@@ -85,8 +85,8 @@ def test_scores_equal_a_plain_forward_whatever_the_batch_size(temperature: float
 
 def test_a_teachers_own_temperature_is_used_instead(world: Path) -> None:
     batch, scores = rollouts([0, 0], ("t",)), []
-    for settings in ({"temperature": 2.0}, {}):
-        teacher = LocalTeacher(str(world / "math"), **settings)  # type: ignore[arg-type]  # settings of several types
+    for temperature in (2.0, None):
+        teacher = LocalTeacher(str(world / "math"), temperature=temperature)
         teacher.setup(CPU)
         scores.append(teacher.score(batch, BOTH).logprobs)
     assert not torch.allclose(scores[0], scores[1])

@@ -89,7 +89,7 @@ def test_no_arguments_break_the_check(arguments: dict[str, object]) -> None:
 
 
 def test_a_function_without_types_or_descriptions_is_refused() -> None:
-    def untyped(x):
+    def untyped(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         """Do it.
 
         Args:

@@ -66,12 +66,12 @@ def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
 def test_tokens_may_run_across_digits_words_and_punctuation_up_to_a_length() -> None:
     texts = ["7+8=15 carry, 27+8=35", '{"result":"15"}'] * 20
     merged = train_tokenizer(texts, 330, SPECIAL_TOKENS, max_merge=6)
-    pieces = [merged.decode([i]) for i in merged.encode(texts[0] + texts[1])]
-    assert "".join(pieces) == texts[0] + texts[1]  # type: ignore[arg-type]  # transformers answers with more types than here
+    pieces = [str(merged.decode([i])) for i in merged.encode(texts[0] + texts[1])]
+    assert "".join(pieces) == texts[0] + texts[1]
     mixed = [piece for piece in pieces if any(map(str.isdigit, piece)) and not piece.isdigit()]
     assert any("=" in piece or "+" in piece for piece in mixed)
     assert any('"' in piece or "," in piece for piece in mixed)
     assert 3 < max(map(len, pieces)) <= 6
     apart = train_tokenizer(texts, 330, SPECIAL_TOKENS)
-    pieces = [apart.decode([i]) for i in apart.encode(texts[0])]
+    pieces = [str(apart.decode([i])) for i in apart.encode(texts[0])]
     assert not any(len(piece) > 1 and any(map(str.isdigit, piece)) for piece in pieces)

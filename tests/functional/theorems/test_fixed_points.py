@@ -185,9 +185,11 @@ def test_as_the_coefficient_vanishes_the_teacher_is_the_fixed_point_again() -> N
     rewards = torch.rand(len(start.token_ids), 1, dtype=torch.float64)
     for estimator in (Immediate(), LogRatioToGo()):
         distil = signal(estimator)
-        ends = [
-            ascend(start, lambda world, a=a, distil=distil: distil(world) + a * rewards, 80, 0.3).sequence_kl().item()
-            for a in (1.0, 0.1, 0.0)
-        ]
+
+        def distance(coefficient: float, distil: Callable[[World], Tensor] = distil) -> float:
+            end = ascend(start, lambda world: distil(world) + coefficient * rewards, 80, 0.3)
+            return float(end.sequence_kl().detach())
+
+        ends = [distance(coefficient) for coefficient in (1.0, 0.1, 0.0)]
         assert ends[0] > 10 * ends[1] > 10 * ends[2]
         assert ends[2] < 1e-9

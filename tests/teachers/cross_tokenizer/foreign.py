@@ -9,6 +9,7 @@ import torch
 from lightning_opd.functional.credit import Credit, ExactMatchCredit
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers import CrossTokenizerTeacher
+from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
 from tests.world import collate
 
@@ -37,7 +38,7 @@ def scored_batch(
     tokenizer, trajectories = load_tokenizer(str(world / "student")), []
     for reply in replies:
         prompt = Prompt(({"role": "user", "content": f"Question {len(reply)}"},), reply, "math", "math")
-        head = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_dict=False)  # type: ignore[arg-type]  # transformers answers with more types than here
+        head = render_prompt(tokenizer, prompt.messages)
         tail = tokenizer.encode(reply) + [int(tokenizer.eos_token_id)] * has_end
         logprobs = (0.0,) * len(head) + tuple((-torch.rand(len(tail)) * 3).tolist())
         mask = (False,) * len(head) + (True,) * len(tail)

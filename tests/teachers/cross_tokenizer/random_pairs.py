@@ -30,7 +30,8 @@ def random_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     noise.shuffle(alphabet)
     likely = [c for c in alphabet if c in '0123456789abcdefABÃðŁĺĠĊ"{}:,'] or alphabet
-    vocabulary, merges = {c: i for i, c in enumerate(alphabet)}, []
+    vocabulary = {c: i for i, c in enumerate(alphabet)}
+    merges: list[tuple[str, str]] = []
     for _ in range(noise.randrange(120)):
         pair = noise.choice([*likely, *map("".join, merges)]), noise.choice([*likely, *map("".join, merges)])
         if "".join(pair) not in vocabulary:

@@ -31,8 +31,8 @@ def test_fractions_are_of_all_response_tokens_and_means_of_scored_ones() -> None
         name: (float(value), float(count))
         for name, (value, count) in alignment_metrics(batch(), TEACHER, ALIGNED, ROLES).items()
     }
-    assert metrics["kept_tokens"] == (3, 5)
-    assert metrics["dropped_logprob"] == pytest.approx((2.25, 7.75))  # type: ignore[unreachable]  # more than mypy can follow
+    assert metrics["kept_tokens"] == (3.0, 5.0)
+    assert metrics["dropped_logprob"] == pytest.approx((2.25, 7.75))
     assert metrics["role_log_ratio_end_of_turn"] == pytest.approx((-0.5 + 3.0, 2))
     assert metrics["role_log_ratio_think_open"] == (0, 0)
 

@@ -124,9 +124,9 @@ def test_a_student_that_equals_the_teacher_as_text_gets_no_gradient_from_prefixe
 def test_scores_of_any_text_add_up_to_its_log_prob(pair: tuple[int, int], text: str, seed: int, scale: float) -> None:
     """Also where its tokens are less likely than the precision of a sum of probabilities."""
     both = random_translator(*pair)
-    token_ids = [*both.student_spelling.encode(text.encode()), both.student.convert_tokens_to_ids(STOP)]
-    tree, reply, token_scores, known = scored(both, token_ids, seed, scale)  # type: ignore[arg-type]  # transformers answers with more types than here
-    native = both.reply(token_ids)  # type: ignore[arg-type]  # transformers answers with more types than here
+    token_ids = [*both.student_spelling.encode(text.encode()), both.student.get_vocab()[STOP]]
+    tree, reply, token_scores, known = scored(both, token_ids, seed, scale)
+    native = both.reply(token_ids)
     theirs = [i for i, counts in zip(native.token_ids, native.response_mask, strict=True) if counts]
     end = tree.controls[-1][1]
     assert end == tree.descendant(0, theirs), "the tree holds the teacher's own tokens of the whole reply"

@@ -18,7 +18,7 @@ def counterparts(student: str, teacher: str, **settings: str | None) -> dict[str
     overrides = settings or None
     table = role_table(family(student), family(teacher), overrides)
     ours, theirs = (family(name).convert_ids_to_tokens for name in (student, teacher))
-    return {ours(own): theirs(other) for own, other in table.pairs.items()}
+    return {str(ours(own)): str(theirs(other)) for own, other in table.pairs.items()}
 
 
 @pytest.mark.parametrize(("student", "teacher"), list(itertools.permutations(FAMILIES, 2)))

@@ -63,7 +63,7 @@ def test_the_byte_alphabet_is_that_of_the_tokenizers_library() -> None:
     assert sorted(alphabet.values()) == list(range(256))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     text = "".join(map(chr, [*range(0x180), 0x2603, 0x1F600]))
-    assert bytes(alphabet[c] for (c,) in byte_level.pre_tokenize_str(text)[0][0]) == text.encode()
+    assert bytes(alphabet[c] for c in byte_level.pre_tokenize_str(text)[0][0]) == text.encode()
 
 
 def test_an_id_without_a_token_spells_nothing() -> None:

@@ -20,11 +20,11 @@ from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, OPDCallback, Teacher
 from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
-from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.teachers.cross_tokenizer.report import score_views
 from lightning_opd.teachers.cross_tokenizer.views import teacher_batch, views_of
+from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import RolloutBatch, SampledTokens, Signal, TeacherScores
 from tests.implementations import implementations
 from tests.teachers.cross_tokenizer.foreign import foreign_teacher, scored_batch
@@ -41,7 +41,7 @@ CREDITS: tuple[Credit, ...] = (
     SequenceCredit(),
 )
 TOKEN_CREDITS = CREDITS[:-1]
-ESTIMATORS = [parameter.values[0] for parameter in implementations(AdvantageEstimator, functional)]  # type: ignore[attr-defined]  # more than mypy can follow
+ESTIMATORS = [parameter.values[0] for parameter in implementations(AdvantageEstimator, functional)]
 IDENTITY_CASES = [
     *[(objective, ExactMatchCredit()) for objective in (DistributionMatching(), *map(PolicyGradient, ESTIMATORS))],
     *[(PolicyGradient(), credit) for credit in TOKEN_CREDITS[1:]],
@@ -79,9 +79,8 @@ def test_the_sequence_credit_is_scored_in_the_teachers_native_tokens(has_end: bo
     own, model = load_tokenizer(str(foreign)), load_causal_lm(str(foreign))
     assert torch.equal(batch.aligned_mask, batch.response_mask)
     for row, trajectory in enumerate(batch.trajectories):
-        prompt = own.apply_chat_template(list(trajectory.prompt.messages), tokenize=False, add_generation_prompt=True)  # type: ignore[arg-type]  # transformers answers with more types than here
-        head, tail = (own.encode(text) for text in (prompt, trajectory.text + "<|im_end|>" * has_end))
-        ids = torch.tensor([[*head, *tail]])
+        head, reply = render_prompt(own, trajectory.prompt.messages), trajectory.text + "<|im_end|>" * has_end
+        ids = torch.tensor([[*head, *own.encode(reply)]])
         native = float(token_logprobs(model(ids).logits, ids).detach()[0, len(head) :].sum())
         mask = batch.response_mask[row]
         log_ratio = (batch.teacher_logprobs - batch.rollout_logprobs)[row][mask]
@@ -161,11 +160,10 @@ def test_masks_and_adapters_work_as_with_any_teacher(world: Path, foreign: Path,
             rollouts.distill_mask = rollouts.distill_mask.clone()
             rollouts.distill_mask[::2] = False
 
-    plain, gradients = make_module(world, lora=Lora(rank=4)), []
+    gradients: list[dict[str, torch.Tensor]] = []
     for callbacks in ((), (SomeRowsOnly(),)):
         recorder = Recorder()
-        teachers: dict[str, str | Teacher] = {"math": CrossTokenizerTeacher(str(foreign))}
-        module = OPDModule(plain.student_config, teachers, PolicyGradient(), plain._optimizer)
+        module = make_module(world, teachers={"math": CrossTokenizerTeacher(str(foreign))}, lora=Lora(rank=4))
         trainer = make_trainer(tmp_path, *callbacks, recorder, max_steps=1)
         trainer.fit(module, make_data(Letters(teachers=["math"])))
         gradients.append(recorder.gradients[0])
@@ -183,6 +181,8 @@ def test_likeliest_tokens_come_back_where_both_sides_tokenise_alike(world: Path,
     ours, theirs = teacher.translator.student_spelling, teacher.translator.teacher_spelling
     views = views_of(batch, teacher.translator)
     own = teacher.scorer.score(teacher_batch(views, batch, teacher.translator), frozenset({Signal.TOP_LOGPROBS}))
+    assert own.top_ids is not None
+    assert own.top_logprobs is not None
     student_tokens = {ours.token_bytes(i) for i in range(len(teacher.translator.student))}
     num_shared = num_missing = 0
     for row, view in enumerate(views):
@@ -258,8 +258,8 @@ def test_tokens_that_the_teachers_model_does_not_know_are_not_compared(world: Pa
     folder = save_model(tmp_path, tokenizer=own, vocab_size=len(own) - 1)
     teacher = foreign_teacher(world, folder, SpanCredit())
     batch = scored_batch(world, teacher, ("ab question cd", "ab cd"))
-    tokens = [load_tokenizer(str(world / "student")).decode([i]) for i in batch.token_ids[0, batch.aligned_mask[0]]]
-    assert "".join(tokens) == "ab "  # type: ignore[arg-type]  # transformers answers with more types than here
+    token_ids = batch.token_ids[0, batch.aligned_mask[0]]
+    assert load_tokenizer(str(world / "student")).decode(token_ids) == "ab "
     assert torch.equal(batch.aligned_mask[1], batch.response_mask[1])
 
 
