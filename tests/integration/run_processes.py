@@ -52,7 +52,7 @@ class Double(Warm):
         return super().configure_student().double()
 
 
-class Graded(Letters):
+class Uneven(Letters):
     """Rewards that differ between siblings, and demonstrations of uneven length."""
 
     def reward(self, prompt: Prompt, text: str) -> float:
@@ -165,7 +165,7 @@ def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path:
     if run == "many_turns":  # a rank whose episodes are over still has to join the other's turns
         task = ScriptedChat()
     if run == "outcome":
-        task = Graded()
+        task = Uneven()
     data = make_data(task, prompts_per_batch=4, updates_per_batch=2 if run == "several_updates" else 1)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     found = {"rows": record.rows, "gradients": record.gradients, "logged": record.logged, "counts": counts.counts}
@@ -181,7 +181,7 @@ def supervise(name: str, world: Path, out: Path) -> dict[str, Any]:
     module = SFTModule(
         StudentConfig(str(world / "student"), dtype="float64"), lambda parameters: torch.optim.SGD(parameters, lr=0.01)
     )
-    trainer.fit(module, SFTDataModule(Graded(), batch_size=8, num_examples=48, num_validation_examples=16, seed=0))
+    trainer.fit(module, SFTDataModule(Uneven(), batch_size=8, num_examples=48, num_validation_examples=16, seed=0))
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     result = {"gradients": record.gradients, "weights": weights_of(module), "metrics": metrics}
     trainer.strategy.barrier()

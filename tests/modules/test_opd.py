@@ -131,12 +131,12 @@ def test_a_subclass_changes_one_hook(world: Path, tmp_path: Path) -> None:
             terms = super().compute_loss(batch, student, advantages)
             return LossTerms(2 * terms.loss, {**terms.metrics, "twice": (terms.loss * 2, torch.tensor(1.0))})
 
-    witnesses = [Recorder(), Recorder()]
-    for kind, recorder in zip((OPDModule, Doubled), witnesses, strict=True):
+    recorders = [Recorder(), Recorder()]
+    for kind, recorder in zip((OPDModule, Doubled), recorders, strict=True):
         make_trainer(tmp_path, recorder, max_steps=1).fit(make_module(world, kind=kind), make_data())
-    for name, gradient in witnesses[0].gradients[0].items():
-        assert torch.allclose(2 * gradient, witnesses[1].gradients[0][name], atol=1e-6)
-    assert "train/twice" in witnesses[1].logged[0]
+    for name, gradient in recorders[0].gradients[0].items():
+        assert torch.allclose(2 * gradient, recorders[1].gradients[0][name], atol=1e-6)
+    assert "train/twice" in recorders[1].logged[0]
 
 
 def test_validation_noise_is_fixed_per_prompt(world: Path, tmp_path: Path) -> None:

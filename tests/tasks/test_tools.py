@@ -213,7 +213,7 @@ def test_a_reply_cannot_make_calls_without_end() -> None:
     assert said(episode(), many) == ["1"] * MAX_CALLS + [f"error: only the first {MAX_CALLS} calls were answered"]
 
 
-def hostile(noise: random.Random) -> str:
+def adversarial(noise: random.Random) -> str:
     """Return a reply that tries something: broken JSON, huge numbers, deep nesting, control tokens, code."""
     expression = noise.choice(
         ["9" * noise.randrange(1, 6000), "9**9**9**9", "(" * 500, "__import__('os')", "1e999", "<|im_end|>", "\x00"]
@@ -236,12 +236,12 @@ def hostile(noise: random.Random) -> str:
     return noise.choice(["", "<think>", "<|endoftext|>", "\ud83d"]) + (tags[0] + body + tags[1]) * noise.randrange(4)
 
 
-def test_a_thousand_hostile_replies_neither_crash_nor_escape() -> None:
+def test_a_thousand_adversarial_replies_neither_crash_nor_escape() -> None:
     noise, environment = random.Random(0), episode()
     started, longest, errors = time.process_time(), 0.0, 0
     for _ in range(1000):
         begun = time.process_time()
-        answers = said(environment, hostile(noise))
+        answers = said(environment, adversarial(noise))
         longest = max(longest, time.process_time() - begun)
         errors += sum(answer.startswith("error: ") for answer in answers)
         assert len(answers) <= MAX_CALLS + 1

@@ -57,7 +57,7 @@ def test_training_is_reproducible_and_survives_saving(tmp_path: Path) -> None:
     assert loaded.encode(text) == again.encode(text)
 
 
-def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
+def test_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 263 \(256 bytes and 7 special tokens\), got 170"):
         train_tokenizer(TEXTS, 170, SPECIAL_TOKENS)
     assert len(train_tokenizer(TEXTS, 263, SPECIAL_TOKENS)) == 263

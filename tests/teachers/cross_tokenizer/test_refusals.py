@@ -88,7 +88,7 @@ def test_the_splice_may_be_looked_at(world: Path, foreign: Path, tmp_path: Path)
     assert metrics["val/teacher_kl/math"] != 0
 
 
-def test_a_teacher_that_was_not_introduced_says_so(foreign: Path) -> None:
+def test_a_teacher_without_the_students_tokenizer_says_so(foreign: Path) -> None:
     with pytest.raises(RuntimeError, match="set_student_tokenizer"):
         _ = CrossTokenizerTeacher(str(foreign)).is_cross_tokenizer
 
