@@ -11,20 +11,13 @@ from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RunSettings
 
 
-def check_training(trainer: L.Trainer, collector: Collector, prompts_per_batch: int, num_ranks: int) -> None:
+def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: int) -> None:
     """Refuse settings of a training run that do not go together.
 
     Raises:
         ValueError: With the setting, its value and the cure.
     """
-    if prompts_per_batch % num_ranks:
-        msg = (
-            f"`data.prompts_per_batch` is {prompts_per_batch}, which {num_ranks} processes cannot share equally. "
-            f"Use a multiple of {num_ranks}."
-        )
-        raise ConfigError(msg)
-    rows = prompts_per_batch // num_ranks * collector.samples_per_prompt
-    check_batch_limits(trainer, collector.updates_per_batch, rows)
+    check_batch_limits(trainer, collector.updates_per_batch, prompts_per_rank * collector.samples_per_prompt)
     if collector.sampling.temperature == 0:
         msg = (
             "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
+from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import batches_per_epoch, check_training
 from lightning_opd.data.progress import RolloutProgress
@@ -27,7 +26,7 @@ from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Split
 
 
-class OPDDataModule(L.LightningDataModule, RolloutProducer):
+class OPDDataModule(TrainerDataModule, RolloutProducer):
     """Produces a rollout batch whenever the trainer asks for its first micro-batch.
 
     What happens in one rollout batch is `lightning_opd.collection.Collector.collect`.
@@ -86,7 +85,7 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
             self.task,
             self.engine,
             sampling,
-            int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed,
+            self._run_seed(),
             self.samples_per_prompt,
             self.updates_per_batch,
             self.off_policy_responses,
@@ -94,7 +93,7 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
             RolloutProgress(trainer).show,
         )
         if trainer.state.fn == "fit":
-            check_training(trainer, self._collector, self.prompts_per_batch, self._data_rank()[1])
+            check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
             self._check_prompts("train", "validation")
             if not self._prompts("validation", may_be_empty=True):
                 trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
@@ -193,22 +192,11 @@ class OPDDataModule(L.LightningDataModule, RolloutProducer):
         with trainer.profiler.profile(name), trainer.precision_plugin.forward_context(), torch.no_grad():  # type: ignore[attr-defined]  # set by Lightning at run time
             yield
 
-    def _trainer(self) -> L.Trainer:
-        if self.trainer is None:
-            msg = "OPDDataModule works inside a Trainer; call `trainer.fit(module, datamodule)`."
-            raise RuntimeError(msg)
-        return self.trainer
-
     def _connected(self) -> Collector:
         if self._collector is None:
             msg = "OPDDataModule produces the rollouts of an OPDModule; give the trainer one as its model."
             raise RuntimeError(msg)
         return self._collector
-
-    def _data_rank(self) -> tuple[int, int]:
-        """Return this process's rank among those that share the data, and their number."""
-        kwargs = self._trainer().distributed_sampler_kwargs or {}
-        return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 
     def _prompts(self, split: Split, *, may_be_empty: bool = False) -> Sequence[Prompt]:
         prompts = self.task.prompts(split)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import lightning as L  # Lightning's own convention
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.models import student_owner
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 Example = tuple[list[int], list[bool]]
 
 
-class SFTDataModule(L.LightningDataModule):
+class SFTDataModule(TrainerDataModule):
     """Batches of a task's demonstrations, tokenised by the student's chat template.
 
     Args:
@@ -54,10 +53,12 @@ class SFTDataModule(L.LightningDataModule):
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
         self.shuffle, self.seed = shuffle, seed
         self.num_examples, self.num_validation_examples = num_examples, num_validation_examples
+        self._train: list[Example] = []
+        self._validation: list[Example] = []
 
     @override
     def setup(self, stage: str) -> None:
-        self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if self.seed is None else self.seed
+        self._per_rank("batch_size")  # refuses a wrong one before anything is rendered
         if stage == "fit":
             self._train = self._examples("train", self.num_examples)
         self._validation = self._examples("validation", self.num_validation_examples)
@@ -69,7 +70,7 @@ class SFTDataModule(L.LightningDataModule):
             return []
         tokenizer, rendered = self._tokenizer(), dict[str, Example]()
         examples = []
-        for messages in self.task.demonstrations(split, num_examples, self._seed):
+        for messages in self.task.demonstrations(split, num_examples, self._run_seed()):
             key = repr(messages)
             if key not in rendered:  # a small task repeats itself, and rendering takes most of the time
                 rendered[key] = render_demonstration(tokenizer, messages)
@@ -83,27 +84,14 @@ class SFTDataModule(L.LightningDataModule):
             raise ConfigError(msg)
         return examples
 
-    def _trainer(self) -> L.Trainer:
-        if self.trainer is None:
-            msg = "SFTDataModule works inside a Trainer; call `trainer.fit(module, datamodule)`."
-            raise RuntimeError(msg)
-        return self.trainer
-
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return student_owner(self._trainer().lightning_module).tokenizer
 
     def _batches(self, examples: Sequence[Example], *, shuffle: bool) -> ExampleBatches:
         pad = padding_token_id(self._tokenizer())
-        place = self._trainer().distributed_sampler_kwargs or {}
-        rank, num_ranks = place.get("rank", 0), place.get("num_replicas", 1)
-        if self.batch_size % num_ranks:
-            msg = (
-                f"`data.batch_size` is {self.batch_size}, which {num_ranks} processes cannot share equally. "
-                f"Use a multiple of {num_ranks}."
-            )
-            raise ConfigError(msg)
+        rank, num_ranks = self._data_rank()
         size = min(self.batch_size, len(examples) // num_ranks * num_ranks)
-        return ExampleBatches(examples, size, pad, self._seed, rank, num_ranks, shuffle=shuffle)
+        return ExampleBatches(examples, size, pad, self._run_seed(), rank, num_ranks, shuffle=shuffle)
 
     @override
     def train_dataloader(self) -> ExampleBatches:
