@@ -18,7 +18,7 @@ Tree: TypeAlias = dict[str, object]
 KeyPath: TypeAlias = tuple[str, ...]
 
 COMPOSED = ("model.teachers", "data.task.tasks")
-"""Mappings that several config files build together: merged by name, null removes an entry."""
+"""Mappings that config files and options build together: merged by name, null removes an entry."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Variables:
 
 @dataclass(frozen=True)
 class Source:
-    """One config file or option: where messages say it stands, what it says, and which word names the file."""
+    """One config file or option: where messages say it stands, what it says, and which word is composed with others."""
 
     place: str
     tree: Tree
-    word: int = -1  # not a config file
+    word: int = -1  # none: the parser reads it as it is
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ConfigSources:
                 sources.append(_read_config(value, index))
                 folders += [] if value.lstrip().startswith("{") else [Path(value).parent]
             else:
-                sources.append(Source("on the command line", _nested(option.removeprefix("--"), value)))
+                sources.append(_read_option(option.removeprefix("--"), value, index))
         if not folders:
             return cls(tuple(words), tuple(sources))
         variables = Variables(([f for f in folders if (f / "recipe.yaml").is_file()] or folders)[-1])
@@ -87,11 +87,12 @@ class ConfigSources:
 
     def inlined(self) -> list[str]:
         """Return the command line with every config file in place of its name, and the mappings composed."""
-        files = [source for source in self.sources if source.word >= 0]
+        composed = [source for source in self.sources if source.word >= 0]
         words = list(self.words)
-        for file, tree in zip(files, _compose([file.tree for file in files]), strict=True):
-            text = yaml.safe_dump(tree, default_flow_style=True, default_style='"', width=10**9)  # quoted: exact types
-            words[file.word] = ("--config=" if words[file.word].startswith("-") else "") + text
+        for source, tree in zip(composed, _compose([source.tree for source in composed]), strict=True):
+            text = yaml.safe_dump(tree, default_flow_style=True, default_style='"', sort_keys=False, width=10**9)
+            is_value = not words[source.word].startswith("--")  # of the option in the word before
+            words[source.word - is_value : source.word + 1] = ["--config", text] if is_value else [f"--config={text}"]
         return words
 
     def mentions(self) -> Iterator[tuple[KeyPath, object, str]]:
@@ -138,14 +139,17 @@ def _read_config(value: str, word: int) -> Source:
     return Source(f"in {name}", tree, word)
 
 
-def _nested(key: str, value: str) -> Tree:
+def _read_option(key: str, value: str, word: int) -> Source:
+    is_entry = (name := key.replace(".init_args", "")).rpartition(".")[0] in COMPOSED
     try:
         node: object = get_loader("yaml")(value)
     except yaml.YAMLError:
         node = value
+    if is_entry and not isinstance(node, Mapping | None):
+        node = value  # a path stays as it was typed
     for part in reversed(key.split(".")):
         node = {part: node}
-    return cast("Tree", node)
+    return Source("on the command line", cast("Tree", node), word if is_entry or name in COMPOSED else -1)
 
 
 def _walk(tree: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:

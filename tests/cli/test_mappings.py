@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.commands import Cli, Write
@@ -45,6 +46,25 @@ def test_the_command_line_adds_a_teacher_as_a_class(cli: Cli, merge_yaml: Path) 
     spec = "{class_path: lightning_opd.teachers.LocalTeacher, init_args: {path: runs/c}}"
     config = resolved(cli, "--config", merge_yaml, "--model.teachers.code", spec)
     assert list(teachers(config)) == ["arithmetic", "strings", "code"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model.teachers.strings", "null"], {"arithmetic": "runs/a"}),
+        (["--model.teachers.strings=null"], {"arithmetic": "runs/a"}),
+        (["--model.init_args.teachers.strings=null"], {"arithmetic": "runs/a"}),
+        (["--model.teachers", "{strings: null, code: runs/c}"], {"arithmetic": "runs/a", "code": "runs/c"}),
+        (["--model.teachers.strings=null", "--model.teachers.strings=1"], {"arithmetic": "runs/a", "strings": "1"}),
+    ],
+)
+def test_options_compose_the_teachers_as_files_do(
+    cli: Cli, merge_yaml: Path, words: list[str], expected: dict[str, str]
+) -> None:
+    before, after = ("--trainer.max_steps", "3"), ("--data.prompts_per_batch=2",)
+    config = resolved(cli, "--config", merge_yaml, *before, *words, *after)
+    assert teachers(config) == expected
+    assert (config["trainer"]["max_steps"], config["data"]["init_args"]["prompts_per_batch"]) == (3, 2)
 
 
 def test_tasks_of_a_mixture_are_merged_by_name(cli: Cli, merge_yaml: Path, write_yaml: Write) -> None:
