@@ -184,7 +184,7 @@ def test_the_visible_top_level_is_fixed() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    beside = {"benchmarks", "integration", "recipes", "configs"}
+    beside = {"benchmarks", "integration", "recipes", "configs", "real"}
     folders = {folder_of(module) for module in modules()} - {"__init__", "__main__"}
     tested = {
         p.relative_to(ROOT / "tests").parts[0] for p in (ROOT / "tests").rglob("test_*.py") if p.parent.name != "tests"

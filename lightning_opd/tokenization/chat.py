@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.compatibility import missing_template
-from lightning_opd.types import Messages
+from lightning_opd.types import Message, Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,11 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
 
 
 def render_answer(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, answer: Messages, last_token_id: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    answer: Messages,
+    last_token_id: int | None = None,
+    reply: Message | None = None,
 ) -> list[int]:
     """Return the tokens between a reply and the next one: the template's own.
 
@@ -34,6 +38,7 @@ def render_answer(
         messages: The chat before the reply that is answered.
         answer: The environment's answer to that reply.
         last_token_id: Last token of the reply; None for one that ends like the template's turns.
+        reply: The reply as a message, for templates that need its `tool_calls` to render the answer.
 
     Raises:
         ValueError: The template does not show assistant messages verbatim.
@@ -42,7 +47,7 @@ def render_answer(
     while stand_in in everything:
         stand_in += "_"
     shown = [{**m, "content": stand_in} if m.get("role") == "assistant" else m for m in messages]
-    chat = (*shown, {"role": "assistant", "content": stand_in}, *answer)
+    chat = (*shown, {**(reply or {"role": "assistant"}), "content": stand_in}, *answer)
     _, found, rest = _render(tokenizer, chat, add_generation_prompt=True).rpartition(stand_in)
     if not found:
         msg = "The chat template does not show an assistant's content, so no answer can follow it. Use another one."
