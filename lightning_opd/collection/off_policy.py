@@ -16,7 +16,7 @@ from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import Episode
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.teachers import TeacherPool
-from lightning_opd.tokenization.chat import render_demonstration
+from lightning_opd.tokenization.turns import render_demonstration
 from lightning_opd.types import Prompt, Sample, Sampling
 
 if TYPE_CHECKING:

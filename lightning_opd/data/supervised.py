@@ -13,8 +13,8 @@ from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.models import student_owner
-from lightning_opd.tokenization.chat import render_demonstration
 from lightning_opd.tokenization.compatibility import padding_token_id
+from lightning_opd.tokenization.turns import render_demonstration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

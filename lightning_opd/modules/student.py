@@ -25,8 +25,8 @@ from lightning_opd.models import (
     load_tokenizer,
     shard,
 )
-from lightning_opd.tokenization.chat import stop_token_ids
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
+from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import RolloutBatch
 
 if TYPE_CHECKING:

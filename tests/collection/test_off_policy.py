@@ -9,7 +9,8 @@ from lightning_opd.collection import DatasetResponses, OffPolicyResponses, Teach
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.models import load_tokenizer
 from lightning_opd.objectives import DistributionMatching, Likelihood, PolicyGradient
-from lightning_opd.tokenization.chat import decode_response, stop_token_ids
+from lightning_opd.tokenization.chat import decode_response
+from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import Prompt
 from tests.world import Letters, Recorder, make_data, make_module, make_trainer
 

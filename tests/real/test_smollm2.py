@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_opd.models import load_causal_lm, load_tokenizer
-from lightning_opd.tokenization.chat import stop_token_ids
+from lightning_opd.tokenization.turn_borders import stop_token_ids
 from tests.real import fetch
 
 

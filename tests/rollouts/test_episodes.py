@@ -16,8 +16,9 @@ from lightning_opd.models import StudentConfig, build_student, causal_lm, load_t
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tasks.format_rules import NamedRule, Truncated
-from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt, stop_token_ids
+from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
 from lightning_opd.tokenization.training import train_tokenizer
+from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import Prompt, Sample, Sampling, Trajectory
 from tests.agents import ADVERSARIAL_OUTPUTS, RandomEngine, ScriptedChat, Talk
 from tests.tiny import SPECIAL_TOKENS, TEXTS

@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from lightning_opd.models import load_tokenizer
-from lightning_opd.tokenization.chat import (
-    closing_token_id,
-    decode_response,
-    render_answer,
-    render_demonstration,
-    render_prompt,
-    stop_token_ids,
-)
+from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
 from lightning_opd.tokenization.training import train_tokenizer
+from lightning_opd.tokenization.turn_borders import closing_token_id, stop_token_ids
+from lightning_opd.tokenization.turns import render_demonstration
 from tests.tiny import SPECIAL_TOKENS, TEXTS
 
 pieces = st.one_of(st.text(max_size=20), st.sampled_from([*SPECIAL_TOKENS, "<|im_end|>", "<|im_start|>", "27 + 48"]))
@@ -210,7 +205,7 @@ def test_half_an_emoji_is_replaced() -> None:
 
 def test_a_template_without_the_assistants_words_has_no_place_for_an_answer(tiny_tokenizer_dir: Path) -> None:
     template = "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}"
-    with pytest.raises(ValueError, match="does not show an assistant's content"):
+    with pytest.raises(ValueError, match="does not show an assistant's words"):
         render_answer(changed(tiny_tokenizer_dir, chat_template=template), [USER], ANSWER)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.tokenization.chat import reply_surroundings
+from lightning_opd.tokenization.turn_borders import reply_surroundings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

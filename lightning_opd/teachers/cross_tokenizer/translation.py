@@ -11,7 +11,8 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment, align
 from lightning_opd.teachers.cross_tokenizer.roles import RoleTable, role_table
 from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
-from lightning_opd.tokenization.chat import render_prompt, reply_surroundings
+from lightning_opd.tokenization.chat import render_prompt
+from lightning_opd.tokenization.turn_borders import reply_surroundings
 from lightning_opd.types import Messages
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from lightning_opd.teachers.cross_tokenizer.translation import Translation, Translator, each_token
-from lightning_opd.tokenization.chat import reply_surroundings
+from lightning_opd.tokenization.turn_borders import reply_surroundings
 from tests.teachers.cross_tokenizer.families import END_OF_TURN, FAMILIES, TEMPLATES, family
 from tests.teachers.cross_tokenizer.random_pairs import NUM_RANDOM, random_tokenizer, random_translator, seeds, texts
 

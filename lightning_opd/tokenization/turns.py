@@ -1,0 +1,212 @@
+"""Whole chats turn by turn: demonstrations to learn from, and whether a template shows episodes as they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+from lightning_opd.errors import ConfigError
+from lightning_opd.tokenization.chat import render_answer, render_prompt
+from lightning_opd.tokenization.rendering import TEMPLATE_SETTINGS, encode, render
+from lightning_opd.tokenization.turn_borders import closing_token_id, reply_surroundings, token_text
+from lightning_opd.types import Message, Messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPENED_THOUGHT = r"(<think(?:ing)?>|\[THINK\])\s*$"
+CLOSED_THOUGHT = r"</think(?:ing)?>|\[/THINK\]"
+EMPTY_THOUGHT = rf"\s*(?:<think(?:ing)?>|\[THINK\])?\s*(?:{CLOSED_THOUGHT})\s*"
+
+
+def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
+    """Return a whole chat's tokens and a mask that is True on the replies to learn, stop tokens included.
+
+    Those are the last reply and, if tools were called, the calls before it: all turns
+    of an agent's episode. The tokens are laid out as in an episode: the prompt's are those of
+    `render_prompt`, those between replies are `render_answer`'s, and a reply is tokenised apart, as it
+    is when the student generates it. A template that does not end a turn with the stop token gets it
+    appended, so that the student learns to stop.
+
+    Raises:
+        ValueError: The last message is not the assistant's, or the template does not show a reply
+            directly after the generation prompt.
+    """
+    if not messages or messages[-1].get("role") != "assistant":
+        role = messages[-1].get("role") if messages else "no message"
+        msg = f"A demonstration must end with a message of role `assistant`, got {role}."
+        raise ConfigError(msg)
+    replies = _replies([message.get("role") for message in messages])
+    return _laid_out(tokenizer, messages, replies, is_generated=False)
+
+
+def _laid_out(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, replies: Sequence[int], *, is_generated: bool
+) -> tuple[list[int], list[bool]]:
+    """Return a chat's tokens turn by turn, as an episode has them, and a mask that is True on the given replies."""
+    token_ids = render_prompt(tokenizer, messages[: replies[0]])
+    mask = [False] * len(token_ids)
+    for reply, following in zip(replies, [*replies[1:], len(messages)], strict=True):
+        reply_ids, answer_ids = _reply(tokenizer, messages[: reply + 1], is_generated=is_generated), []
+        if reply + 1 < following:
+            answer = messages[reply + 1 : following]
+            answer_ids = render_answer(tokenizer, messages[:reply], answer, reply_ids[-1], messages[reply])
+            if closing_token_id(tokenizer) is None and answer_ids[0] in tokenizer.added_tokens_decoder:
+                reply_ids[-1] = answer_ids.pop(0)  # where nothing closes a turn, the next one's first token ends it
+        token_ids += reply_ids + answer_ids
+        mask += [True] * len(reply_ids) + [False] * len(answer_ids)
+    return token_ids, mask
+
+
+def check_turns(tokenizer: PreTrainedTokenizerBase, reply: Message, answer: Messages) -> None:
+    """Raise where an episode's tokens would not be those of its whole chat.
+
+    A student keeps the tokens that it generated in the context of its next turns. A template that renders earlier
+    turns otherwise, for example without their thoughts, would show it another context once it is trained.
+    The check goes by the kind of reply and answer: a thought or none, calls or none, and the roles.
+
+    Args:
+        tokenizer: With the template.
+        reply: The student's reply, as its environment read it.
+        answer: Of the environment.
+
+    Raises:
+        ConfigError: With the first tokens that differ.
+    """
+    has_thought = re.search(CLOSED_THOUGHT, str(reply.get("content"))) is not None
+    roles = tuple((str(message.get("role")), str(message.get("name") or "tool")) for message in answer)
+    settings = json.dumps(tokenizer.init_kwargs.get(TEMPLATE_SETTINGS), sort_keys=True, default=str)
+    calls = _call_names(reply)
+    difference = _difference(tokenizer, str(tokenizer.chat_template), settings, calls, roles, has_thought=has_thought)
+    if difference:
+        kind = ("tool calls" if calls else "replies") + (" with thoughts" if has_thought else "")
+        msg = (
+            f"The chat template of `{tokenizer.name_or_path}` renders {kind} otherwise once a message of role "
+            f"`{roles[0][0]}` follows: {difference}. The student would be trained on tokens that it never reads later. "
+            "Use a template that keeps every turn as it was generated (chat_template.jinja beside the tokenizer, or "
+            "`chat_template_kwargs`), or set `data.sampling.max_turns` to 1."
+        )
+        raise ConfigError(msg)
+
+
+@lru_cache(maxsize=256)
+def _difference(
+    tokenizer: PreTrainedTokenizerBase,
+    _template: str,
+    _settings: str,
+    calls: tuple[str, ...],
+    roles: tuple[tuple[str, str], ...],
+    *,
+    has_thought: bool,
+) -> str | None:
+    """Return the difference in a small chat of the same kind."""
+    ids = [f"call0000{i}" for i in range(len(calls))]
+    reply: dict[str, object] = {"role": "assistant", "content": "" if calls else "It is so."}
+    if has_thought:
+        reply["content"] = f"<think>\nWhy?\n</think>\n\n{reply['content']}"
+    if calls:
+        functions = [{"name": name, "arguments": {"key": "value"}} for name in calls]
+        named = zip(ids, functions, strict=True)
+        reply["tool_calls"] = [{"id": i, "type": "function", "function": function} for i, function in named]
+    answer: list[Message] = [
+        {"role": role, "content": "Yes.", **({"name": name, "tool_call_id": call} if role == "tool" else {})}
+        for (role, name), call in zip(roles, [*ids, *["call00000"] * len(roles)], strict=False)
+    ]
+    return first_difference(tokenizer, [{"role": "user", "content": "?"}, reply, *answer])
+
+
+def episode_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
+    """Return the tokens of an episode in which the student generates the chat's replies, and a mask of the replies."""
+    replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    return _laid_out(tokenizer, messages, replies, is_generated=True)
+
+
+def first_difference(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """Return where the tokens of an episode differ from those of its whole chat, or None.
+
+    Args:
+        tokenizer: With the template.
+        messages: A chat that ends with an answer to the last reply.
+    """
+    token_ids, _ = episode_tokens(tokenizer, messages)
+    whole = encode(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
+    if token_ids == whole:
+        return None
+    same = next((i for i, (a, b) in enumerate(zip(token_ids, whole, strict=False)) if a != b), len(token_ids))
+    ours, theirs = (tokenizer.convert_ids_to_tokens(ids[max(0, same - 2) : same + 5]) for ids in (token_ids, whole))
+    return f"turn by turn {ours}, in the whole chat {theirs}"
+
+
+def _replies(roles: Sequence[object]) -> list[int]:
+    """Return the indices of the replies to learn: the last message, and the calls that led to it."""
+    replies = [len(roles) - 1]
+    while True:
+        before = replies[0] - 1
+        while before >= 0 and roles[before] == "tool":
+            before -= 1
+        if before == replies[0] - 1 or before < 0 or roles[before] != "assistant":
+            return replies
+        replies.insert(0, before)
+
+
+def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, is_generated: bool) -> list[int]:
+    """Return the last message's tokens as the template renders it after the generation prompt, with its stop token.
+
+    Args:
+        tokenizer: With the template.
+        messages: Up to the reply.
+        is_generated: Whether it stands for one that the student generates: without the empty thought that a template
+            may put before a reply, and in any case as it is.
+    """
+    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+    whole = render(tokenizer, messages, add_generation_prompt=False)
+    closer = closing_token_id(tokenizer)
+    stop = token_text(tokenizer, tokenizer.eos_token_id if closer is None else closer)
+    if whole.startswith(prompt):
+        reply = whole[len(prompt) :]
+        lead = reply_surroundings(tokenizer)[0]
+        reply = reply.removeprefix(lead) if is_generated and re.fullmatch(EMPTY_THOUGHT, lead) else reply
+    else:
+        reply = _continued(prompt, messages[-1], must_open_thought=not is_generated)
+    if any(name not in reply for name in _call_names(messages[-1])):
+        msg = "The chat template does not show tool calls, so a chat with tools differs from its episode."
+        raise ConfigError(msg)
+    if stop in reply:  # text after the stop token (usually a line break) is never sampled
+        reply = reply[: reply.rindex(stop) + len(stop)]
+    elif not any(reply.endswith(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special):
+        reply += stop  # a tool call may end with a token of its own, as in Gemma 4
+    prompt_ids, token_ids = encode(tokenizer, prompt), encode(tokenizer, prompt + reply)
+    is_border = token_ids[: len(prompt_ids)] == prompt_ids  # otherwise a token lies across it
+    return token_ids[len(prompt_ids) :] if is_border else encode(tokenizer, reply)
+
+
+def _call_names(message: Message) -> tuple[str, ...]:
+    calls = cast("Sequence[Mapping[str, object]]", message.get("tool_calls") or ())
+    return tuple(str(cast("Mapping[str, object]", call["function"])["name"]) for call in calls)
+
+
+def _continued(prompt: str, message: Message, *, must_open_thought: bool) -> str:
+    """Return a reply's text after a generation prompt that its template renders otherwise later.
+
+    A thought that the prompt opens is not opened again.
+
+    Raises:
+        ConfigError: It must continue an opened thought, and does not.
+    """
+    content = str(message.get("content") or "")
+    opened = re.search(OPENED_THOUGHT, prompt)
+    continues = opened is not None and content.startswith(opened[1]) and not message.get("tool_calls")
+    if opened and continues:
+        return content.removeprefix(opened[1]).lstrip()
+    if not must_open_thought:
+        return content
+    msg = (
+        "The chat template renders an assistant message differently from its generation prompt, so the learned "
+        f"tokens would differ from the sampled ones. The prompt ends with {prompt[-40:]!r}"
+        + (", but the reply does not begin with that thought" if opened else "")
+        + ". Use a template whose generation prompt begins its turn."
+    )
+    raise ConfigError(msg)
