@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lightning_opd.errors import MissingFileError
+from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str,
+    *,
+    trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+    control_tokens_in_text: str | None = None,
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
+
+    Args:
+        path: Folder or hub name.
+        trust_remote_code: Run code shipped with the model.
+        chat_template_kwargs: Settings of the chat template; added to those that an export has saved with it.
+        control_tokens_in_text: See `StudentConfig`.
 
     Raises:
         FileNotFoundError: There is nothing to load at `path`.
@@ -24,7 +37,13 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     with _explain_missing("a tokenizer", path):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if chat_template_kwargs:
+        saved = tokenizer.init_kwargs.get(TEMPLATE_SETTINGS) or {}
+        tokenizer.init_kwargs[TEMPLATE_SETTINGS] = {**saved, **chat_template_kwargs}
+    if control_tokens_in_text is not None:
+        tokenizer.init_kwargs[CONTROL_TOKENS] = control_tokens_in_text
+    return tokenizer
 
 
 def load_causal_lm(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,10 @@ class StudentConfig:
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
         gradient_checkpointing: Recompute layer activations in the backward pass.
         trust_remote_code: Run code shipped with the model; only for models you trust.
+        chat_template_kwargs: Settings of the chat template, for example `enable_thinking: false`. A template that
+            asks for the date is told 26 July 2024, unless `date_string` or its like says otherwise.
+        control_tokens_in_text: What becomes of a control token such as `<|im_end|>` that a user's or a tool's message
+            spells out: `text` (ordinary text), `refuse` (an error), or `keep` (the control token itself).
     """
 
     path: str | None = None
@@ -61,6 +65,8 @@ class StudentConfig:
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, object] | None = None
+    control_tokens_in_text: Literal["text", "refuse", "keep"] = "text"
 
     def __post_init__(self) -> None:
         """Refuse a student without weights or without a tokenizer."""

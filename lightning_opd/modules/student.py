@@ -67,7 +67,12 @@ class StudentModule(L.LightningModule, StudentOwner):
         """The student's tokenizer, checked for pad token, stop token and chat template."""
         config = self.student_config
         path = config.tokenizer or config.path
-        tokenizer = load_tokenizer(str(path), trust_remote_code=config.trust_remote_code)
+        tokenizer = load_tokenizer(
+            str(path),
+            trust_remote_code=config.trust_remote_code,
+            chat_template_kwargs=config.chat_template_kwargs,
+            control_tokens_in_text=config.control_tokens_in_text,
+        )
         check_student_tokenizer(tokenizer)
         return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         top_k: Likeliest tokens per position for an objective that asks for them.
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
         trust_remote_code: Run code shipped with the model; only for models you trust.
+        chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         top_k: int = 64,
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,  # a key in YAML
+        chat_template_kwargs: dict[str, object] | None = None,
     ) -> None:
         """Remember the settings; `setup` loads the model."""
         if temperature is not None and temperature <= 0:
@@ -57,6 +60,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
         self.top_k = top_k
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
+        self.chat_template_kwargs = chat_template_kwargs
         self._model: LanguageModel | None = None
         self._mesh: DeviceMesh | None = None
         self._gathered_head: LinearHead | None = None
@@ -73,11 +77,14 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             self.top_k,
             self.attn_implementation,
             self.trust_remote_code,
+            json.dumps(self.chat_template_kwargs, sort_keys=True),
         )
 
     @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+        return load_tokenizer(
+            self.path, trust_remote_code=self.trust_remote_code, chat_template_kwargs=self.chat_template_kwargs
+        )
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:

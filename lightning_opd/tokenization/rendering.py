@@ -12,19 +12,13 @@ from jinja2 import TemplateError
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.compatibility import missing_template
-from lightning_opd.types import Message, Messages
+from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS, Message, Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TODAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
 """What templates take for today, so that a run does not change at midnight: Llama 3's own default."""
-
-TEMPLATE_SETTINGS = "chat_template_kwargs"
-"""Key of a template's settings: in tokenizer_config.json, and in a chat's first message for this chat alone."""
-
-CONTROL_TOKENS = "control_tokens_in_text"
-"""Key in tokenizer_config.json: what becomes of control tokens that a user or a tool spells out."""
 
 OF_THE_CHAT = frozenset({"tools", TEMPLATE_SETTINGS})
 """What a chat's first message carries for the whole chat."""

@@ -53,19 +53,39 @@ def turn_ending_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     and where a tool call is closed by another token, that one (Gemma 4).
     """
     closer = closing_token_id(tokenizer)
-    call = {"id": "000000000", "type": "function", "function": {"name": "probe", "arguments": {}}}
-    calling: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
     result: Message = {"role": "tool", "name": "probe", "tool_call_id": "000000000", "content": "?"}
     endings = [] if closer is None else [closer]
-    for answer, reply in ((USER, None), (result, calling)):
+    for answer, reply in ((USER, None), (result, _calling(1))):
         try:
             last, inner = _tail(tokenizer, reply=reply), _tail(tokenizer, answer, reply=reply)
         except ConfigError:  # the template has no tools
             continue
         shared = common_beginning(tokenizer, last, inner)
-        ids = _control_ids(tokenizer, shared)[-1:] or _control_ids(tokenizer, inner[len(shared) :])[:1]
+        of_reply = [
+            token_id for token_id in _control_ids(tokenizer, shared) if token_id not in _of_each_call(tokenizer)
+        ]
+        ids = of_reply[-1:] or _control_ids(tokenizer, inner[len(shared) :])[:1]
         endings += ids if closer is None or closer not in encode(tokenizer, last) else []
     return tuple(dict.fromkeys(endings))
+
+
+def _calling(num_calls: int) -> Message:
+    calls = [
+        {"id": f"00000000{i}", "type": "function", "function": {"name": "probe", "arguments": {}}}
+        for i in range(num_calls)
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def _of_each_call(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens that each tool call brings along; none where a reply makes one call at most."""
+    try:
+        one, two = (
+            encode(tokenizer, render(tokenizer, (USER, _calling(n)), add_generation_prompt=False)) for n in (1, 2)
+        )
+    except ConfigError:
+        return set()
+    return {token_id for token_id in two if two.count(token_id) > one.count(token_id)}
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence[int] | None = None) -> tuple[int, ...]:

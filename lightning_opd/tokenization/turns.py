@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.chat import render_answer, render_prompt
-from lightning_opd.tokenization.rendering import TEMPLATE_SETTINGS, encode, render
-from lightning_opd.tokenization.turn_borders import closing_token_id, reply_surroundings, token_text
-from lightning_opd.types import Message, Messages
+from lightning_opd.tokenization.rendering import encode, render
+from lightning_opd.tokenization.turn_borders import (
+    closing_token_id,
+    reply_surroundings,
+    token_text,
+    turn_ending_ids,
+)
+from lightning_opd.types import TEMPLATE_SETTINGS, Message, Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,7 +181,7 @@ def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, is_generat
         raise ConfigError(msg)
     if stop in reply:  # text after the stop token (usually a line break) is never sampled
         reply = reply[: reply.rindex(stop) + len(stop)]
-    elif not any(reply.endswith(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special):
+    elif not reply.endswith(tuple(token_text(tokenizer, i) for i in turn_ending_ids(tokenizer))):
         reply += stop  # a tool call may end with a token of its own, as in Gemma 4
     prompt_ids, token_ids = encode(tokenizer, prompt), encode(tokenizer, prompt + reply)
     is_border = token_ids[: len(prompt_ids)] == prompt_ids  # otherwise a token lies across it
@@ -198,10 +203,9 @@ def _continued(prompt: str, message: Message, *, must_open_thought: bool) -> str
     """
     content = str(message.get("content") or "")
     opened = re.search(OPENED_THOUGHT, prompt)
-    continues = opened is not None and content.startswith(opened[1]) and not message.get("tool_calls")
-    if opened and continues:
+    if opened and content.startswith(opened[1]) and not message.get("tool_calls"):
         return content.removeprefix(opened[1]).lstrip()
-    if not must_open_thought:
+    if not must_open_thought and not message.get("tool_calls"):
         return content
     msg = (
         "The chat template renders an assistant message differently from its generation prompt, so the learned "

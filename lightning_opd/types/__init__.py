@@ -1,6 +1,8 @@
 """What travels through a training step, in the order in which it comes to be."""
 
 from lightning_opd.types.episodes import (
+    CONTROL_TOKENS,
+    TEMPLATE_SETTINGS,
     Message,
     Messages,
     Mode,
@@ -23,6 +25,8 @@ from lightning_opd.types.tensors import (
 )
 
 __all__ = [
+    "CONTROL_TOKENS",
+    "TEMPLATE_SETTINGS",
     "LinearHead",
     "LossTerms",
     "Message",

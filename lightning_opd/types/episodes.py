@@ -14,6 +14,12 @@ schemas that its template shows."""
 
 Messages: TypeAlias = Sequence[Message]
 
+TEMPLATE_SETTINGS = "chat_template_kwargs"
+"""Key of a chat template's settings: in tokenizer_config.json, and in a chat's first message for that chat alone."""
+
+CONTROL_TOKENS = "control_tokens_in_text"
+"""Key in tokenizer_config.json: what becomes of control tokens that a user or a tool spells out."""
+
 Split: TypeAlias = Literal["train", "validation", "test"]
 
 Mode: TypeAlias = Literal["sampled", "greedy"]
