@@ -5,6 +5,7 @@ from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMa
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
 from lightning_opd.callbacks.hack_detector import HackDetector
 from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskReward, WeightedReward, WellFormed
+from lightning_opd.callbacks.preemption import Preemption
 from lightning_opd.callbacks.rollout_table import RolloutTable
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FormatErrorMask",
     "HackDetector",
     "OutcomeReward",
+    "Preemption",
     "RolloutTable",
     "TaskReward",
     "WeightedReward",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
+from lightning_opd.callbacks.preemption import Preemption, received_signal
 from lightning_opd.cli.messages import BriefParser, explained
 from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.errors import ConfigError
+from lightning_opd.modules.checkpoint_files import CheckpointFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +53,7 @@ class OPDCommandLine(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=[command, *words],
+            trainer_defaults={"callbacks": [Preemption()]},
             auto_configure_optimizers=False,
         )
 
@@ -72,6 +76,13 @@ class OPDCommandLine(LightningCLI):
         """Do nothing: the YAML and the command line decide, never a checkpoint's hyper-parameters."""
 
     @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user chose no other
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer
+
+    @override
     def before_instantiate_classes(self) -> None:
         strategy = self._get(self.config, "trainer").strategy
         name = strategy.class_path.rpartition(".")[2] if isinstance(strategy, Namespace) else strategy
@@ -84,9 +95,16 @@ class OPDCommandLine(LightningCLI):
 
 
 def run_trainer_command(command: str, words: Sequence[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict` with the words after it."""
+    """Run `fit`, `validate`, `test` or `predict` with the words after it.
+
+    Raises:
+        SystemExit: With 128 + its number, where a signal ended the run early.
+    """
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
     sources = ConfigSources.read(words)
     with explained(sources):
-        OPDCommandLine(command, sources.inlined())
+        trainer = OPDCommandLine(command, sources.inlined()).trainer
+    number = received_signal(trainer)
+    if number is not None:
+        raise SystemExit(128 + number)

@@ -1,6 +1,7 @@
 """Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
+from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
 from lightning_opd.models.language_model import LanguageModel
 from lightning_opd.models.loading import declared_stop_ids, load_causal_lm, load_tokenizer
 from lightning_opd.models.owner import StudentOwner, student_owner
@@ -10,11 +11,13 @@ from lightning_opd.models.student import Lora, StudentConfig, build_student, cau
 __all__ = [
     "LanguageModel",
     "Lora",
+    "NonFiniteWeightsError",
     "StudentConfig",
     "StudentOwner",
     "any_rank",
     "build_student",
     "causal_lm",
+    "check_finite",
     "declared_stop_ids",
     "export_student",
     "gather_objects",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -78,4 +79,51 @@ def test_a_killed_run_resumes_to_the_same_bytes(world: Path, tmp_path: Path) -> 
     again = command(world, killed, *words, "--ckpt_path", str(checkpoint))
     subprocess.run(again, env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
     weights = [folder / "model" / "model.safetensors" for folder in (whole, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def alive_in_group(group: int) -> list[int]:
+    """Return the processes of a group that still run."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+            alive += [int(stat.parent.name)] if int(of_group) == group and state != "Z" else []
+    return alive
+
+
+@pytest.mark.parametrize(
+    ("overlay", "number"),
+    [("cpu", signal.SIGTERM), ("ddp", signal.SIGTERM), ("fsdp", signal.SIGTERM), ("ddp", signal.SIGINT)],
+)
+def test_a_signal_to_all_processes_ends_them_and_the_run_goes_on(
+    world: Path, tmp_path: Path, overlay: str, number: signal.Signals
+) -> None:
+    trainer = ["--config", str(ROOT / "configs" / "trainer" / f"{overlay}.yaml"), "--trainer.accelerator=cpu"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    subprocess.run(command(world, whole, *trainer), env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+    checkpoint = stopped / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(
+        command(world, stopped, *trainer),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # as a scheduler or a terminal does
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said[-3000:]
+    assert f"--ckpt_path {checkpoint}" in said
+    deadline = time.monotonic() + 60
+    while (left := alive_in_group(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    assert not (stopped / "model").exists()
+    again = command(world, stopped, *trainer, "--ckpt_path", str(checkpoint))
+    subprocess.run(again, env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+    weights = [folder / "model" / "model.safetensors" for folder in (whole, stopped)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

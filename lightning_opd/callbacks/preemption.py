@@ -1,0 +1,88 @@
+"""Ends a run that is told to stop at its next optimiser step, with a whole checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L  # Lightning's own convention
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Preemption(Callback):
+    """Stop at the next optimiser step when a signal asks for it, on all processes together, and save.
+
+    SIGTERM (a scheduler's), SIGINT (Ctrl-C) and SIGUSR1 (a scheduler's warning) only set a flag; the processes agree
+    on it after each optimiser step, so that no process is in the middle of a collective. A second SIGINT ends at
+    once. After SIGUSR1 under SLURM the job is requeued. The command line adds this callback by itself and ends with
+    status 128 + the signal's number.
+
+    Attributes:
+        received: The signal that ended the run, or None.
+        checkpoint: Where the run can go on from, after a signal.
+    """
+
+    def __init__(self) -> None:
+        """Wait for the training to begin."""
+        self.received: signal.Signals | None = None
+        self.checkpoint: Path | None = None
+        self._flag = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # after Lightning's own
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._flag == signal.SIGINT:
+            signal.default_int_handler(number, frame)  # asked twice
+        self._flag = self._flag or number
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate():  # an optimiser step must not be cut
+            return
+        flag = torch.tensor([float(self._flag)], device=trainer.strategy.root_device)
+        agreed = int(trainer.strategy.reduce(flag, reduce_op="max"))
+        if not agreed or self.received is not None:
+            return
+        self.received, self.checkpoint = signal.Signals(agreed), _last_checkpoint(trainer)
+        trainer.save_checkpoint(self.checkpoint)
+        trainer.should_stop = True
+        rank_zero_info(
+            f"{self.received.name} after step {trainer.global_step}: saved. To go on, run the same command with "
+            f"`--ckpt_path {self.checkpoint}`."
+        )
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        if self.received == signal.SIGUSR1 and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+
+
+def received_signal(trainer: L.Trainer) -> signal.Signals | None:
+    """Return the signal that ended a run before its end, or None."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning at run time
+    return next((c.received for c in callbacks if isinstance(c, Preemption) and c.received), None)
+
+
+def _last_checkpoint(trainer: L.Trainer) -> Path:
+    """Return the file from which the run goes on: that of its `ModelCheckpoint`, or `checkpoints/last.ckpt`."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            return Path(callback.dirpath) / "last.ckpt"
+    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"

@@ -1,0 +1,33 @@
+"""Weights that are NaN or infinite are never written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+
+class NonFiniteWeightsError(RuntimeError):
+    """A state dict holds NaN or infinite weights; nothing was written."""
+
+
+def check_finite(state: Mapping[str, object], what: str) -> None:
+    """Raise unless all tensors of a state dict are finite.
+
+    Raises:
+        NonFiniteWeightsError: With the names of some that are not.
+    """
+    names = list(_not_finite(state))
+    if names:
+        msg = (
+            f"{what} was not written: {len(names)} tensors are not finite, for example {', '.join(names[:3])}. The "
+            "last finite checkpoint is still there; lower the learning rate, or look for a teacher or reward that "
+            "gives NaN."
+        )
+        raise NonFiniteWeightsError(msg)
+
+
+def _not_finite(state: Mapping[str, object]) -> Iterator[str]:
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            yield name
