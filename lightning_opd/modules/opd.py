@@ -176,6 +176,7 @@ class OPDModule(EvaluationModule):
         critic_loss = self._fit_critic(batch, student)
         advantages = self.compute_advantages(batch, student)
         terms = self.compute_loss(batch, student, advantages)
+        self.non_finite.note(terms.loss, batch)
         loss = terms.loss.detach().to(torch.float64)
         self._step_metrics.update({"train/loss": (loss, loss.new_tensor(1 / self._micro_batches()))})
         self._step_metrics.update(batch.metrics)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,6 +28,7 @@ from lightning_opd.models import (
     load_tokenizer,
     shard,
 )
+from lightning_opd.modules.non_finite import NonFiniteGuard
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import RolloutBatch
@@ -56,6 +60,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         self.student: nn.Module | None = None
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._language_model: LanguageModel | None = None
+        self.non_finite = NonFiniteGuard()
 
     def configure_student(self) -> nn.Module:
         """Return the student in train mode; a hook for students that are built differently."""
@@ -148,6 +153,17 @@ class StudentModule(L.LightningModule, StudentOwner):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
         }
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Skip an update that is not finite on any rank; a loss scaler (precision 16-mixed) does that by itself."""
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+            return
+        if self.non_finite.skips(self.parameters(), Path(self.trainer.default_root_dir)):
+            rank_zero_warn(f"Update {self.trainer.global_step + 1} was not finite and was skipped.")
+        if self.non_finite.num_skipped:
+            self.log("train/skipped_updates", float(self.non_finite.num_skipped), batch_size=1)
 
     def _trainable_names(self) -> set[str]:
         """Names of everything a checkpoint keeps; tied weights under all their names."""

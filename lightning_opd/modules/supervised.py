@@ -48,6 +48,7 @@ class SFTModule(StudentModule):
         loss, num_tokens = self.compute_loss(batch)
         mean_tokens = sum_over_ranks(num_tokens.detach().to(loss.dtype)) / self.trainer.world_size
         loss = loss / mean_tokens.clamp(min=1)
+        self.non_finite.note(loss, batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["token_ids"]), sync_dist=True)
         return loss
 

@@ -249,6 +249,7 @@ def draw(
         cumulative = logprobs.double().exp().cumsum(dim=-1)
         targets = uniforms(seeds, position) * cumulative[:, -1]
         tokens = torch.searchsorted(cumulative, targets[:, None], right=True).squeeze(-1)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits draw nothing; their update is skipped later
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 

@@ -1,0 +1,102 @@
+"""Updates that are not finite are skipped on all ranks together, counted, and end a run that has too many in a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_opd.models import any_rank
+from lightning_opd.types import RolloutBatch
+
+MAX_IN_A_ROW = 10
+
+
+class NonFiniteUpdatesError(RuntimeError):
+    """Too many updates in a row were not finite; the weights are those of the last finite one."""
+
+
+class NonFiniteGuard:
+    """Keeps NaN and infinite gradients away from the weights.
+
+    Args:
+        max_in_a_row: Skipped updates in a row that end the run.
+
+    Attributes:
+        num_skipped: Skipped updates since the training began.
+    """
+
+    def __init__(self, max_in_a_row: int = MAX_IN_A_ROW) -> None:
+        """Start with none skipped."""
+        self.max_in_a_row = max_in_a_row
+        self.num_skipped = self._in_a_row = 0
+        self._causes: list[dict[str, object]] = []
+
+    def note(self, loss: Tensor, batch: object) -> None:
+        """Remember what a micro-batch with a loss that is not finite was made of."""
+        if bool(loss.detach().isfinite()):
+            return
+        cause = _cause(batch) if isinstance(batch, RolloutBatch) else {"cause": "loss"}
+        self._causes.append({**cause, "loss": float(loss.detach())})
+
+    def skips(self, parameters: Iterable[nn.Parameter], folder: Path) -> bool:
+        """Return whether this update is skipped: gradients that are not finite on any rank are removed on all.
+
+        An optimiser leaves a parameter without a gradient as it is, its own state and weight decay included.
+
+        Args:
+            parameters: All that the optimiser updates; its gradients are final.
+            folder: Where `non_finite.json` tells what was found.
+
+        Raises:
+            NonFiniteUpdatesError: As many as `max_in_a_row` have been skipped one after the other.
+        """
+        own = [p for p in parameters if p.grad is not None]
+        causes, self._causes = self._causes, []
+        if not any_rank(bool(causes) or not _all_finite(own)):
+            self._in_a_row = 0
+            return False
+        for parameter in own:
+            parameter.grad = None
+        self.num_skipped, self._in_a_row = self.num_skipped + 1, self._in_a_row + 1
+        if causes:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "non_finite.json").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"skipped": self.num_skipped, **cause}) + "\n" for cause in causes)
+        if self._in_a_row >= self.max_in_a_row:
+            found = sorted({str(cause["cause"]) for cause in causes}) or ["gradients"]
+            msg = (
+                f"{self._in_a_row} updates in a row were not finite and were skipped; the weights are still finite. "
+                f"Not finite: {', '.join(found)}. `{folder / 'non_finite.json'}` names the rows. Look for a broken "
+                "teacher or reward, use precision bf16-mixed instead of 16-mixed, or lower the learning rate."
+            )
+            raise NonFiniteUpdatesError(msg)
+        return True
+
+
+def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    return bool(torch.stack([g.isfinite().all() for g in local if g.numel()]).all()) if local else True
+
+
+def _cause(batch: RolloutBatch) -> Mapping[str, object]:
+    """Return which quantity of a micro-batch is not finite, and in which rows."""
+    scored = batch.response_mask & batch.aligned_mask
+    wrong = {
+        "teacher": (~batch.teacher_logprobs.isfinite() & scored).any(dim=1),
+        "rollout log-probs": (~batch.rollout_logprobs.isfinite() & batch.response_mask).any(dim=1),
+        "reward": ~batch.rewards.isfinite() | ~batch.outcome_advantages.isfinite(),
+    }
+    for name, rows in wrong.items():
+        if bool(rows.any()):
+            teachers = sorted({batch.teacher_names[int(i)] for i in batch.teacher_ids[rows]})
+            keys = [batch.trajectories[i].prompt.key for i in rows.nonzero().flatten().tolist()][:8]
+            what = f"log-probs of teacher {', '.join(f'`{t}`' for t in teachers)}" if name == "teacher" else name
+            return {"cause": what, "teachers": teachers, "rows": keys}
+    keys = [trajectory.prompt.key for trajectory in batch.trajectories][:8]
+    return {"cause": "the student's log-probs or the loss", "teachers": [], "rows": keys}

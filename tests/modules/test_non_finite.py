@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typing_extensions import override
+
+from lightning_opd import OPDModule
+from lightning_opd.interfaces import StudentForward
+from lightning_opd.modules.non_finite import NonFiniteUpdatesError
+from lightning_opd.rollouts.in_process import draw
+from lightning_opd.teachers import LocalTeacher
+from lightning_opd.types import LossTerms, RolloutBatch, Sampling
+from tests.replay import fit
+from tests.world import largest_difference, make_data, make_module, make_trainer
+
+
+class Faulty(OPDModule):
+    """The loss of one step, or of all from one on, is NaN."""
+
+    steps: frozenset[int] = frozenset()
+
+    @override
+    def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: torch.Tensor) -> LossTerms:
+        terms = super().compute_loss(batch, student, advantages)
+        return LossTerms(terms.loss * float("nan") if self.global_step in self.steps else terms.loss, terms.metrics)
+
+
+def faulty(world: Path, *steps: int) -> Faulty:
+    module = make_module(world, kind=Faulty)
+    assert isinstance(module, Faulty)
+    module.steps = frozenset(steps)
+    return module
+
+
+def test_an_update_that_is_not_finite_changes_nothing(world: Path, tmp_path: Path) -> None:
+    module = faulty(world, 1)
+    with pytest.warns(UserWarning, match="Update 2 was not finite and was skipped"):
+        recorder = fit(tmp_path, module, max_steps=2)
+    after_one = make_module(world)
+    fit(tmp_path, after_one, max_steps=1)
+    assert largest_difference(module.state_dict(), after_one.state_dict()) == 0.0
+    assert recorder.logged[-1]["train/skipped_updates"] == 1
+    assert module.non_finite.num_skipped == 1
+
+
+def test_too_many_in_a_row_end_the_run_with_what_was_found(world: Path, tmp_path: Path) -> None:
+    module = faulty(world, *range(1, 100))
+    module.non_finite.max_in_a_row = 3
+    trainer = make_trainer(tmp_path, max_steps=50)
+    with (
+        pytest.warns(UserWarning, match="was skipped"),
+        pytest.raises(NonFiniteUpdatesError, match=r"3 updates in a row.*student's log-probs.*non_finite\.json"),
+    ):
+        trainer.fit(module, make_data())
+    assert all(bool(weight.isfinite().all()) for weight in module.state_dict().values())
+    causes = [json.loads(line) for line in (tmp_path / "non_finite.json").read_text().splitlines()]
+    assert {cause["skipped"] for cause in causes} == {1, 2, 3}
+    assert all(cause["rows"] for cause in causes)
+
+
+def test_a_teacher_of_nan_is_named(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "code", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    save_file({name: weight * float("nan") for name, weight in weights.items()}, tmp_path / "broken/model.safetensors")
+    module = make_module(world, teachers={"code": LocalTeacher(str(tmp_path / "broken"))})
+    module.non_finite.max_in_a_row = 1
+    with pytest.raises(NonFiniteUpdatesError, match="Not finite: log-probs of teacher `code`"):
+        make_trainer(tmp_path).fit(module, make_data())
+
+
+def test_logits_of_nan_draw_a_token_all_the_same() -> None:
+    logits = torch.full((2, 5), float("nan"))
+    tokens, logprobs = draw(logits, torch.tensor([1, 2]), 0, Sampling())
+    assert bool((tokens < 5).all())
+    assert bool(logprobs.isnan().all())
