@@ -168,3 +168,28 @@ def test_yaml_keys_and_components(
     words: list[str], expected: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert expected in message(command(world, tmp_path, *words), capsys)
+
+
+def test_going_on_from_nothing_is_an_error(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saving = (
+        "--trainer.enable_checkpointing=true",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.dirpath={tmp_path}/checkpoints",
+    )
+    text = message(command(world, tmp_path, *saving, "--ckpt_path=last"), capsys)
+    assert "there is no last checkpoint" in text
+    assert "Leave the option out" in text
+
+
+def test_too_few_prompts_are_seen_before_any_weight(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (world / "student").iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / "empty" / path.name).write_bytes(path.read_bytes())
+    words = (f"--model.student.path={tmp_path / 'empty'}", "--data.prompts_per_batch=400")
+    assert "`prompts_per_batch` is 400" in message(command(world, tmp_path, *words), capsys)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -81,6 +82,15 @@ class OPDCommandLine(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user chose no other
             trainer.strategy.checkpoint_io = CheckpointFiles()
         return trainer
+
+    def before_fit(self) -> None:
+        """Refuse to start anew where the user wants to go on: Lightning would, with a warning."""
+        saving = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        is_there = any(callback._find_last_checkpoints(self.trainer) for callback in saving)  # its own search
+        if self._get(self.config, "ckpt_path") == "last" and not is_there:
+            folders = ", ".join(f"`{callback.dirpath}`" for callback in saving if callback.dirpath) or "no folder"
+            msg = f"`--ckpt_path last`: there is no last checkpoint in {folders}. Leave the option out to start anew."
+            raise ConfigError(msg)
 
     @override
     def before_instantiate_classes(self) -> None:

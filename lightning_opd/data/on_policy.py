@@ -17,7 +17,7 @@ from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import batches_per_epoch, check_training
 from lightning_opd.data.progress import RolloutProgress
-from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader
+from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
 from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
@@ -95,6 +95,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         if trainer.state.fn == "fit":
             check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
             self._check_prompts("train", "validation")
+            check_enough(len(self._prompts("train")), self.prompts_per_batch)
             if not self._prompts("validation", may_be_empty=True):
                 trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
         else:

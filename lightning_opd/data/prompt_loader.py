@@ -42,12 +42,7 @@ class PromptLoader:
     ) -> None:
         """Check that there is at least one rollout batch."""
         self._num_batches = len(prompts) // prompts_per_batch
-        if self._num_batches == 0:
-            msg = (
-                f"`prompts_per_batch` is {prompts_per_batch}, but there are only {len(prompts)} training prompts. "
-                "Lower it, or give more prompts."
-            )
-            raise ConfigError(msg)
+        check_enough(len(prompts), prompts_per_batch)
         self._prompts, self._size, self._micro_batches = prompts, prompts_per_batch, micro_batches
         self._seed, self._rank, self._num_ranks = seed, rank, num_ranks
         self._last = min(self._num_batches, batches_per_epoch or self._num_batches)
@@ -129,3 +124,13 @@ class PromptBatches:
     def __iter__(self) -> Iterator[PromptBatch]:
         """Yield every batch once."""
         return iter(self._batches)
+
+
+def check_enough(num_prompts: int, prompts_per_batch: int) -> None:
+    """Raise unless there are prompts for one rollout batch."""
+    if num_prompts < prompts_per_batch:
+        msg = (
+            f"`prompts_per_batch` is {prompts_per_batch}, but there are only {num_prompts} training prompts. "
+            "Lower it, or give more prompts."
+        )
+        raise ConfigError(msg)

@@ -29,6 +29,7 @@ from lightning_opd.models import (
     shard,
 )
 from lightning_opd.modules.non_finite import NonFiniteGuard
+from lightning_opd.modules.schedules import WarmupCosine
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import RolloutBatch
@@ -149,10 +150,10 @@ class StudentModule(L.LightningModule, StudentOwner):
         optimizer = self._optimizer(self.parameter_groups())
         if self._lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = self._lr_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine):
+            scheduler.set_num_steps(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
