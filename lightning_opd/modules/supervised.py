@@ -16,7 +16,8 @@ from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, St
 class SFTModule(StudentModule):
     """Maximise the log-prob of demonstrated responses; for bases, experts, warm starts and controls.
 
-    The loss is the mean over the response tokens of a micro-batch, over all ranks.
+    The loss is the mean over the response tokens of the optimiser step: all its micro-batches on all ranks, so that
+    gradients do not depend on `accumulate_grad_batches`, not even where replies differ in length.
 
     Args:
         student: The model to train.
@@ -32,6 +33,8 @@ class SFTModule(StudentModule):
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         super().__init__(student, optimizer, lr_scheduler)
+        self._first_tokens: Tensor | None = None
+        self._step_tokens = self._step_loss = torch.zeros(())
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the summed negative log-prob (nats) of the responses and their token count."""
@@ -44,13 +47,42 @@ class SFTModule(StudentModule):
         return -logprobs.sum(), mask.sum()
 
     @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._first_tokens = None  # of a run that an exception ended inside a step
+
+    @override
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss, num_tokens = self.compute_loss(batch)
-        mean_tokens = sum_over_ranks(num_tokens.detach().to(loss.dtype)) / self.trainer.world_size
-        loss = loss / mean_tokens.clamp(min=1)
         self.non_finite.note(loss, batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["token_ids"]), sync_dist=True)
-        return loss
+        tokens = sum_over_ranks(num_tokens.detach().to(loss.dtype))
+        if self._first_tokens is None:
+            self._first_tokens = tokens.clamp(min=1)
+            self._step_tokens, self._step_loss = torch.zeros_like(tokens), torch.zeros_like(loss.detach())
+        self._step_tokens = self._step_tokens + tokens
+        self._step_loss = self._step_loss + loss.detach()
+        # later micro-batches are not counted yet: divide by the first one's tokens now, and by all of them at the end
+        mean_tokens = self._first_tokens / self.trainer.world_size
+        if not self._accumulates():
+            mean_loss = self._step_loss / (self._step_tokens.clamp(min=1) / self.trainer.world_size)
+            self.log("train/loss", mean_loss, prog_bar=True, batch_size=len(batch["token_ids"]), sync_dist=True)
+        return loss / mean_tokens * self.trainer.accumulate_grad_batches
+
+    @override
+    def on_after_backward(self) -> None:
+        """Give the gradients of the step's micro-batches their common denominator, before anything reads them."""
+        if self._first_tokens is None or self._accumulates():
+            return
+        factor = self._first_tokens / self._step_tokens.clamp(min=1)
+        self._first_tokens = None
+        if float(factor) != 1.0:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor.to(parameter.grad.dtype))
+
+    def _accumulates(self) -> bool:
+        """Return whether another micro-batch of the optimiser step follows: Lightning's own word on it."""
+        return self.trainer.fit_loop._should_accumulate()
 
     @override
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

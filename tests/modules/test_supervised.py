@@ -13,7 +13,7 @@ from lightning_opd.interfaces import Split
 from lightning_opd.models import Lora, StudentConfig, load_causal_lm
 from lightning_opd.modules import SFTModule
 from lightning_opd.types import Messages
-from tests.world import Letters, Recorder, make_trainer
+from tests.world import Letters, Recorder, largest_difference, make_trainer
 
 
 class Alphabet(Letters):
@@ -79,3 +79,54 @@ def test_training_learns_the_responses(student: dict[str, Any], world: Path, tmp
     losses = [logged["train/loss"] for logged in recorder.logged]
     assert losses[-1] < 0.5 * losses[0]
     assert "val/loss" in trainer.callback_metrics
+
+
+class LongLast(Alphabet):
+    """Every fourth reply is thirty times as long as the others: micro-batches differ in their token count."""
+
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> list[Messages]:
+        return [
+            ({"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "z" * (1 + 30 * (i % 4 == 3))})
+            for i in range(num_examples)
+        ]
+
+
+def gradients(
+    world: Path, folder: Path, batch_size: int, accumulate: int, lr: float = 0.01, **settings: Any
+) -> Recorder:
+    """Return what two optimiser steps of eight examples each saw."""
+    recorder, config = Recorder(), StudentConfig(str(world / "student"), dtype="float64")
+    module = SFTModule(config, lambda parameters: torch.optim.SGD(parameters, lr=lr))
+    data = SFTDataModule(LongLast(), batch_size=batch_size, num_examples=16, seed=0, shuffle=False)
+    settings = {"accumulate_grad_batches": accumulate, "max_steps": 2, **settings}
+    make_trainer(folder, recorder, **settings).fit(module, data)
+    return recorder
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(
+    micro_batch: int, double_world: Path, tmp_path: Path
+) -> None:
+    whole, split = (
+        gradients(double_world, tmp_path, 8, 1),
+        gradients(double_world, tmp_path, micro_batch, 8 // micro_batch),
+    )
+    assert len(whole.gradients) == len(split.gradients) == 2
+    for mine, theirs in zip(whole.gradients, split.gradients, strict=True):
+        assert largest_difference(mine, theirs) < 1e-6
+        assert max(float(g.abs().max()) for g in mine.values()) > 1e-3
+    assert whole.logged[-1]["train/loss"] == pytest.approx(split.logged[-1]["train/loss"], rel=1e-6)
+
+
+def test_a_last_step_of_fewer_micro_batches_has_its_own_denominator(double_world: Path, tmp_path: Path) -> None:
+    """An epoch of four batches of four, three of them to a step: the second step has one."""
+    short = gradients(double_world, tmp_path, 4, 3, lr=0.0)
+    alone = gradients(double_world, tmp_path, 4, 1, lr=0.0, max_steps=4)
+    assert largest_difference(short.gradients[-1], alone.gradients[-1]) < 1e-6
+    assert short.logged[-1]["train/loss"] == pytest.approx(alone.logged[-1]["train/loss"], rel=1e-6)
+
+
+def test_clipping_sees_the_gradients_with_their_denominator(double_world: Path, tmp_path: Path) -> None:
+    whole = gradients(double_world, tmp_path, 8, 1, gradient_clip_val=0.1)
+    split = gradients(double_world, tmp_path, 2, 4, gradient_clip_val=0.1)
+    assert largest_difference(whole.gradients[1], split.gradients[1]) < 1e-6
