@@ -13,10 +13,12 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.divergences import Divergence, ReverseKL
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions, promote
+from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.functional.top_k import TopK, support_statistics, top_k_divergence
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
+from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
@@ -40,6 +42,8 @@ class DistributionMatching(Objective):
             the size of one state per token) or "top_k" (its likeliest tokens, as a server returns
             them; needs `TopK` with teacher support).
         policy_loss: Turns outcome advantages, if a callback adds any, into a loss.
+        off_policy: Weight, in the outcome gradient, of tokens that another policy sampled (a nucleus, another
+            engine); what is matched at a visited state does not depend on who sampled there.
 
     Reference:
         Agarwal et al., On-policy distillation of language models: learning from self-generated mistakes (GKD),
@@ -50,6 +54,7 @@ class DistributionMatching(Objective):
     reduction: Reduction = TokenMean()
     teacher_signal: Literal["hidden_states", "top_k"] = "hidden_states"
     policy_loss: PolicyLoss = Reinforce()
+    off_policy: OffPolicyWeight | None = None
 
     def __post_init__(self) -> None:
         """Refuse anything but a divergence, and one that the teacher's signal cannot serve."""
@@ -91,6 +96,8 @@ class DistributionMatching(Objective):
                 "correct. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
             raise ConfigError(msg)
+        if settings.has_outcome:
+            check_sampling(settings, self.off_policy, "the gradient of the outcome rewards")
         if settings.has_outcome and settings.off_policy_fraction > 0:
             msg = (
                 "Outcome rewards teach through the student's own tokens, but a fraction of the rollout batches is "
@@ -120,8 +127,11 @@ class DistributionMatching(Objective):
         mask = batch.response_mask & batch.aligned_mask
         divergences = self._divergences(batch, student)
         losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
-        if bool(advantages.any()):
-            losses = losses + self.policy_loss(student.logprobs, student.old_logprobs, advantages)
+        weights: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.off_policy is not None or bool(advantages.any()):  # with weights, every rank logs them
+            outcome = self.policy_loss(student.logprobs, student.old_logprobs, advantages)
+            outcome, weights = weighted(outcome, self.off_policy, batch, student)
+            losses = losses + outcome
         loss = self.reduction(losses, batch.response_mask, batch.num_active_tokens, batch.num_trajectories)
         return LossTerms(
             loss,
@@ -129,6 +139,7 @@ class DistributionMatching(Objective):
                 **per_teacher("teacher_kl", divergences, mask, batch),
                 "advantage": mean_over(advantages, batch.response_mask),
                 **self._support_metrics(batch, student),
+                **weights,
             },
         )
 

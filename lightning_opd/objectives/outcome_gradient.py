@@ -10,9 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
+from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
@@ -26,6 +28,8 @@ class OutcomeGradient(Objective):
 
     Args:
         policy_loss: Turns advantages into a loss.
+        off_policy: Weight of tokens that another policy sampled (a nucleus, another engine); null where
+            tokens come from the student's whole distribution.
         reduction: Adds the tokens up.
 
     Reference:
@@ -35,6 +39,7 @@ class OutcomeGradient(Objective):
     """
 
     policy_loss: PolicyLoss = Reinforce()
+    off_policy: OffPolicyWeight | None = None
     reduction: Reduction = TokenMean()
 
     @property
@@ -57,9 +62,11 @@ class OutcomeGradient(Objective):
                 "correct for stale rollouts. Use `policy_loss: PPOClip`, or one update per rollout batch."
             )
             raise ConfigError(msg)
-        if not settings.draws_from_student or settings.off_policy_fraction > 0:
+        check_sampling(settings, self.off_policy, "the gradient of the reward")
+        if settings.off_policy_fraction > 0:
             msg = (
-                "OutcomeGradient needs tokens of the student's whole distribution: `top_p: 1`, no off-policy responses."
+                "OutcomeGradient learns from the student's own tokens only, but a fraction of the rollout batches is "
+                "off-policy. Remove `data.off_policy_responses`."
             )
             raise ConfigError(msg)
 
@@ -78,6 +85,7 @@ class OutcomeGradient(Objective):
             advantages = self.advantages(batch, student)
         logprobs, mask = student.logprobs, batch.response_mask
         losses = self.policy_loss(logprobs, student.old_logprobs, advantages)
+        losses, weights = weighted(losses, self.off_policy, batch, student)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
         metrics = {"entropy": mean_over(student.entropies, mask), "advantage": mean_over(advantages, mask)}
-        return LossTerms(loss, metrics)
+        return LossTerms(loss, {**metrics, **weights})

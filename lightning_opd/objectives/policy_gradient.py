@@ -20,6 +20,7 @@ from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
+from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import against_each_teacher
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
@@ -126,12 +127,7 @@ class PolicyGradient(Objective):
                 "`TruncatedImportance`, or one update per rollout batch."
             )
             raise ConfigError(msg)
-        if not settings.draws_from_student and self.off_policy is None:
-            msg = (
-                "The tokens are not drawn from the student's whole distribution (`top_p` below 1, or another engine), "
-                "which biases every log-ratio. Set `off_policy: TruncatedImportance`, or sample with `top_p: 1`."
-            )
-            raise ConfigError(msg)
+        check_sampling(settings, self.off_policy, "every log-ratio")
         if settings.off_policy_fraction > 0:
             msg = (
                 "A policy gradient learns from the student's own tokens only, but a fraction of the rollout batches is "
@@ -243,12 +239,7 @@ class PolicyGradient(Objective):
             advantages = self.advantages(batch, student)
         logprobs, mask = student.logprobs, batch.response_mask
         losses = self.policy_loss(logprobs, student.old_logprobs, advantages)
-        metrics: dict[str, tuple[Tensor, Tensor]] = {}
-        if self.off_policy is not None:
-            weights = self.off_policy(student.old_logprobs, batch.rollout_logprobs)
-            losses = losses * weights
-            metrics["off_policy_weight"] = mean_over(weights, mask)
-            metrics["engine_gap"] = mean_over((student.old_logprobs - batch.rollout_logprobs).abs(), mask)
+        losses, metrics = weighted(losses, self.off_policy, batch, student)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
         compared = mask & batch.aligned_mask
         raw = batch.teacher_logprobs - logprobs.detach()

@@ -10,10 +10,10 @@ import torch
 
 from lightning_opd.data import OPDDataModule
 from lightning_opd.functional.off_policy import TruncatedImportance
-from lightning_opd.interfaces import Objective, RolloutEngine
-from lightning_opd.models import StudentConfig
+from lightning_opd.interfaces import Objective, OPDCallback, RolloutEngine
+from lightning_opd.models import StudentConfig, load_causal_lm
 from lightning_opd.modules import OPDModule
-from lightning_opd.objectives import DistributionMatching, PolicyGradient
+from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import RolloutBatch, Sample, Sampling
 from tests.world import OBJECTIVES, Recorder, largest_difference, make_data, make_module, make_trainer
@@ -119,9 +119,52 @@ def test_distribution_matching_is_the_expectation_of_the_immediate_policy_gradie
     assert max(float(g.abs().max()) for g in gradients[0].values()) > 0.1
 
 
-def test_distillation_weights_change_the_gradient_but_not_the_denominator(double_world: Path, tmp_path: Path) -> None:
-    from lightning_opd.interfaces import OPDCallback
+class Waves(OPDCallback):
+    """An outcome advantage for every token: its own sine."""
 
+    adds_outcome = True
+
+    def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
+        rollouts.outcome_advantages = wave(rollouts.token_ids[rollouts.response_mask])
+
+
+def wave(token_ids: torch.Tensor) -> torch.Tensor:
+    return token_ids.to(torch.float64).sin()
+
+
+@pytest.mark.parametrize("objective", [OutcomeGradient, DistributionMatching, PolicyGradient], ids=lambda o: o.__name__)
+def test_weighted_outcomes_have_the_gradient_of_the_expected_reward(
+    objective: type[OutcomeGradient], double_world: Path, tmp_path: Path
+) -> None:
+    """By enumeration: another engine generates every token once, and weights make the student's expectation of it."""
+    settings: dict[str, Any] = {
+        "prompts_per_batch": 1,
+        "samples_per_prompt": VOCAB,
+        "sampling": Sampling(max_new_tokens=1),
+    }
+
+    def gradients(*callbacks: OPDCallback) -> Recorder:
+        module = make_module(double_world, objective(off_policy=TruncatedImportance(max_weight=VOCAB)), "float64")
+        recorder = Recorder()
+        trainer = make_trainer(tmp_path, *callbacks, recorder, max_steps=1)
+        trainer.fit(module, make_data(engine=EveryToken(), **settings))
+        return recorder
+
+    recorder = gradients(Waves())
+    prompt = recorder.rollout_batches[0].token_ids[:1, :-1]
+    student = load_causal_lm(str(double_world / "student"), dtype="float64")
+    probabilities = student(prompt).logits[0, -1, :VOCAB].softmax(-1)
+    (-(probabilities * wave(torch.arange(VOCAB))).sum()).backward()
+    got = recorder.gradients[0]
+    if objective is not OutcomeGradient:  # the rest is the teacher's term, which the weights of outcomes do not touch
+        got = {name: g - other for (name, g), other in zip(got.items(), gradients().gradients[0].values(), strict=True)}
+    expected = {f"student.{name}": p.grad for name, p in student.named_parameters() if p.grad is not None}
+    assert largest_difference(got, expected) < 1e-6  # norms are float32
+    assert max(float(g.abs().max()) for g in expected.values()) > 1e-2
+    assert recorder.logged[0]["train/off_policy_weight"] == pytest.approx(1.0, rel=1e-6), "the mean of VOCAB · π"
+
+
+def test_distillation_weights_change_the_gradient_but_not_the_denominator(double_world: Path, tmp_path: Path) -> None:
     class Mask(OPDCallback):
         def on_rollout_end(self, trainer: object, module: object, rollouts: RolloutBatch) -> None:
             rollouts.distill_weights = torch.tensor([1.0, 0.0] * (len(rollouts) // 2), dtype=torch.float64)

@@ -18,7 +18,7 @@ from lightning_opd.objectives import DistributionMatching, OutcomeGradient, Poli
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Sample, Sampling
 from tests.replay import fit
-from tests.world import make_module
+from tests.world import largest_difference, make_module
 
 OFFSET = 0.25
 """Nats by which the engine understates every log-prob."""
@@ -58,7 +58,7 @@ class Approximate(RolloutEngine):
 
 @pytest.mark.parametrize(
     "objective",
-    [PolicyGradient(), PolicyGradient(policy_loss=PPOClip()), OutcomeGradient()],
+    [PolicyGradient(), PolicyGradient(policy_loss=PPOClip()), OutcomeGradient(), DistributionMatching()],
     ids=lambda o: type(o).__name__,
 )
 def test_an_engine_that_is_not_exact_is_refused_where_log_probs_must_be(
@@ -69,6 +69,24 @@ def test_an_engine_that_is_not_exact_is_refused_where_log_probs_must_be(
     with pytest.raises(ValueError, match="whole distribution"):
         fit(tmp_path, make_module(world, objective), OutcomeReward(), data={"engine": engine})
     assert all(event != "generate" for event, _ in engine.events)
+
+
+@pytest.mark.parametrize("objective", [OutcomeGradient, DistributionMatching], ids=lambda o: o.__name__)
+def test_outcomes_are_weighted_by_the_engines_log_probs(
+    objective: type[OutcomeGradient], double_world: Path, tmp_path: Path
+) -> None:
+    """The engine understates every log-prob by as much: the outcome's gradient is larger by one known factor."""
+    data = {"engine": Approximate()}
+    module = make_module(double_world, objective(off_policy=TruncatedImportance()), "float64")
+    recorder = fit(tmp_path, module, OutcomeReward(), data=data)
+    assert recorder.logged[0]["train/engine_gap"] == pytest.approx(OFFSET, abs=1e-6)
+    assert recorder.logged[0]["train/off_policy_weight"] == pytest.approx(math.exp(OFFSET), abs=1e-6)
+    exact = fit(tmp_path, make_module(double_world, objective(), "float64"), OutcomeReward())
+    assert torch.equal(exact.rollout_batches[0].token_ids, recorder.rollout_batches[0].token_ids)
+    if objective is OutcomeGradient:
+        scaled = {name: math.exp(OFFSET) * g for name, g in exact.gradients[0].items()}
+        assert largest_difference(recorder.gradients[0], scaled) < 1e-6
+    assert largest_difference(recorder.gradients[0], exact.gradients[0]) > 1e-4
 
 
 def test_what_is_matched_at_visited_states_takes_any_engine(world: Path, tmp_path: Path) -> None:
