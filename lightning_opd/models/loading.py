@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_opd.errors import MissingFileError
+from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def load_tokenizer(
     chat_template_kwargs: Mapping[str, object] | None = None,
     control_tokens_in_text: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer.
+    """Load a tokenizer; that of the base model for an adapter that lies without one.
 
     Args:
         path: Folder or hub name.
@@ -36,6 +37,15 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    base = adapter_base(path)
+    if base is not None and not (Path(path) / "tokenizer_config.json").is_file():
+        with explain_base(path, base):
+            return load_tokenizer(
+                base,
+                trust_remote_code=trust_remote_code,
+                chat_template_kwargs=chat_template_kwargs,
+                control_tokens_in_text=control_tokens_in_text,
+            )
     with _explain_missing("a tokenizer", path):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if chat_template_kwargs:
@@ -49,13 +59,22 @@ def load_tokenizer(
 def load_causal_lm(
     path: str, *, dtype: str = "float32", attn_implementation: str = "sdpa", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a causal language model from safetensors, in eval mode.
+    """Load a causal language model from safetensors, in eval mode; from an adapter's folder its base with it.
 
     Raises:
         FileNotFoundError: There is nothing to load at `path`.
+        ConfigError: An adapter does not fit its base.
     """
     from transformers import AutoModelForCausalLM
 
+    base = adapter_base(path)
+    if base is not None:
+        with explain_base(path, base):
+            model = load_causal_lm(
+                base, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            )
+        put_adapter(model, path)  # in place
+        return model
     with _explain_missing("a causal language model", path), quiet_files():
         return AutoModelForCausalLM.from_pretrained(
             path,
@@ -73,6 +92,7 @@ def declared_stop_ids(path: str, *, trust_remote_code: bool = False) -> tuple[in
     """
     from transformers import AutoConfig, GenerationConfig
 
+    path = adapter_base(path) or path
     try:
         stops = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:  # no generation_config.json

@@ -1,21 +1,21 @@
-"""The model to train: its settings, how it is built, and how it is exported."""
+"""The model to train: its settings, and how it is built."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.models.loading import load_causal_lm, load_tokenizer, quiet_files
+from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
+from lightning_opd.models.loading import load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class StudentConfig:
     """The model to train: an existing one by `path`, or a new one by `random_init`.
 
     Args:
-        path: Folder or hub name of a Hugging Face causal language model (safetensors).
+        path: Folder or hub name of a Hugging Face causal language model (safetensors), or the folder of a LoRA
+            adapter (adapter_config.json), which is trained further.
         random_init: A transformers configuration as a mapping with `model_type`; the vocabulary
             size defaults to the tokenizer's.
         tokenizer: Folder or hub name of the tokenizer; by default `path`.
@@ -91,6 +92,9 @@ class StudentConfig:
 
 def build_student(student: StudentConfig) -> nn.Module:
     """Load or initialise the student, with its adapter, in train mode."""
+    base = None if student.path is None else adapter_base(student.path)
+    if base is not None:
+        return train_mode(_adapter_to_go_on_with(student, base))
     if student.path is not None:
         model = load_causal_lm(
             student.path,
@@ -108,6 +112,20 @@ def build_student(student: StudentConfig) -> nn.Module:
     if student.lora is None:
         return train_mode(model)
     return train_mode(_with_lora(model, student.lora))
+
+
+def _adapter_to_go_on_with(student: StudentConfig, base: str) -> nn.Module:
+    """Return the base of an adapter's folder with that adapter on it, ready to be trained further."""
+    path = str(student.path)
+    if student.lora is not None:
+        msg = (
+            f"`student.path` `{path}` is an adapter, which is trained further, and `student.lora` asks for another "
+            f"one. Remove `student.lora`, or set `student.path: {base}` to start a new adapter."
+        )
+        raise ConfigError(msg)
+    with explain_base(path, base):
+        model = build_student(dataclasses.replace(student, path=base))
+    return put_adapter(causal_lm(model), path, Lora.adapter_name, is_trainable=True)
 
 
 def train_mode(model: nn.Module) -> nn.Module:
@@ -156,39 +174,3 @@ def causal_lm(student: nn.Module) -> PreTrainedModel:
     from peft import PeftModel
 
     return student.get_base_model() if isinstance(student, PeftModel) else student  # type: ignore[return-value]
-
-
-def export_student(
-    student: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    *,
-    merge: bool = True,
-    weights: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a Hugging Face folder: weights, configuration and tokenizer.
-
-    Args:
-        student: A full model, or one with an adapter.
-        tokenizer: Saved beside the weights.
-        folder: Where to write.
-        merge: Merge an adapter into the weights; False writes the adapter alone.
-        weights: State dict to write instead of the student's own (gathered from shards).
-    """
-    with quiet_files():
-        _save(student, folder, merge=merge, weights=weights)
-    tokenizer.save_pretrained(str(folder))
-
-
-def _save(student: nn.Module, folder: str | Path, *, merge: bool, weights: Mapping[str, Tensor] | None) -> None:
-    import copy
-
-    from peft import PeftModel
-
-    if isinstance(student, PeftModel) and merge:
-        merged = copy.deepcopy(student)
-        if weights is not None:
-            merged.load_state_dict(weights)
-        merged.merge_and_unload().save_pretrained(folder)
-    else:
-        student.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]

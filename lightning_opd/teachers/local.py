@@ -31,7 +31,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
     """A frozen Hugging Face causal language model that shares the student's tokenizer.
 
     Args:
-        path: Folder or hub name of the model (safetensors).
+        path: Folder or hub name of the model (safetensors), or folder of a LoRA adapter, which lies on its base.
         temperature: Divides the teacher's logits; by default the sampling temperature. Another
             value moves the fixed point to z_student = (sampling temperature / this) · z_teacher.
         dtype: Precision of the weights; log-probs are computed in at least float32.

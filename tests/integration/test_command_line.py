@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_opd.models import load_causal_lm
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -60,6 +62,23 @@ def test_the_shipped_trainer_configurations_run(name: str, world: Path, tmp_path
     done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / name / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_adapter_is_exported_after_sharded_training(merge: bool, world: Path, tmp_path: Path) -> None:
+    overlay = str(ROOT / "configs" / "trainer" / "fsdp.yaml")
+    words = command(
+        world, tmp_path / "run", "--config", overlay, "--trainer.max_steps", "2", "--trainer.accelerator=cpu"
+    )
+    config = json.loads((tmp_path / "run" / "fit.yaml").read_text())
+    config["model"]["student"]["lora"] = {"rank": 2}
+    config["trainer"]["callbacks"][1]["init_args"] = {"merge": merge}
+    (tmp_path / "run" / "fit.yaml").write_text(json.dumps(config))
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_causal_lm(str(tmp_path / "run" / "model")).config.model_type == "qwen3"
+    names = {path.name for path in (tmp_path / "run" / "model").iterdir()}
+    assert ("model.safetensors" in names, "adapter_model.safetensors" in names) == (merge, not merge)
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(world: Path, tmp_path: Path) -> None:
