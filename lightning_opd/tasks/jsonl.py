@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -14,12 +12,12 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.interfaces import Split, Task
+from lightning_opd.tasks.answers import AnswerReward, ExactAnswer, NumberAnswer
 from lightning_opd.tasks.splits import in_split, question_key
 from lightning_opd.types import Messages, Prompt
 
-_SIGN = r"(?:(?<![\w.)])-)?"  # a minus after a digit or a bracket subtracts
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-_NUMBER = re.compile(rf"{_SIGN}{_WHOLE}(?:\.\d+)?|{_SIGN}(?<!\d)\.\d+", re.ASCII)
+MATCHES: Mapping[str, AnswerReward] = {"exact": ExactAnswer(), "numeric": NumberAnswer()}
+"""Short names of the two that need no settings."""
 
 
 class Jsonl(Task):
@@ -37,7 +35,7 @@ class Jsonl(Task):
         teacher_field: Column with the teacher's name.
         domain_field: Column under which results are reported; by default the teacher's name.
         match: How a reply equals the answer: "exact" compares the stripped texts, "numeric" the
-            reply's last number.
+            reply's last number; or a class: `ChoiceAnswer` (a letter), `MathAnswer` (mathematics).
     """
 
     def __init__(
@@ -47,10 +45,11 @@ class Jsonl(Task):
         test_path: str | None = None,
         teacher_field: str = "teacher",
         domain_field: str | None = None,
-        match: Literal["exact", "numeric"] = "exact",
+        match: AnswerReward | Literal["exact", "numeric"] = "exact",
     ) -> None:
         """Remember the files; they are read and checked at first use."""
-        self.teacher_field, self.domain_field, self.match = teacher_field, domain_field, match
+        self.teacher_field, self.domain_field = teacher_field, domain_field
+        self.match = match if isinstance(match, AnswerReward) else MATCHES[match]
         self._paths: dict[Split, str | None] = {"train": path, "validation": validation_path, "test": test_path}
         self._has_split_files = bool(validation_path or test_path)
         self._read = cache(self._read_file)
@@ -65,11 +64,7 @@ class Jsonl(Task):
     @override
     def reward(self, prompt: Prompt, text: str) -> float:
         answer = prompt.columns.get("answer")
-        if answer is None:
-            return 0.0
-        if self.match == "exact":
-            return float(text.strip() == str(answer).strip())
-        return float(last_number(text) == last_number(str(answer)))
+        return 0.0 if answer is None else float(self.match.matches(text, str(answer)))
 
     @override
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
@@ -96,8 +91,9 @@ class Jsonl(Task):
         row = _row(line, place)
         messages = _messages(row, place)
         answer = row.get("answer")
-        if self.match == "numeric" and answer is not None and last_number(str(answer)) is None:
-            msg = f"{place}: expected a number in `answer`, got {answer!r}. Correct the line, or use `match: exact`."
+        expected = None if answer is None else self.match.expects(str(answer))
+        if expected is not None:
+            msg = f"{place}: expected {expected} in `answer`, got {answer!r}. Correct the line, or use `match: exact`."
             raise ConfigError(msg)
         teacher = row.get(self.teacher_field)
         if not isinstance(teacher, str):
@@ -149,14 +145,3 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
         msg = f"{place}: `messages` must begin with the user or the system, got the assistant first."
         raise ConfigError(msg)
     return tuple(messages)
-
-
-def last_number(text: str) -> Decimal | None:
-    """Return the last number in a text, or None.
-
-    Example:
-        >>> last_number("so 1,200 - 34.50 = 1,165.50.")
-        Decimal('1165.50')
-    """
-    numbers = _NUMBER.findall(text.replace("−", "-"))
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None

@@ -13,7 +13,7 @@ from tests.commands import Cli, Write
 FUNCTIONAL = "lightning_opd.functional"
 
 
-def part(path: str, **init_args: object) -> dict[str, object]:
+def part(path: str, /, **init_args: object) -> dict[str, object]:
     return {"class_path": path, "init_args": init_args}
 
 
@@ -68,6 +68,33 @@ CHOICES: dict[str, dict[str, object]] = {
             "off_policy_responses": {"source": part("lightning_opd.collection.DatasetResponses"), "fraction": 1.0}
         },
     },
+    "answers": {
+        "data": {
+            "task": part(
+                "lightning_opd.tasks.Jsonl",
+                path="rows.jsonl",
+                match=part("lightning_opd.tasks.MathAnswer", seconds=2.0),
+            )
+        },
+        "model": {
+            "objective": part(
+                "lightning_opd.objectives.OutcomeGradient",
+                off_policy=part(f"{FUNCTIONAL}.off_policy.MaskedImportance", low=0.5),
+            )
+        },
+        "trainer": {
+            "callbacks": [
+                part(
+                    "lightning_opd.callbacks.OutcomeReward",
+                    rewards=[
+                        {"function": part("lightning_opd.tasks.ChoiceAnswer", choices="ABCD"), "weight": 0.5},
+                        {"function": part("lightning_opd.tasks.ExactAnswer")},
+                    ],
+                )
+            ]
+        },
+    },
+    "answers_by_name": {"data": {"task": part("lightning_opd.tasks.Jsonl", path="rows.jsonl", match="MathAnswer")}},
     "hints": {
         "model": {
             "teachers": {
