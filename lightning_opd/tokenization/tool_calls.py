@@ -3,33 +3,111 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from typing_extensions import override
 
+from lightning_opd.tokenization.thoughts import split_thoughts
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+_KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
+"""What a call as JSON may hold; another key is an argument in the wrong place, or no call at all."""
+
+_BEGINS_CALL = re.compile(r'\{\s*"(?:name"|function"|type"\s*:\s*"function")')
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call: the tool's name and its arguments."""
+    """One call: the tool's name and its arguments.
+
+    Args:
+        name: Of the tool.
+        arguments: By name.
+        plain: Arguments that the reply gives as plain text, so that only the tool's schema tells their types.
+    """
 
     name: str
     arguments: Mapping[str, object]
+    plain: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 class ToolCallParser(ABC):
     """Finds the calls in a reply; each model family has its own parser."""
 
+    @property
+    def tags(self) -> tuple[str, str] | None:
+        """What opens and closes each call, where both exist."""
+        return None
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Control tokens that belong to calls of this form."""
+        return self.tags or ()
+
     @abstractmethod
     def __call__(self, text: str) -> Sequence[ToolCall | None]:
         """Return the reply's calls in order, None for one that cannot be read; nothing if it makes none."""
 
+    def content(self, text: str) -> str:
+        """Return what a reply with calls says besides them; nothing by default."""
+        return ""
+
 
 @dataclass(frozen=True)
-class TaggedJson(ToolCallParser):
+class TaggedCalls(ToolCallParser):
+    """Calls between tags, whose bodies `read_body` reads.
+
+    Args:
+        open_tag: Begins a call.
+        close_tag: Ends it.
+        is_lenient: Whether a last call that is left open counts as well.
+    """
+
+    open_tag: str = OPEN
+    close_tag: str = CLOSE
+    is_lenient: bool = False
+
+    @abstractmethod
+    def read_body(self, body: str) -> ToolCall | None:
+        """Return the call between two tags, or None if it cannot be read."""
+
+    @override
+    def __call__(self, text: str) -> list[ToolCall | None]:
+        return [self.read_body(body) for body in self.bodies(text)]
+
+    @property
+    @override
+    def tags(self) -> tuple[str, str]:
+        return self.open_tag, self.close_tag
+
+    def bodies(self, text: str) -> list[str]:
+        """Return the text between each pair of tags."""
+        return self._parts(text)[1]
+
+    @override
+    def content(self, text: str) -> str:
+        return "".join(self._parts(text)[0]).strip()
+
+    def _parts(self, text: str) -> tuple[list[str], list[str]]:
+        """Return the text outside of calls and the calls' bodies."""
+        outside, bodies = [], []
+        before, found, rest = text.partition(self.open_tag)
+        outside.append(before)
+        while found:
+            body, is_closed, rest = rest.partition(self.close_tag)
+            if is_closed or self.is_lenient:
+                bodies.append(body)
+            before, found, rest = rest.partition(self.open_tag)
+            outside.append(before)
+        return outside, bodies
+
+
+@dataclass(frozen=True)
+class TaggedJson(TaggedCalls):
     """Calls as `<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes and Qwen.
 
     Args:
@@ -42,56 +120,52 @@ class TaggedJson(ToolCallParser):
         [ToolCall(name='now', arguments={}), None]
     """
 
-    open_tag: str = OPEN
-    close_tag: str = CLOSE
-    is_lenient: bool = False
-
     @override
-    def __call__(self, text: str) -> list[ToolCall | None]:
-        return [parse_tool_call(body) for body in self.bodies(text)]
-
-    def bodies(self, text: str) -> list[str]:
-        """Return the text between each pair of tags."""
-        bodies: list[str] = []
-        _, found, rest = text.partition(self.open_tag)
-        while found:
-            body, is_closed, rest = rest.partition(self.close_tag)
-            if is_closed or self.is_lenient:
-                bodies.append(body)
-            _, found, rest = rest.partition(self.open_tag)
-        return bodies
+    def read_body(self, body: str) -> ToolCall | None:
+        return parse_tool_call(body)
 
 
 @dataclass(frozen=True)
 class BareJson(ToolCallParser):
     """The reply itself is `{"name": …, "parameters": {…}}`, several separated by `;`: Llama 3.
 
+    Other JSON, such as `{"answer": 42}`, is no call.
+
     Args:
-        prefix: What may stand before it.
+        prefix: What may stand before it; nothing but a call stands after it.
 
     Example:
         >>> BareJson()('{"name": "now", "parameters": {}}; {"name": "here", "parameters": {}}')
         [ToolCall(name='now', arguments={}), ToolCall(name='here', arguments={})]
-        >>> BareJson()("It is noon.")
-        []
+        >>> BareJson()("It is noon."), BareJson()('{"answer": 42}')
+        ([], [])
     """
 
     prefix: str = "<|python_tag|>"
 
+    @property
+    @override
+    def markers(self) -> tuple[str, ...]:
+        return (self.prefix,)
+
     @override
     def __call__(self, text: str) -> list[ToolCall | None]:
-        rest = text.strip().removeprefix(self.prefix).strip()
-        if not rest.startswith("{"):
+        rest = text.strip()
+        is_meant = bool(self.prefix) and rest.startswith(self.prefix)
+        rest = rest.removeprefix(self.prefix).strip()
+        if not is_meant and not _BEGINS_CALL.match(rest):
             return []
         calls: list[ToolCall | None] = []
         while rest:
             try:
-                value, end = _DECODER.raw_decode(rest)
+                value, end = DECODER.raw_decode(rest)
             except (ValueError, RecursionError):
                 return [*calls, None]
-            calls.append(_as_call(value, "parameters"))
+            if not calls and not is_meant and not _is_meant_as_call(value):
+                return []
+            calls.append(call_from_json(value))
             rest = rest[end:].lstrip(" \t\r\n;")
-        return calls
+        return calls or [None]
 
 
 def call_bodies(text: str) -> list[str]:
@@ -105,15 +179,19 @@ def parse_tool_call(body: str) -> ToolCall | None:
     A call without arguments may leave them out. A repeated key and NaN are errors.
     """
     try:
-        return _as_call(_DECODER.decode(body), "arguments")
+        return call_from_json(DECODER.decode(body))
     except (ValueError, RecursionError):
         return None
 
 
 def only_call(text: str) -> ToolCall | None:
-    """Return the reply's tool call if it makes exactly one and it is well-formed, else None."""
-    bodies = call_bodies(text)
-    if len(bodies) != 1 or text.count(OPEN) != 1 or text.count(CLOSE) != 1:
+    """Return the reply's tool call if it makes exactly one and it is well-formed, else None.
+
+    Calls inside a thought are none.
+    """
+    _, said = split_thoughts(text)
+    bodies = call_bodies(said)
+    if len(bodies) != 1 or said.count(OPEN) != 1 or said.count(CLOSE) != 1:
         return None
     return parse_tool_call(bodies[0])
 
@@ -124,11 +202,38 @@ def render_tool_call(name: str, arguments: Mapping[str, object]) -> str:
     return f"{OPEN}{call}{CLOSE}"
 
 
-def _as_call(value: object, arguments_key: str) -> ToolCall | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+def call_from_json(value: object) -> ToolCall | None:
+    """Return the call that a JSON value describes, or None.
+
+    Arguments that are not where they belong are never left out: such a call cannot be read. Arguments given as JSON
+    text are read once.
+    """
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value.keys() <= _KEYS:
         return None
-    arguments = value.get(arguments_key, {})
-    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
+    if "arguments" in value and "parameters" in value:
+        return None
+    arguments = arguments_of(value.get("arguments", value.get("parameters", {})))
+    return None if arguments is None else ToolCall(value["name"], arguments)
+
+
+def arguments_of(value: object) -> dict[str, object] | None:
+    """Return a call's arguments as a mapping, from a mapping or from JSON text, or None."""
+    if isinstance(value, str):
+        try:
+            value = DECODER.decode(value)
+        except (ValueError, RecursionError):
+            return None
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _is_meant_as_call(value: object) -> bool:
+    inner = value.get("function") if isinstance(value, dict) else None
+    call = inner if isinstance(inner, dict) else value
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return False
+    return "arguments" in call or "parameters" in call or call.keys() <= _KEYS
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -145,4 +250,5 @@ def _refuse(constant: str) -> object:
     raise ValueError(msg)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse)
+DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse)
+"""Reads JSON strictly."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.tokenization.tool_calls import DECODER, ToolCall
 
 Schema = Mapping[str, object]
 
@@ -18,6 +19,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "null": (type(None),),
 }
+_PYTHON = {"True": True, "False": False, "None": None}
+"""What templates write that show values as Python does."""
 
 
 def function_schema(function: Callable[..., object]) -> Schema:
@@ -57,6 +60,38 @@ def argument_error(schema: Schema, arguments: Mapping[str, object]) -> str | Non
     """
     function = cast("Mapping[str, Schema]", schema["function"])
     return _object_error(function["parameters"], arguments, "")
+
+
+def typed_arguments(schema: Schema, call: ToolCall) -> dict[str, object]:
+    """Return a call's arguments, those given as plain text in the types that the tool takes.
+
+    A text stays a text where the tool takes one, and where it is not of the type that the tool takes.
+
+    Args:
+        schema: Of the tool, as `function_schema` gives it.
+        call: Of the tool.
+
+    Example:
+        >>> takes_x = {"type": "object", "properties": {"x": {"type": "integer"}}}
+        >>> typed_arguments({"function": {"parameters": takes_x}}, ToolCall("f", {"x": "3"}, plain=("x",)))
+        {'x': 3}
+    """
+    function = cast("Mapping[str, Schema]", schema["function"])
+    properties = cast("Mapping[str, Schema]", function["parameters"].get("properties", {}))
+    return {
+        name: _typed(properties[name], value) if name in call.plain and name in properties else value
+        for name, value in call.arguments.items()
+    }
+
+
+def _typed(schema: Schema, value: object) -> object:
+    if not isinstance(value, str) or _error(schema, value, "") is None:
+        return value
+    try:
+        read = _PYTHON[value.strip()] if value.strip() in _PYTHON else DECODER.decode(value)
+    except (ValueError, RecursionError):
+        return value
+    return read if _error(schema, read, "") is None else value
 
 
 def _object_error(schema: Schema, value: Mapping[str, object], where: str) -> str | None:

@@ -1,0 +1,186 @@
+"""How replies of a model are read: its thoughts, its calls, and what it says besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+from typing_extensions import override
+
+from lightning_opd.errors import ConfigError
+from lightning_opd.tokenization.rendering import render
+from lightning_opd.tokenization.thoughts import THINK, Tags, opens_thought, split_thoughts, thought_tags
+from lightning_opd.tokenization.tool_call_forms import (
+    FencedJson,
+    MistralCalls,
+    PythonicCalls,
+    XmlArguments,
+    XmlParameters,
+)
+from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, ToolCall, ToolCallParser, call_from_json
+from lightning_opd.tokenization.tool_schema import typed_arguments
+from lightning_opd.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMS: tuple[ToolCallParser, ...] = (
+    TaggedJson(),
+    XmlParameters(),
+    XmlArguments(),
+    MistralCalls(),
+    FencedJson(),
+    PythonicCalls(),
+    BareJson(),
+)
+"""The forms that are known; a template's own is the one that reads what the template writes."""
+
+UNREADABLE = "unreadable_call"
+"""Name under which a call that cannot be read stands in a chat."""
+
+PROBE = ToolCall("look_up", {"city": "Oslo", "days": 3})
+PROBE_TOOL: Mapping[str, object] = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look it up.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Where."},
+                "days": {"type": "integer", "description": "How many."},
+            },
+            "required": ["city", "days"],
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class ReplyReader:
+    """Reads a model's replies.
+
+    Args:
+        parser: Finds the calls.
+        thoughts: What opens and closes a thought; calls inside one are none.
+    """
+
+    parser: ToolCallParser = TaggedJson()
+    thoughts: Tags = THINK
+
+    def split(self, text: str, prompt: str = "") -> tuple[str, str]:
+        """Return a reply's thoughts and the rest; the prompt's end tells whether it opened a thought already."""
+        return split_thoughts(text, self.thoughts, is_open=opens_thought(prompt, self.thoughts))
+
+    def calls(self, text: str, prompt: str = "") -> Sequence[ToolCall | None]:
+        """Return the calls outside of thoughts in order, None for one that cannot be read."""
+        return self.parser(self.split(text, prompt)[1])
+
+    def content(self, text: str, prompt: str = "") -> str:
+        """Return the thoughts, the one that the prompt opened with its opening tag, and what is said besides calls."""
+        thoughts, said = self.split(text, prompt)
+        opened = self.thoughts[0] + "\n" if opens_thought(prompt, self.thoughts) else ""
+        return opened + thoughts + self.parser.content(said)
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseTemplateCalls(ToolCallParser):
+    """Calls as transformers finds them with the `response_template` that a tokenizer brings along."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @override
+    def __call__(self, text: str) -> list[ToolCall | None]:
+        try:
+            found = self._message(text).get("tool_calls") or []
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return [None]
+        calls = [call_from_json(call) for call in found]
+        return calls if self._has_types() else [call and _in_plain_text(call) for call in calls]
+
+    @override
+    def content(self, text: str) -> str:
+        try:
+            return str(self._message(text).get("content") or "")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return ""
+
+    def _message(self, text: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", self.tokenizer.parse_response(text, prefix=""))
+
+    def _has_types(self) -> bool:
+        fields = cast("Mapping[str, Mapping[str, Mapping[str, object]]]", self.tokenizer.response_template)["fields"]
+        return fields.get("tool_calls", {}).get("content") == "json"
+
+
+def _in_plain_text(call: ToolCall) -> ToolCall:
+    return ToolCall(call.name, call.arguments, tuple(k for k, v in call.arguments.items() if isinstance(v, str)))
+
+
+def reply_reader(tokenizer: PreTrainedTokenizerBase, parser: ToolCallParser | None = None) -> ReplyReader:
+    """Return what reads a model's replies.
+
+    Calls are found by the tokenizer's own `response_template`, where it has one, otherwise by the form in which the
+    chat template writes calls; by JSON between `<tool_call>` tags where it writes none.
+
+    Args:
+        tokenizer: With its chat template.
+        parser: Finds the calls instead.
+    """
+    own = parser or _parser_of(tokenizer, str(tokenizer.chat_template))
+    return ReplyReader(own, thought_tags(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _parser_of(tokenizer: PreTrainedTokenizerBase, _template: str) -> ToolCallParser:
+    if tokenizer.response_template is not None:
+        return ResponseTemplateCalls(tokenizer)
+    text = _rendered_call(tokenizer)
+    _, said = split_thoughts(text, thought_tags(tokenizer))
+    for form in FORMS:
+        calls = form(said)
+        if len(calls) == 1 and calls[0] is not None and calls[0].name == PROBE.name:
+            read = typed_arguments(PROBE_TOOL, calls[0])
+            if read == PROBE.arguments:
+                return form
+    return TaggedJson()
+
+
+def _rendered_call(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a call as the chat template writes it, without control tokens around it; nothing if it refuses."""
+    chat: list[Message] = [{"role": "user", "content": "Where?", "tools": (PROBE_TOOL,)}]
+    try:
+        prompt = render(tokenizer, chat, add_generation_prompt=True)
+        chat.append({"role": "assistant", "content": "", "tool_calls": [as_message_call(PROBE, 0)]})
+        whole = render(tokenizer, chat, add_generation_prompt=False)
+    except ConfigError:
+        return ""
+    text = whole[len(prompt) :] if whole.startswith(prompt) else whole.rpartition("Where?")[2]
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    text = text.strip()
+    for form in FORMS:  # tokens that belong to calls stay
+        special = [token for token in special if token not in form.markers]
+    while any(text.endswith(token) for token in special):
+        text = text[: -max(len(token) for token in special if text.endswith(token))].strip()
+    return text
+
+
+def as_message_call(call: ToolCall | None, number: int, text: str = "") -> dict[str, object]:
+    """Return a call as an entry of a message's `tool_calls`.
+
+    Its id has nine letters and digits, the only form that Mistral's templates take.
+
+    Args:
+        call: The call; None for one that cannot be read.
+        number: Calls of the episode before it.
+        text: Of a reply whose call cannot be read.
+    """
+    name, arguments = (UNREADABLE, {"text": text}) if call is None else (call.name, dict(call.arguments))
+    return {"id": call_id(number), "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def call_id(number: int) -> str:
+    """Return the id of an episode's call."""
+    return f"call{number:05d}"

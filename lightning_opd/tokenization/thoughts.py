@@ -1,0 +1,81 @@
+"""What a reply only thinks, and what it says."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tags = tuple[str, str]
+
+THINK: Tags = ("<think>", "</think>")
+
+KNOWN_TAGS: tuple[Tags, ...] = (
+    THINK,
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|end|>"),
+    ("<thinking>", "</thinking>"),
+)
+"""What opens and closes a thought, by model family."""
+
+
+def thought_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
+    """Return what opens and closes a thought: what the chat template writes, or what are tokens of their own."""
+    template, tokens = str(tokenizer.chat_template or ""), tokenizer.get_added_vocab()
+    for tags in KNOWN_TAGS:
+        if all(tag in template or tag in tokens for tag in tags):
+            return tags
+    return THINK
+
+
+def opens_thought(prompt: str, tags: Tags = THINK) -> bool:
+    r"""Return whether a prompt's text ends inside a thought, so that the reply begins in it.
+
+    Example:
+        >>> opens_thought("<|im_start|>assistant\n<think>\n"), opens_thought("<think>\n\n</think>\n\n")
+        (True, False)
+    """
+    return prompt.rstrip().endswith(tags[0])
+
+
+def split_thoughts(text: str, tags: Tags = THINK, *, is_open: bool = False) -> tuple[str, str]:
+    """Return a reply's thoughts and the rest, both as they stand there.
+
+    What a thought mentions, another opening tag included, belongs to the thought; one that is never closed goes on to
+    the end.
+
+    Args:
+        text: The reply.
+        tags: What opens and closes a thought.
+        is_open: Whether the prompt opened one already.
+
+    Example:
+        >>> split_thoughts("<think>Is <think> a tag?</think>Yes.")
+        ('<think>Is <think> a tag?</think>', 'Yes.')
+        >>> split_thoughts("Perhaps. </think>Yes.", is_open=True)
+        ('Perhaps. </think>', 'Yes.')
+    """
+    open_tag, close_tag = tags
+    thoughts, said, rest = "", "", text
+    while True:
+        if not is_open:
+            before, found, rest = rest.partition(open_tag)
+            said += before
+            if not found:
+                return thoughts, said
+            thoughts += found
+        before, found, rest = rest.partition(close_tag)
+        thoughts += before + found
+        is_open = False
+        if not found:
+            return thoughts, said
+
+
+def count_thoughts(text: str, tags: Tags = THINK, *, is_open: bool = False) -> int | None:
+    """Return how many thoughts a reply closes, or None where tags are not in pairs."""
+    found = ([tags[0]] if is_open else []) + re.findall("|".join(map(re.escape, tags)), text)
+    return len(found) // 2 if found == list(tags) * (len(found) // 2) else None

@@ -1,0 +1,260 @@
+"""Forms of tool calls besides JSON between tags: XML (Qwen3-Coder, GLM), Mistral, DeepSeek, Python."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import warnings
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from lightning_opd.tokenization.tool_calls import (
+    DECODER,
+    TaggedCalls,
+    ToolCall,
+    ToolCallParser,
+    arguments_of,
+    call_from_json,
+)
+
+MAX_CHARACTERS = 20_000
+"""Longest reply that is read as Python."""
+
+BAR, LOW = "\N{FULLWIDTH VERTICAL LINE}", "\N{LOWER ONE EIGHTH BLOCK}"
+"""In DeepSeek's control tokens."""
+
+_CONSTANTS = {"true": True, "false": False, "null": None}
+"""What JSON writes otherwise than Python; some templates mix the two."""
+
+
+@dataclass(frozen=True)
+class XmlParameters(TaggedCalls):
+    r"""Calls as `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder.
+
+    Example:
+        >>> XmlParameters()("<tool_call><function=now>\n<parameter=zone>\nUTC\n</parameter>\n</function></tool_call>")
+        [ToolCall(name='now', arguments={'zone': 'UTC'})]
+    """
+
+    @override
+    def read_body(self, body: str) -> ToolCall | None:
+        found = re.match(r"\s*<function=([^<>\n]+)>", body)
+        inner, is_closed, after = body[found.end() :].rpartition("</function>") if found else ("", "", "")
+        if found is None or not is_closed or after.strip():
+            return None
+        pairs: list[tuple[str, str]] = []
+        rest = inner.strip()
+        while rest:
+            key, has_key, after_key = rest.partition(">")
+            value, has_value, rest = after_key.partition("</parameter>")
+            is_whole = key.startswith("<parameter=") and has_key and has_value
+            if not is_whole or "<parameter=" in value:  # the latter: one before it is not closed
+                return None
+            pairs.append((key.removeprefix("<parameter=").strip(), value.removeprefix("\n").removesuffix("\n")))
+            rest = rest.lstrip()
+        return _plain_call(found[1].strip(), pairs)
+
+
+@dataclass(frozen=True)
+class XmlArguments(TaggedCalls):
+    r"""Calls as `<tool_call>name <arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`: GLM.
+
+    Example:
+        >>> XmlArguments()("<tool_call>now\n<arg_key>zone</arg_key>\n<arg_value>UTC</arg_value>\n</tool_call>")
+        [ToolCall(name='now', arguments={'zone': 'UTC'})]
+    """
+
+    @override
+    def read_body(self, body: str) -> ToolCall | None:
+        name, has_arguments, rest = body.partition("<arg_key>")
+        name, rest = name.strip(), has_arguments + rest
+        if not name or not re.fullmatch(r"[^\s<>{}]+", name):
+            return None
+        pairs: list[tuple[str, str]] = []
+        while rest.strip():
+            opened, key, closed, rest = _element(rest, "arg_key")
+            value_opened, value, value_closed, rest = _element(rest, "arg_value")
+            is_whole = opened and closed and value_opened and value_closed
+            if not is_whole or "<arg_" in key + value:  # the latter: one before it is not closed
+                return None
+            pairs.append((key.strip(), value))
+        return _plain_call(name, pairs)
+
+
+def _element(text: str, tag: str) -> tuple[bool, str, bool, str]:
+    """Return whether a text begins with an element, its content, whether it ends, and the rest."""
+    text = text.lstrip()
+    content, is_closed, rest = text.removeprefix(f"<{tag}>").partition(f"</{tag}>")
+    return text.startswith(f"<{tag}>"), content, bool(is_closed), rest
+
+
+def _plain_call(name: str, pairs: list[tuple[str, str]]) -> ToolCall | None:
+    arguments: dict[str, object] = dict(pairs)
+    return ToolCall(name, arguments, tuple(arguments)) if len(arguments) == len(pairs) else None
+
+
+@dataclass(frozen=True)
+class FencedJson(TaggedCalls):
+    """A tool's name and its arguments as JSON, in a fence or not: DeepSeek."""
+
+    open_tag: str = f"<{BAR}tool{LOW}call{LOW}begin{BAR}>"
+    close_tag: str = f"<{BAR}tool{LOW}call{LOW}end{BAR}>"
+    separator: str = f"<{BAR}tool{LOW}sep{BAR}>"
+    around: tuple[str, str] = (f"<{BAR}tool{LOW}calls{LOW}begin{BAR}>", f"<{BAR}tool{LOW}calls{LOW}end{BAR}>")
+
+    @property
+    @override
+    def markers(self) -> tuple[str, ...]:
+        return (*self.tags, self.separator, *self.around)
+
+    @override
+    def read_body(self, body: str) -> ToolCall | None:
+        before, found, after = body.partition(self.separator)
+        fenced = re.fullmatch(r"\s*(\S+)\s*```(?:json)?\s*(.*?)\s*```\s*", after, flags=re.DOTALL)
+        name, arguments = (fenced[1], fenced[2]) if fenced else (before.strip(), after.strip())
+        read = arguments_of(arguments) if found and name else None
+        return None if read is None else ToolCall(name, read)
+
+    @override
+    def content(self, text: str) -> str:
+        said = super().content(text)
+        for marker in self.around:
+            said = said.replace(marker, "")
+        return said.strip()
+
+
+@dataclass(frozen=True)
+class MistralCalls(ToolCallParser):
+    """Calls as `[TOOL_CALLS][{"name": …, "arguments": {…}}]` or `[TOOL_CALLS]name[ARGS]{…}`.
+
+    Example:
+        >>> MistralCalls()('[TOOL_CALLS]now[ARGS]{"zone": "UTC"}') == MistralCalls()(
+        ...     '[TOOL_CALLS] [{"name": "now", "arguments": {"zone": "UTC"}, "id": "call00000"}]'
+        ... )
+        True
+    """
+
+    marker: str = "[TOOL_CALLS]"
+
+    @property
+    @override
+    def markers(self) -> tuple[str, ...]:
+        return self.marker, "[ARGS]", "[CALL_ID]"
+
+    @override
+    def __call__(self, text: str) -> list[ToolCall | None]:
+        return [call for part in text.split(self.marker)[1:] for call in self._calls(part.strip())]
+
+    @override
+    def content(self, text: str) -> str:
+        return text.partition(self.marker)[0].strip()
+
+    def _calls(self, part: str) -> list[ToolCall | None]:
+        named = re.match(r"([\w.-]+)(?:\[CALL_ID\]\w+)?\s*(?:\[ARGS\]\s*)?(?=\{)", part)
+        try:
+            value, end = DECODER.raw_decode(part[named.end() :] if named else part)
+        except (ValueError, RecursionError):
+            return [None]
+        if part[(named.end() if named else 0) + end :].strip():
+            return [None]  # something stands after the arguments
+        if named:
+            arguments = arguments_of(value)
+            return [None if arguments is None else ToolCall(named[1], arguments)]
+        return (
+            [call_from_json(call) for call in value] if isinstance(value, list) and value else [call_from_json(value)]
+        )
+
+
+@dataclass(frozen=True)
+class PythonicCalls(ToolCallParser):
+    """Calls as a Python list, `[now(zone="UTC"), here()]`: Llama 4, LFM2 and others. Nothing is run to read them.
+
+    Args:
+        tag_pairs: What may stand around the list; without it the reply must be nothing else.
+
+    Example:
+        >>> PythonicCalls()('[now(zone="UTC"), here()]')
+        [ToolCall(name='now', arguments={'zone': 'UTC'}), ToolCall(name='here', arguments={})]
+        >>> PythonicCalls()("[1, 2]"), PythonicCalls()("[now(1)]")
+        ([], [None])
+    """
+
+    tag_pairs: tuple[tuple[str, str], ...] = (
+        ("<|tool_call_start|>", "<|tool_call_end|>"),
+        ("<|python_start|>", "<|python_end|>"),
+    )
+
+    @property
+    @override
+    def markers(self) -> tuple[str, ...]:
+        return tuple(tag for tags in self.tag_pairs for tag in tags)
+
+    @override
+    def __call__(self, text: str) -> list[ToolCall | None]:
+        for open_tag, close_tag in self.tag_pairs:
+            _, found, rest = text.partition(open_tag)
+            if found:
+                return _python_calls(rest.partition(close_tag)[0].strip()) or [None]
+        return _python_calls(text.strip()) if text.strip().startswith("[") else []
+
+    @override
+    def content(self, text: str) -> str:
+        for open_tag, close_tag in self.tag_pairs:
+            before, found, rest = text.partition(open_tag)
+            if found:
+                return (before + rest.partition(close_tag)[2]).strip()
+        return ""
+
+
+def _python_calls(text: str) -> list[ToolCall | None]:
+    """Return the calls of a list of them; nothing for any other text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's warnings about the style of arbitrary text
+            tree = ast.parse(text[:MAX_CHARACTERS], mode="eval").body if len(text) <= MAX_CHARACTERS else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = None
+    if tree is None:
+        return [None] if re.match(r"\[\s*[A-Za-z_][\w.]*\(\s*(?:\w+\s*=|\)\s*[,\]])", text) else []
+    nodes = tree.elts if isinstance(tree, ast.List) else [tree]
+    if not nodes or not all(isinstance(node, ast.Call) for node in nodes):
+        return []
+    return [_python_call(node) for node in nodes if isinstance(node, ast.Call)]
+
+
+def _python_call(node: ast.Call) -> ToolCall | None:
+    name = ast.unparse(node.func) if isinstance(node.func, ast.Name | ast.Attribute) else ""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or node.args or any(k.arg is None for k in node.keywords):
+        return None
+    try:
+        arguments: dict[str, object] = {str(k.arg): _literal(k.value) for k in node.keywords}
+    except (ValueError, RecursionError):
+        return None
+    return ToolCall(name, arguments) if len(arguments) == len(node.keywords) else None
+
+
+def _literal(node: ast.expr) -> object:
+    """Return the value of a literal that JSON can hold.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    match node:
+        case ast.Constant(value=str() | bool() | int() | None as value):
+            return value
+        case ast.Constant(value=float() as value) if math.isfinite(value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.Name(id=("true" | "false" | "null") as name):
+            return _CONSTANTS[name]
+        case ast.List(elts=elements):
+            return [_literal(element) for element in elements]
+        case ast.Dict(keys=keys, values=values):
+            names = [_literal(key) if key is not None else None for key in keys]
+            if all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
+                return {str(name): _literal(value) for name, value in zip(names, values, strict=True)}
+    msg = f"{type(node).__name__} is no literal of JSON"
+    raise ValueError(msg)
