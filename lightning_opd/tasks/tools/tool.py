@@ -23,6 +23,7 @@ class Tool:
         isolated: Whether a call runs in a forked child that can be killed, whatever it does. False, for
             functions that are bounded by themselves, or keep state, runs it here under an alarm.
         max_characters: Longest answer; the rest is cut.
+        max_memory: Bytes that an isolated call may take besides what this process has (Linux); null for no limit.
 
     Example:
         >>> def double(x: int) -> int:
@@ -43,6 +44,7 @@ class Tool:
         timeout: float = 1.0,
         isolated: bool = True,  # a key in YAML
         max_characters: int = 2000,
+        max_memory: int | None = 1 << 30,
     ) -> None:
         """Check the limits; the schema is made when it is first needed."""
         if timeout <= 0:
@@ -51,7 +53,11 @@ class Tool:
         if max_characters < 1:
             msg = f"`max_characters` must be at least 1, got {max_characters}."
             raise ConfigError(msg)
+        if max_memory is not None and max_memory < 1:
+            msg = f"`max_memory` must be at least 1 byte, or null for no limit, got {max_memory}."
+            raise ConfigError(msg)
         self.function, self.timeout, self.isolated, self.max_characters = function, timeout, isolated, max_characters
+        self.max_memory = max_memory
 
     @property
     def name(self) -> str:
@@ -68,9 +74,15 @@ class Tool:
         wrong = argument_error(self.schema, arguments)
         if wrong:
             return f"error: {wrong}"
-        run = call_in_child if self.isolated else call_in_process
+
+        def run() -> str:
+            return str(self.function(**arguments))
+
         try:
-            answer = run(lambda: str(self.function(**arguments)), self.timeout)
+            if self.isolated:
+                answer = call_in_child(run, self.timeout, self.max_memory)
+            else:
+                answer = call_in_process(run, self.timeout)
         except TimeUp:
             return f"error: no answer within {self.timeout:g} s"
         except Exception as error:  # whatever a tool raises is an answer
