@@ -59,6 +59,11 @@ class SingleTurn(Environment):
     def reset(self) -> Messages:
         return self._prompt.messages
 
+    @property
+    @override
+    def needs_main_thread(self) -> bool:
+        return True  # nothing takes time
+
     @override
     def step(self, reply: Message) -> Messages:
         self._reply = str(reply["content"])

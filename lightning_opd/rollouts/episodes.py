@@ -10,11 +10,15 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task, finite_reward
 from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.rollouts.stepping import step_all
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
 from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+NUM_TOKENS_BEFORE = 32
+"""Tokens before a reply that tell whether it begins inside a thought."""
 
 
 def generate_episodes(
@@ -67,8 +71,10 @@ def generate_episodes(
             sampling,
             None if on_progress is None else lambda n, done=num_done: on_progress(done + n),  # type: ignore[misc]  # mypy knows no defaults
         )
-        for episode, sample in zip(active, samples, strict=True):
-            episode.advance(sample, max_length)
+        replies = [episode.read(sample) for episode, sample in zip(active, samples, strict=True)]
+        answers = step_all([episode.environment for episode in active], replies)
+        for episode, sample, reply, answer in zip(active, samples, replies, answers, strict=True):
+            episode.advance(sample, reply, answer, max_length)
         active, turn = [episode for episode in active if not episode.is_over], turn + 1
     engine.finish()
     return episodes
@@ -107,8 +113,8 @@ class Episode:
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
     ) -> None:
-        self._environment, self._prompt = environment, prompt
-        self._tokenizer, self._sampling, self.seed = tokenizer, sampling, seed
+        self.environment, self._prompt = environment, prompt
+        self.tokenizer, self._sampling, self.seed = tokenizer, sampling, seed
         self._messages: list[Message] = list(messages)
         self.token_ids = list(prompt_ids)
         self._mask = [False] * len(self.token_ids)
@@ -116,19 +122,23 @@ class Episode:
         self._turns: list[Turn] = []
         self.is_over = self._is_truncated = False
 
-    def advance(self, sample: Sample, max_length: int) -> None:
-        """Take a reply, let the environment answer it, and check whether another turn fits."""
-        text = decode_response(self._tokenizer, sample.token_ids, self._sampling.stop_token_ids)
-        start, end = len(self.token_ids), len(self.token_ids) + len(sample.token_ids)
-        before = tuple(self._messages)
-        self._turns.append(Turn(before, start, end, text))
+    def read(self, sample: Sample) -> Message:
+        """Return a reply as the environment reads it."""
+        text = decode_response(self.tokenizer, sample.token_ids, self._sampling.stop_token_ids)
+        end = self.token_ids[-NUM_TOKENS_BEFORE:]
+        prompt = str(self.tokenizer.decode(end, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        start = len(self.token_ids)
+        self._turns.append(Turn(tuple(self._messages), start, start + len(sample.token_ids), text))
+        return self.environment.read(text, prompt, self.tokenizer)
+
+    def advance(self, sample: Sample, reply: Message, answer: Messages, max_length: int) -> None:
+        """Take a reply and the environment's answer to it, and check whether another turn fits."""
+        before = self._turns[-1].messages
         self._append(sample.token_ids, sample.logprobs, is_reply=True)
-        reply = {"role": "assistant", "content": text}
-        answer = self._environment.step(reply)
         self._is_truncated, self.is_over = sample.is_truncated, sample.is_truncated or not answer
         if self.is_over:
             return
-        answer_ids = render_answer(self._tokenizer, before, answer, sample.token_ids[-1])
+        answer_ids = render_answer(self.tokenizer, before, answer, sample.token_ids[-1], reply)
         fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
         if not fits or len(self._turns) == self._sampling.max_turns:
             self._is_truncated = self.is_over = True
@@ -143,7 +153,7 @@ class Episode:
 
     def trajectory(self) -> Trajectory:
         """Return the finished episode, with its reward, not yet checked by format rules."""
-        name = type(self._environment).__name__
+        name = type(self.environment).__name__
         return Trajectory(
             prompt=self._prompt,
             token_ids=tuple(self.token_ids),
@@ -151,7 +161,7 @@ class Episode:
             logprobs=tuple(self._logprobs),
             text="\n".join(turn.text for turn in self._turns),
             is_truncated=self._is_truncated,
-            reward=finite_reward(self._environment.reward(), f"`{name}.reward`", self._prompt.key),
+            reward=finite_reward(self.environment.reward(), f"`{name}.reward`", self._prompt.key),
             turns=tuple(self._turns),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,10 +65,16 @@ class ReplyReader:
     Args:
         parser: Finds the calls.
         thoughts: What opens and closes a thought; calls inside one are none.
+        shows_calls: Whether the chat template writes a message's `tool_calls`.
+        is_known: Whether `parser` reads what the chat template writes; True where it writes no calls.
+        takes_several: Whether the chat template takes several calls in one message.
     """
 
     parser: ToolCallParser = TaggedJson()
     thoughts: Tags = THINK
+    shows_calls: bool = True
+    is_known: bool = True
+    takes_several: bool = True
 
     def split(self, text: str, prompt: str = "") -> tuple[str, str]:
         """Return a reply's thoughts and the rest; the prompt's end tells whether it opened a thought already."""
@@ -129,31 +135,36 @@ def reply_reader(tokenizer: PreTrainedTokenizerBase, parser: ToolCallParser | No
         tokenizer: With its chat template.
         parser: Finds the calls instead.
     """
-    own = parser or _parser_of(tokenizer, str(tokenizer.chat_template))
-    return ReplyReader(own, thought_tags(tokenizer))
+    own = _reader_of(tokenizer, str(tokenizer.chat_template))
+    return own if parser is None else replace(own, parser=parser, is_known=True)
 
 
 @lru_cache(maxsize=16)
-def _parser_of(tokenizer: PreTrainedTokenizerBase, _template: str) -> ToolCallParser:
+def _reader_of(tokenizer: PreTrainedTokenizerBase, _template: str) -> ReplyReader:
+    thoughts = thought_tags(tokenizer)
+    _, said = split_thoughts(_rendered_calls(tokenizer, 1), thoughts)
+    shows_calls = PROBE.name in said
+    takes_several = not shows_calls or PROBE.name in _rendered_calls(tokenizer, 2)
     if tokenizer.response_template is not None:
-        return ResponseTemplateCalls(tokenizer)
-    text = _rendered_call(tokenizer)
-    _, said = split_thoughts(text, thought_tags(tokenizer))
-    for form in FORMS:
+        return ReplyReader(ResponseTemplateCalls(tokenizer), thoughts, shows_calls, takes_several=takes_several)
+    for form in FORMS if shows_calls else ():
         calls = form(said)
-        if len(calls) == 1 and calls[0] is not None and calls[0].name == PROBE.name:
-            read = typed_arguments(PROBE_TOOL, calls[0])
-            if read == PROBE.arguments:
-                return form
-    return TaggedJson()
+        if len(calls) == 1 and calls[0] is not None and _is_probe(calls[0]):
+            return ReplyReader(form, thoughts, takes_several=takes_several)
+    return ReplyReader(TaggedJson(), thoughts, shows_calls, not shows_calls, takes_several)
 
 
-def _rendered_call(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a call as the chat template writes it, without control tokens around it; nothing if it refuses."""
+def _is_probe(call: ToolCall) -> bool:
+    return call.name == PROBE.name and typed_arguments(PROBE_TOOL, call) == PROBE.arguments
+
+
+def _rendered_calls(tokenizer: PreTrainedTokenizerBase, num_calls: int) -> str:
+    """Return calls as the chat template writes them, without control tokens around them; nothing if it refuses."""
     chat: list[Message] = [{"role": "user", "content": "Where?", "tools": (PROBE_TOOL,)}]
+    calls = [as_message_call(PROBE, i) for i in range(num_calls)]
     try:
         prompt = render(tokenizer, chat, add_generation_prompt=True)
-        chat.append({"role": "assistant", "content": "", "tool_calls": [as_message_call(PROBE, 0)]})
+        chat.append({"role": "assistant", "content": "", "tool_calls": calls})
         whole = render(tokenizer, chat, add_generation_prompt=False)
     except ConfigError:
         return ""

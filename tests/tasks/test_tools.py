@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import threading
 import time
 from typing import Any
 
@@ -13,37 +11,13 @@ from hypothesis import strategies as st
 
 from lightning_opd.tasks.tools import Tool, ToolEnvironment, calculate, reverse_text, sort_text
 from lightning_opd.tasks.tools.environment import MAX_CALLS
-from lightning_opd.tasks.tools.limits import MAX_BYTES, TimeUp, call_in_child, call_in_process
-from lightning_opd.tokenization.tool_calls import BareJson, render_tool_call
+from lightning_opd.tokenization.tool_call_forms import XmlParameters
+from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, render_tool_call
+from tests.tasks.test_limits import misbehave
+from tests.tokenization.test_replies import CALLS, tokenizer_with
 
 CALCULATOR, SORT, REVERSE = (Tool(tool, isolated=False) for tool in (calculate, sort_text, reverse_text))
 QUESTION = ({"role": "user", "content": "What is 2+3?"},)
-SLACK = 20.0
-"""Seconds that a busy machine may add to a time-out: a tool that is not stopped takes a minute, or for ever."""
-
-
-def misbehave(how: str) -> str:
-    """Do anything but answer.
-
-    Args:
-        how: In which way.
-    """
-    if how == "loop":
-        while True:
-            pass
-    if how == "sleep":
-        time.sleep(60)
-    if how == "loop in C":
-        return str(sum(range(10**12)))
-    if how == "hold on to everything":
-        while True:
-            with contextlib.suppress(BaseException):
-                time.sleep(60)
-    if how == "exit":
-        raise SystemExit(3)
-    if how == "raise":
-        raise KeyError("no such thing")
-    return "x" * 10**7
 
 
 def calculated(expression: str) -> str:
@@ -120,56 +94,6 @@ def test_the_text_tools_put_words_in_order() -> None:
     assert SORT.call({"text": "a" * 10**6}).startswith("error: the text is longer")
 
 
-@pytest.mark.parametrize("how", ["loop", "sleep", "loop in C", "hold on to everything"])
-def test_a_tool_that_hangs_costs_its_time_out_and_no_more(how: str) -> None:
-    started = time.perf_counter()
-    assert Tool(misbehave, timeout=0.2).call({"how": how}) == "error: no answer within 0.2 s"
-    assert 0.2 <= time.perf_counter() - started < 0.2 + SLACK
-
-
-@pytest.mark.parametrize("how", ["loop", "sleep"])
-def test_an_alarm_interrupts_python_at_no_cost(how: str) -> None:
-    started = time.perf_counter()
-    assert Tool(misbehave, timeout=0.1, isolated=False).call({"how": how}) == "error: no answer within 0.1 s"
-    assert 0.1 <= time.perf_counter() - started < 0.1 + SLACK
-
-
-def test_whatever_else_a_tool_does_is_an_answer() -> None:
-    assert Tool(misbehave, isolated=False).call({"how": "raise"}) == "error: 'no such thing'"
-    assert Tool(misbehave).call({"how": "raise"}) == "error: KeyError: 'no such thing'"
-    assert Tool(misbehave).call({"how": "exit"}) == "error: SystemExit: 3"
-    assert Tool(misbehave, max_characters=7).call({"how": "talk"}) == "x" * 7
-    assert Tool(misbehave).call({}) == "error: `how` is missing"
-    assert len(call_in_child(lambda: "x" * 10**7, 5.0)) < MAX_BYTES + (1 << 17)
-
-
-def test_a_child_changes_nothing_here_and_an_alarm_leaves_no_trace() -> None:
-    import signal
-
-    seen = [0]
-    assert call_in_child(lambda: str(seen.pop()), 5.0) == "0"
-    assert seen == [0]
-    before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(TimeUp):
-        call_in_process(lambda: misbehave("loop"), 0.05)
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-def test_an_alarm_needs_the_main_thread() -> None:
-    answers: list[str] = []
-    thread = threading.Thread(target=lambda: answers.append(calculated("1+1")))
-    thread.start()
-    thread.join()
-    assert "main thread" in answers[0]
-
-
-@pytest.mark.parametrize("wrong", [{"timeout": 0.0}, {"max_characters": 0}])
-def test_limits_must_be_positive(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Tool(calculate, **wrong)
-
-
 def episode(**settings: Any) -> ToolEnvironment:
     tools = (CALCULATOR, SORT, Tool(misbehave, timeout=0.1))
     return ToolEnvironment(QUESTION, tools, lambda reply: float(reply == "5"), **settings)
@@ -202,6 +126,78 @@ def test_the_template_is_given_the_schemas_unless_the_student_knows_them() -> No
     assert episode(shows_tools=False).reset() == QUESTION
 
 
+def test_calls_stand_in_the_chat_as_structures_with_ids() -> None:
+    environment = episode()
+    text = "<think>Add.</think>Let me see. " + render_tool_call("calculate", {"expression": "2+3"})
+    reply = environment.read(text + "<tool_call>what?</tool_call>")
+    function = {"name": "calculate", "arguments": {"expression": "2+3"}}
+    broken = {"name": "unreadable_call", "arguments": {"text": text + "<tool_call>what?</tool_call>"}}
+    assert reply == {
+        "role": "assistant",
+        "content": "<think>Add.</think>Let me see.",
+        "tool_calls": [
+            {"id": "call00000", "type": "function", "function": function},
+            {"id": "call00001", "type": "function", "function": broken},
+        ],
+    }
+    assert environment.step(reply) == [
+        {"role": "tool", "tool_call_id": "call00000", "name": "calculate", "content": "5"},
+        {
+            "role": "tool",
+            "tool_call_id": "call00001",
+            "name": "unreadable_call",
+            "content": "error: the call cannot be read",
+        },
+    ]
+    later = environment.read(render_tool_call("now", {}))
+    assert environment.step(later)[0]["tool_call_id"] == "call00002", "ids go on over the episode"
+    assert environment.read("<think>5?</think>5") == {"role": "assistant", "content": "<think>5?</think>5"}
+
+
+def test_a_call_that_is_only_considered_is_never_run() -> None:
+    call = render_tool_call("calculate", {"expression": "1"})
+    assert said(episode(), f"<think>{call}</think>5") == []
+    assert said(episode(), f"<think>{call}") == []
+    environment = episode()
+    reply = environment.read(f"{call}</think>5", "assistant\n<think>\n", tokenizer_with(CALLS[TaggedJson]))
+    assert environment.step(reply) == []
+    real = environment.read(f"a <tool_call></think>{call}", "<think>\n", tokenizer_with(CALLS[TaggedJson]))
+    assert real["content"] == "<think>\na <tool_call></think>"
+    assert [answer["content"] for answer in environment.step(real)] == ["1"]
+
+
+def test_a_template_of_single_calls_is_given_one_at_a_time() -> None:
+    only_one = "{% if m.tool_calls|length > 1 %}{{ raise_exception('one call at once') }}{% endif %}" + CALLS[BareJson]
+    call = '{"name": "calculate", "parameters": {"expression": "2+3"}}'
+    environment = episode()
+    reply = environment.read(f"{call}; {call}", "", tokenizer_with(only_one))
+    calls: Any = reply["tool_calls"]
+    assert len(calls) == 1
+    assert [a["content"] for a in environment.step(reply)] == ["5\nerror: only the first 1 calls were answered"]
+
+
+def test_a_template_without_calls_shows_the_reply_as_it_is() -> None:
+    environment, text = episode(), "Hm. " + render_tool_call("calculate", {"expression": "2+3"})
+    reply = environment.read(text, "", tokenizer_with(""))
+    assert reply == {"role": "assistant", "content": text}
+    assert [answer["content"] for answer in environment.step(reply)] == ["5"]
+
+
+def test_plain_arguments_take_the_types_of_the_tool() -> None:
+    def double(x: int) -> int:
+        """Double a number.
+
+        Args:
+            x: The number.
+        """
+        return 2 * x
+
+    environment = ToolEnvironment(QUESTION, [Tool(double, isolated=False)], lambda _: 0.0)
+    text = "<tool_call><function=double><parameter=x>21</parameter></function></tool_call>"
+    reply = environment.read(text, "", tokenizer_with(CALLS[XmlParameters]))
+    assert [answer["content"] for answer in environment.step(reply)] == ["42"]
+
+
 def test_a_model_family_brings_its_own_form_of_calls() -> None:
     environment = episode(parser=BareJson())
     assert said(environment, '{"name": "calculate", "parameters": {"expression": "2+3"}}') == ["5"]
@@ -210,7 +206,8 @@ def test_a_model_family_brings_its_own_form_of_calls() -> None:
 
 def test_a_reply_cannot_make_calls_without_end() -> None:
     many = render_tool_call("calculate", {"expression": "1"}) * 1000
-    assert said(episode(), many) == ["1"] * MAX_CALLS + [f"error: only the first {MAX_CALLS} calls were answered"]
+    note = f"1\nerror: only the first {MAX_CALLS} calls were answered"
+    assert said(episode(), many) == ["1"] * (MAX_CALLS - 1) + [note]
 
 
 def adversarial(noise: random.Random) -> str:
@@ -244,8 +241,8 @@ def test_a_thousand_adversarial_replies_neither_crash_nor_escape() -> None:
         answers = said(environment, adversarial(noise))
         longest = max(longest, time.process_time() - begun)
         errors += sum(answer.startswith("error: ") for answer in answers)
-        assert len(answers) <= MAX_CALLS + 1
-        assert all(len(answer) <= 2000 for answer in answers)
+        assert len(answers) <= MAX_CALLS
+        assert all(len(answer) <= 2100 for answer in answers)
         assert environment.reward() == 0.0
     assert errors > 300
     assert longest < 1.5

@@ -5,14 +5,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_opd.tokenization.replies import ReplyReader, ResponseTemplateCalls, call_id, reply_reader
 from lightning_opd.tokenization.tool_call_forms import MistralCalls, PythonicCalls, XmlArguments, XmlParameters
-from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, ToolCall
+from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, ToolCall, ToolCallParser
 from lightning_opd.tokenization.training import train_tokenizer
 from tests.tiny import SPECIAL_TOKENS, TEXTS
 
 TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
 OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 ITEMS = "{% for k, v in c.function.arguments.items() %}"
-CALLS = {
+CALLS: dict[type[ToolCallParser], str] = {
     TaggedJson: "<tool_call>{{ c.function|tojson }}</tool_call>",
     BareJson: '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments|tojson }}}',
     MistralCalls: "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments|tojson }}",
@@ -39,13 +39,20 @@ def tokenizer_with(call: str, lead: str = "") -> PreTrainedTokenizerBase:
 
 
 @pytest.mark.parametrize("form", CALLS)
-def test_the_form_of_calls_is_the_one_that_the_template_writes(form: type) -> None:
+def test_the_form_of_calls_is_the_one_that_the_template_writes(form: type[ToolCallParser]) -> None:
     assert isinstance(reply_reader(tokenizer_with(CALLS[form])).parser, form)
     assert isinstance(reply_reader(tokenizer_with(CALLS[form]), BareJson("[[")).parser, BareJson)
 
 
 def test_a_template_without_calls_is_read_as_json_between_tags() -> None:
-    assert reply_reader(tokenizer_with("")).parser == TaggedJson()
+    reader = reply_reader(tokenizer_with(""))
+    assert (reader.parser, reader.shows_calls, reader.is_known) == (TaggedJson(), False, True)
+
+
+def test_a_form_that_nothing_reads_is_known_as_such() -> None:
+    reader = reply_reader(tokenizer_with("please run {{ c.function.name }}"))
+    assert (reader.shows_calls, reader.is_known) == (True, False)
+    assert reply_reader(tokenizer_with(CALLS[BareJson])).is_known
 
 
 def test_a_tokenizers_own_response_template_comes_first() -> None:
