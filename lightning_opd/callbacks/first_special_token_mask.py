@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import lightning as L  # Lightning's own convention
 from typing_extensions import override
 
@@ -11,10 +9,8 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.functional.special_tokens import first_special_token_mask
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.models import student_owner
+from lightning_opd.tokenization.replies import structure_token_ids
 from lightning_opd.types import RolloutBatch
-
-if TYPE_CHECKING:
-    pass
 
 
 class FirstSpecialTokenMask(OPDCallback):
@@ -28,7 +24,8 @@ class FirstSpecialTokenMask(OPDCallback):
     Logs `train/special_token_masked` (fraction of response tokens).
 
     Args:
-        tokens: Which tokens count as special; by default all of the tokenizer's added ones.
+        tokens: Which tokens count as special; by default the tokenizer's control tokens, and those that open or close
+            thoughts and tool calls. Other added tokens, such as Gemma's line breaks, are text.
 
     Reference:
         Fu et al., Revisiting on-policy distillation: empirical failure modes and simple fixes, arXiv 2603.25562
@@ -47,7 +44,7 @@ class FirstSpecialTokenMask(OPDCallback):
         if unknown:
             msg = f"`tokens` names {unknown}, which are not among the tokenizer's added tokens {sorted(known)}."
             raise ConfigError(msg)
-        ids = [known[token] for token in (known if self.tokens is None else self.tokens)]
+        ids = structure_token_ids(tokenizer) if self.tokens is None else [known[token] for token in self.tokens]
         kept = first_special_token_mask(rollouts.token_ids, rollouts.response_mask, ids)
         rollouts.distill_mask = rollouts.distill_mask & kept
         masked = (rollouts.response_mask & ~kept).sum().double()

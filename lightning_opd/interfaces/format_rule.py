@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from lightning_opd.types import Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class FormatRule(ABC):
@@ -17,6 +21,14 @@ class FormatRule(ABC):
     def name(self) -> str:
         """Name under which violations are counted."""
         return type(self).__name__
+
+    def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> FormatRule:
+        """Return the rule for a student, of the same name; by default the rule itself.
+
+        Args:
+            tokenizer: The student's, whose chat template has its own tags and control tokens.
+        """
+        return self
 
     @abstractmethod
     def is_broken(self, trajectory: Trajectory) -> bool:

@@ -82,7 +82,7 @@ def generate_episodes(
 
 def reward_episodes(episodes: Sequence[Episode], task: Task) -> list[Trajectory]:
     """Return finished episodes with the reward of their environment and the format rules that they break."""
-    rules = task.format_rules()
+    rules = [rule.for_tokenizer(episodes[0].tokenizer) for rule in task.format_rules()] if episodes else []
     return [_apply_format_rules(episode.trajectory(), rules) for episode in episodes]
 
 

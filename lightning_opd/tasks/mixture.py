@@ -7,13 +7,16 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, Split, Task
 from lightning_opd.types import Messages, Prompt, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
 
@@ -91,6 +94,10 @@ class _OwnDomain(FormatRule):
     @override
     def name(self) -> str:
         return self.rule_name
+
+    @override
+    def for_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> FormatRule:
+        return _OwnDomain(self.rule_name, tuple((owner, rule.for_tokenizer(tokenizer)) for owner, rule in self.rules))
 
     @override
     def is_broken(self, trajectory: Trajectory) -> bool:

@@ -23,7 +23,7 @@ from lightning_opd.tasks.format_rules import (
 )
 from lightning_opd.tasks.splits import in_split
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
-from lightning_opd.tokenization.tool_calls import CLOSE, TaggedJson, ToolCall, render_tool_call
+from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, TaggedJson, ToolCall, render_tool_call
 from lightning_opd.types import Message, Messages, Prompt
 
 Harness = Literal["strict", "lenient"]
@@ -91,11 +91,11 @@ class ToolAgent(Task):
         schemas = {tool.name: tool.schema for tool in self.tools()}
         return (
             Truncated(),
-            UnbalancedTags(),
-            UnparsableToolCall(),
-            UnknownTool(tuple(schemas)),
-            WrongArguments(schemas),
-            TextAfterFinalTag(),
+            UnbalancedTags(OPEN, CLOSE),
+            UnparsableToolCall(TaggedJson()),
+            UnknownTool(tuple(schemas), TaggedJson()),
+            WrongArguments(schemas, TaggedJson()),
+            TextAfterFinalTag(CLOSE),
             SpecialTokenInside(),
         )
 

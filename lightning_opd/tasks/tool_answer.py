@@ -22,7 +22,8 @@ from lightning_opd.tasks.format_rules import (
     UnparsableToolCall,
 )
 from lightning_opd.tasks.splits import in_split
-from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, only_call
+from lightning_opd.tokenization.thoughts import THINK
+from lightning_opd.tokenization.tool_calls import CLOSE, OPEN, TaggedJson, only_call
 from lightning_opd.types import Messages, Prompt
 
 Agent = Literal["expert", "sloppy"]
@@ -80,11 +81,11 @@ class ToolAnswer(Task):
     def format_rules(self) -> Sequence[FormatRule]:
         return (
             Truncated(),
-            UnbalancedTags(),
-            UnparsableToolCall(),
-            UnknownTool((self.tool,)),
-            TextAfterFinalTag(),
-            ThinkOnce(),
+            UnbalancedTags(OPEN, CLOSE),
+            UnparsableToolCall(TaggedJson()),
+            UnknownTool((self.tool,), TaggedJson()),
+            TextAfterFinalTag(CLOSE),
+            ThinkOnce(*THINK),
         )
 
     @override

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.tokenization.rendering import render
+from lightning_opd.tokenization.rendering import control_token_ids, render
 from lightning_opd.tokenization.thoughts import THINK, Tags, opens_thought, split_thoughts, thought_tags
 from lightning_opd.tokenization.tool_call_forms import (
     FencedJson,
@@ -195,3 +195,10 @@ def as_message_call(call: ToolCall | None, number: int, text: str = "") -> dict[
 def call_id(number: int) -> str:
     """Return the id of an episode's call."""
     return f"call{number:05d}"
+
+
+def structure_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that are no text: control tokens, and what opens and closes thoughts and calls."""
+    reader, tokens = reply_reader(tokenizer), tokenizer.get_added_vocab()
+    tags = {*THINK, *reader.thoughts, *TaggedJson().markers, *reader.parser.markers}
+    return sorted(control_token_ids(tokenizer) | {tokens[tag] for tag in tags if tag in tokens})

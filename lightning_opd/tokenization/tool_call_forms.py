@@ -106,6 +106,11 @@ class FencedJson(TaggedCalls):
 
     @property
     @override
+    def final_tag(self) -> str:
+        return self.around[1]
+
+    @property
+    @override
     def markers(self) -> tuple[str, ...]:
         return (*self.tags, self.separator, *self.around)
 

@@ -44,6 +44,11 @@ class ToolCallParser(ABC):
         return None
 
     @property
+    def final_tag(self) -> str | None:
+        """What ends the last call of a reply, where such a tag exists."""
+        return None if self.tags is None else self.tags[1]
+
+    @property
     def markers(self) -> tuple[str, ...]:
         """Control tokens that belong to calls of this form."""
         return self.tags or ()

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lightning_opd.tokenization.replies import ReplyReader, ResponseTemplateCalls, call_id, reply_reader
+from lightning_opd.tokenization.replies import (
+    ReplyReader,
+    ResponseTemplateCalls,
+    call_id,
+    reply_reader,
+    structure_token_ids,
+)
 from lightning_opd.tokenization.tool_call_forms import MistralCalls, PythonicCalls, XmlArguments, XmlParameters
 from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, ToolCall, ToolCallParser
 from lightning_opd.tokenization.training import train_tokenizer
@@ -96,3 +102,12 @@ def test_ids_are_nine_letters_and_digits() -> None:
     ids = [call_id(number) for number in (0, 7, 99_999)]
     assert len(set(ids)) == 3
     assert all(len(one) == 9 and one.isalnum() for one in ids)
+
+
+def test_added_tokens_that_are_text_are_no_structure() -> None:
+    tokenizer = tokenizer_with(CALLS[XmlArguments])
+    tokenizer.add_tokens(["\n\n", "    ", "<arg_key>"])  # Gemma adds its line breaks, GLM its tags
+    tokenizer.add_tokens(["<|observation|>"], special_tokens=True)
+    texts = set(tokenizer.convert_ids_to_tokens(structure_token_ids(tokenizer)))
+    assert {"<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "<|observation|>"} <= texts
+    assert not texts & {"\n\n", "    "}
