@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
+from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import batches_per_epoch, check_training
@@ -105,6 +106,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         teachers = self._connected().learner.teachers
         for split in splits if len(teachers) else ():  # without any, an evaluation scores nothing
             teachers.check_routes(self._prompts(split, may_be_empty=split != "train"))
+        for split in splits:
+            check_tool_turns(self.task, self._prompts(split, may_be_empty=split != "train"), self._connected().learner)
 
     @override
     def train_dataloader(self) -> PromptLoader:

@@ -46,7 +46,7 @@ class ToolEnvironment(Environment):
         shows_tools: bool = True,
     ) -> None:
         """Start an episode for one question."""
-        self._messages, self._final_reward, self._parser = messages, final_reward, parser
+        self._messages, self._final_reward, self.parser = messages, final_reward, parser
         self._tools = {tool.name: tool for tool in tools}
         self._shows_tools = shows_tools
         self._final: str | None = None
@@ -69,10 +69,8 @@ class ToolEnvironment(Environment):
 
     @override
     def read(self, text: str, prompt: str = "", tokenizer: PreTrainedTokenizerBase | None = None) -> Message:
-        if tokenizer is None:
-            reader = ReplyReader(self._parser or TaggedJson())
-        else:
-            reader = reply_reader(tokenizer, self._parser)
+        known = ReplyReader(self.parser or TaggedJson())
+        reader = known if tokenizer is None else reply_reader(tokenizer, self.parser)
         calls = reader.calls(text, prompt)
         self._calls = [call and self._typed(call) for call in calls[: MAX_CALLS if reader.takes_several else 1]]
         self._has_more = len(calls) > len(self._calls)

@@ -86,9 +86,12 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
 
     @override
     def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        own = load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
-        self._translator = Translator(tokenizer, own, self.roles)
+        self._translator = Translator(tokenizer, self.own_tokenizer(), self.roles)
         self._batch_scorer = self._scorer_of(self.credit)
+
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the teacher's tokenizer, with the chat template in which it reads chats."""
+        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
 
     def _scorer_of(self, credit: Credit) -> AlignedScorer | TreeScorer:
         """Return what scores batches under a credit."""

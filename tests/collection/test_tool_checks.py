@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from lightning_opd.collection import Learner
+from lightning_opd.collection.tool_checks import check_tool_turns
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Environment, Task
+from lightning_opd.models import StudentConfig
+from lightning_opd.modules import OPDModule
+from lightning_opd.objectives import PolicyGradient
+from lightning_opd.tasks.tools import Tool, ToolEnvironment, calculate
+from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher, TeacherPool
+from lightning_opd.tokenization.tool_calls import BareJson, ToolCallParser
+from lightning_opd.types import Prompt, Split
+from tests.tiny import save_model
+from tests.tokenization.test_replies import CALLS, OPEN, TURN, tokenizer_with
+from tests.world import make_data, make_trainer
+
+SCHEMAS = "{% for tool in tools or [] %}{{ tool|tojson }}{% endfor %}"
+HERMES = CALLS[next(iter(CALLS))]
+
+
+class Calculator(Task):
+    """Questions for a student that may call a calculator."""
+
+    def __init__(self, parser: ToolCallParser | None = None, *, shows_tools: bool = True) -> None:
+        self.parser, self.shows_tools = parser, shows_tools
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        return [Prompt(({"role": "user", "content": "What is 2+3?"},), str(i), "math", "math") for i in range(4)]
+
+    def environment(self, prompt: Prompt) -> Environment:
+        tools = [Tool(calculate, isolated=False)]
+        return ToolEnvironment(prompt.messages, tools, lambda _: 0.0, self.parser, shows_tools=self.shows_tools)
+
+
+def with_template(call: str, schemas: str = SCHEMAS, turn: str = TURN, before: str = "") -> PreTrainedTokenizerBase:
+    tokenizer = tokenizer_with(call)
+    calls = f"{{% for c in m.tool_calls or [] %}}{call}{{% endfor %}}"
+    tokenizer.chat_template = f"{schemas}{before}{{% for m in messages %}}{turn}{calls}<|im_end|>{{% endfor %}}{OPEN}"
+    return tokenizer
+
+
+def check(student: PreTrainedTokenizerBase, task: Task | None = None, **teachers: Any) -> None:
+    learner: Any = Learner(student, (0,), *[lambda: None] * 3, TeacherPool(teachers), PolicyGradient())  # type: ignore[call-arg]  # nothing is loaded
+    task = task or Calculator()
+    check_tool_turns(task, task.prompts("train"), learner)
+
+
+REFUSED = {
+    "refuses a turn with tools.*no tools here": with_template(
+        HERMES, before="{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endfor %}"
+    ),
+    r"does not show the tools \['calculate'\]": with_template(HERMES, schemas=""),
+    "does not show a tool's answer": with_template(HERMES, turn="{{ m.content if m.role != 'tool' }}"),
+    "writes tool calls in a form that is not known": with_template("run {{ c.function.name }}"),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_a_students_template_that_cannot_show_a_tool_turn_is_refused(said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(REFUSED[said])
+
+
+def test_templates_that_show_tool_turns_pass() -> None:
+    for call in CALLS.values():
+        check(with_template(call))
+    check(with_template("", schemas=SCHEMAS), Calculator(shows_tools=False))
+    check(with_template("run {{ c.function.name }}"), Calculator(BareJson()))
+    check(with_template(HERMES, schemas=""), Calculator(shows_tools=False))
+
+
+def test_a_teacher_of_another_family_must_show_the_turn_as_well(tmp_path: Path) -> None:
+    def teacher(name: str, tokenizer: PreTrainedTokenizerBase) -> CrossTokenizerTeacher:
+        tokenizer.save_pretrained(tmp_path / name)
+        return CrossTokenizerTeacher(str(tmp_path / name))
+
+    student = with_template(HERMES)
+    check(student, math=teacher("llama", with_template(CALLS[BareJson])))
+    check(student, other=teacher("blind", with_template("", schemas="")))
+    check(student, math=LocalTeacher(str(tmp_path / "nowhere")))
+    for said, tokenizer in REFUSED.items():
+        if "form" not in said:
+            with pytest.raises(ConfigError, match=f"of teacher `math`.*{said}"):
+                check(student, math=teacher("bad", tokenizer))
+    with pytest.raises(ConfigError, match=r"of teacher `math`.*does not show tool calls"):
+        check(student, math=teacher("no calls", with_template("")))
+    check(with_template(""), math=teacher("no calls", with_template("")))
+
+
+def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    student = save_model(tmp_path / "student", tokenizer=with_template(HERMES, schemas=""))
+    module = OPDModule(StudentConfig(str(student)), {"math": str(tmp_path / "nowhere")}, PolicyGradient())
+    with pytest.raises(ConfigError, match=r"the student .*does not show the tools \['calculate'\]"):
+        make_trainer(tmp_path).fit(module, datamodule=make_data(Calculator()))
+    assert module.student is None
