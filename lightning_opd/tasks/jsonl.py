@@ -14,7 +14,9 @@ from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.interfaces import Split, Task
 from lightning_opd.tasks.answers import AnswerReward, ExactAnswer, NumberAnswer
 from lightning_opd.tasks.splits import in_split, question_key
-from lightning_opd.types import Messages, Prompt
+from lightning_opd.tokenization.rendering import message_error
+from lightning_opd.tokenization.tool_messages import with_tool_calls, with_tools
+from lightning_opd.types import Message, Messages, Prompt
 
 MATCHES: Mapping[str, AnswerReward] = {"exact": ExactAnswer(), "numeric": NumberAnswer()}
 """Short names of the two that need no settings."""
@@ -26,7 +28,8 @@ class Jsonl(Task):
     Without split files the rows are split by a hash of the question: .6 train, .1 validation,
     .3 test. A row without `answer` has reward 0; distillation needs no answer. A row's `response`, or
     the assistant's message at the end of its `messages`, is its demonstration, not a part of the
-    prompt. The prompt keeps all other columns.
+    prompt. A row's `tools` (JSON schemas) are shown by the chat template, and messages may have
+    `tool_calls`. The prompt keeps all other columns.
 
     Args:
         path: The file: all splits, or the training split if one of the other paths is set.
@@ -73,7 +76,11 @@ class Jsonl(Task):
             msg = f"No row of `{self._paths['train']}` ({split}) has a `response` to learn from; add that column."
             raise ConfigError(msg)
         chosen = [rows[i % len(rows)] for i in range(num_examples)]
-        return [(*p.messages, {"role": "assistant", "content": str(p.columns["response"])}) for p in chosen]
+        return [(*p.messages, _reply(p.columns)) for p in chosen]
+
+    @override
+    def demonstration(self, prompt: Prompt) -> str | None:
+        return None if "tool_calls" in prompt.columns else super().demonstration(prompt)  # no text: each template's own
 
     def _read_file(self, path: str) -> list[Prompt]:
         if not Path(path).is_file():
@@ -109,7 +116,9 @@ class Jsonl(Task):
                 raise ConfigError(msg)
             domain = str(row[self.domain_field])
         if messages[-1]["role"] == "assistant":
-            row.setdefault("response", messages[-1]["content"])
+            if "response" not in row:
+                row |= {key: messages[-1][key] for key in ("tool_calls",) if key in messages[-1]}
+                row["response"] = messages[-1]["content"]
             messages = messages[:-1]
         columns = {key: value for key, value in row.items() if key not in ("messages", "prompt")}
         return Prompt(messages, question_key(json.dumps(messages, sort_keys=True)), teacher, domain, columns)
@@ -130,18 +139,32 @@ def _row(line: bytes, place: str) -> dict[str, object]:
 
 
 def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, object], ...]:
-    if isinstance(row.get("prompt"), str):
-        return ({"role": "user", "content": row["prompt"]},)
-    messages = row.get("messages")
+    is_prompt = isinstance(row.get("prompt"), str)
+    messages = [{"role": "user", "content": row["prompt"]}] if is_prompt else row.get("messages")
     if not isinstance(messages, list) or not messages:
         needed = "`prompt` (a text) or `messages` (a list of role and content)"
         msg = f"{place}: expected {needed}, got the columns {sorted(row)}. Add one of them."
         raise ConfigError(msg)
     for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        optional = {"content"} if isinstance(message, dict) and message.get("tool_calls") else set()
+        if not isinstance(message, dict) or not {"role", "content"} - optional <= message.keys():
             msg = f"{place}: every message needs `role` and `content`, got {message!r}."
+            raise ConfigError(msg)
+        error = message_error(message)
+        if error:
+            msg = f"{place}: {error}. Correct the line."
             raise ConfigError(msg)
     if messages[0]["role"] == "assistant":
         msg = f"{place}: `messages` must begin with the user or the system, got the assistant first."
         raise ConfigError(msg)
-    return tuple(messages)
+    try:
+        return with_tools(with_tool_calls(messages), row.get("tools"))
+    except ConfigError as error:
+        msg = f"{place}: {error}"
+        raise ConfigError(msg) from None
+
+
+def _reply(columns: Mapping[str, object]) -> Message:
+    """Return a row's demonstration as a message."""
+    calls = {"tool_calls": columns["tool_calls"]} if "tool_calls" in columns else {}
+    return {"role": "assistant", "content": str(columns["response"]), **calls}

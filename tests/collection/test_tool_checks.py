@@ -48,7 +48,10 @@ def with_template(call: str, schemas: str = SCHEMAS, turn: str = TURN, before: s
 
 
 def check(student: PreTrainedTokenizerBase, task: Task | None = None, **teachers: Any) -> None:
-    learner: Any = Learner(student, (0,), *[lambda: None] * 3, TeacherPool(teachers), PolicyGradient())  # type: ignore[call-arg]  # nothing is loaded
+    def nothing(*_: Any) -> Any:
+        pytest.fail("nothing is loaded for a check")
+
+    learner = Learner(student, (0,), nothing, nothing, nothing, TeacherPool(teachers), PolicyGradient())
     task = task or Calculator()
     check_tool_turns(task, task.prompts("train"), learner)
 

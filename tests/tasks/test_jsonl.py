@@ -9,7 +9,10 @@ import pytest
 
 from lightning_opd.interfaces import Split
 from lightning_opd.tasks import ChoiceAnswer, Jsonl
+from lightning_opd.tokenization.rendering import render
+from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Prompt
+from tests.tokenization.test_replies import tokenizer_with
 
 Write = Callable[..., str]
 
@@ -163,3 +166,57 @@ def test_a_file_without_responses_cannot_demonstrate(write: Write) -> None:
     task = Jsonl(write(*(row(i) for i in range(30))))
     with pytest.raises(ValueError, match="`response`"):
         task.demonstrations("train", 3, seed=0)
+
+
+def test_a_rows_tools_and_calls_reach_the_chat_template(write: Write) -> None:
+    schema = {"type": "function", "function": {"name": "look_up", "description": "Look it up.", "parameters": {}}}
+    call = {"id": "call_0123456789", "type": "function", "function": {"name": "look_up", "arguments": '{"x": 1}'}}
+    chat = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_0123456789", "content": "Here."},
+    ]
+    path = write({"messages": chat, "tools": [schema], "teacher": "math"})
+    [prompt] = all_prompts(Jsonl(path))
+    tokenizer = tokenizer_with("{{ c.function.arguments|tojson }} {{ c.id }}")
+    text = render(tokenizer, prompt.messages, add_generation_prompt=True)
+    assert '{"x": 1} call00000' in text
+    assert prompt.messages[0]["tools"] == [schema]
+    shown = render(train_tokenizer(["a"], vocab_size=260), prompt.messages, add_generation_prompt=True)
+    assert "Look it up." in shown
+    [bare] = all_prompts(Jsonl(write({"messages": chat, "teacher": "math"})))
+    assert bare.key != prompt.key, "with other tools it is another question"
+
+
+def test_calls_at_the_end_of_a_row_are_its_demonstration(write: Write) -> None:
+    call = {"name": "look_up", "arguments": {"x": 1}}
+    chat = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    task = Jsonl("", validation_path=write({"messages": chat, "teacher": "math"}))
+    [[_, reply]] = task.demonstrations("validation", 1, 0)
+    function = {"name": "look_up", "arguments": {"x": 1}}
+    assert reply == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "call00000", "type": "function", "function": function}],
+    }
+    assert task.demonstration(task.prompts("validation")[0]) is None, "its text is each template's own"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"tools": ["look_up"]}, "expected `tools` as a list"),
+        ({"messages": [{"role": "user", "content": 7}]}, "`content` must be a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "only text parts"),
+        (
+            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": ["x"]}]},
+            "a tool call as",
+        ),
+    ],
+)
+def test_what_no_template_can_show_is_named_by_file_and_number(
+    columns: dict[str, Any], said: str, write: Write
+) -> None:
+    wrong = {key: value for key, value in row(1, **columns).items() if key != "prompt" or "messages" not in columns}
+    with pytest.raises(ValueError, match=f"rows.jsonl:2: .*{said}"):
+        Jsonl(write(row(0), wrong)).prompts("train")
