@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_opd.models.adapters import WEIGHTS_FILE
+from lightning_opd.models.finite import check_finite
 from lightning_opd.models.loading import quiet_files
 from lightning_opd.models.student import causal_lm
 
@@ -38,9 +39,13 @@ def export_student(
         merge: Merge an adapter into the weights; False writes the adapter alone, as peft, transformers and vLLM
             load it: adapter_config.json and adapter_model.safetensors.
         weights: State dict to write instead of the student's own (gathered from shards).
+
+    Raises:
+        NonFiniteWeightsError: A weight is NaN or infinite.
     """
     from peft import PeftModel
 
+    check_finite(student.state_dict() if weights is None else weights, f"model `{folder}`")
     with quiet_files():
         if not isinstance(student, PeftModel):
             _save_model(student, folder, weights)  # type: ignore[arg-type]  # a student is a transformers model

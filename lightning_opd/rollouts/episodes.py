@@ -12,6 +12,7 @@ from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.rollouts.stepping import step_all
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
+from lightning_opd.tokenization.turns import check_turns
 from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class Episode:
         self._is_truncated, self.is_over = sample.is_truncated, sample.is_truncated or not answer
         if self.is_over:
             return
+        if len(self._turns) < self._sampling.max_turns:
+            check_turns(self.tokenizer, {**reply, "content": self._turns[-1].text}, answer)
         answer_ids = render_answer(self.tokenizer, before, answer, sample.token_ids[-1], reply)
         fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
         if not fits or len(self._turns) == self._sampling.max_turns:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import GenerationConfig
 
 from lightning_opd.models import (
+    NonFiniteWeightsError,
     Lora,
     StudentConfig,
     build_student,
@@ -91,3 +92,12 @@ def test_weights_from_elsewhere_are_written_instead_of_the_students(tmp_path: Pa
         for file in (tmp_path / "out").iterdir():
             file.unlink()
     assert causal_lm(student) is student
+
+
+def test_a_model_that_is_not_finite_is_not_exported(world: Path, tmp_path: Path) -> None:
+    student = build_student(StudentConfig(str(world / "student")))
+    with torch.no_grad():
+        next(student.parameters())[0, 0] = float("nan")
+    with pytest.raises(NonFiniteWeightsError, match=r"model `.*out` was not written: [12] tensors"):
+        export_student(student, load_tokenizer(str(world / "student")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import FormatRule
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
@@ -22,6 +23,7 @@ from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import Prompt, Sample, Sampling, Trajectory
 from tests.agents import ADVERSARIAL_OUTPUTS, RandomEngine, ScriptedChat, Talk
 from tests.tiny import SPECIAL_TOKENS, TEXTS
+from tests.tokenization.templates import tokenizer_with
 from tests.world import STOPS, Letters, run_episodes
 
 TOKENIZER = train_tokenizer(TEXTS, vocab_size=288, special_tokens=SPECIAL_TOKENS)
@@ -243,3 +245,15 @@ def test_limits_must_be_positive() -> None:
     for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Sampling(**wrong)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_at_the_first_answer() -> None:
+    tokenizer = tokenizer_with("last closer")
+    sampling = Sampling(max_new_tokens=6, stop_token_ids=stop_token_ids(tokenizer))
+    chat = ScriptedChat()
+    with pytest.raises(
+        ConfigError, match=r"otherwise once a message of role.*turn by turn.*`data\.sampling\.max_turns`"
+    ):
+        run_episodes(chat, chat.prompts("train"), RandomEngine(288), tokenizer, seeds(24), sampling, LONG)
+    one = dataclasses.replace(sampling, max_turns=1)
+    assert run_episodes(chat, chat.prompts("train"), RandomEngine(288), tokenizer, seeds(24), one, LONG)
