@@ -10,8 +10,8 @@ from safetensors import safe_open
 from transformers import GenerationConfig
 
 from lightning_opd.models import (
-    NonFiniteWeightsError,
     Lora,
+    NonFiniteWeightsError,
     StudentConfig,
     build_student,
     causal_lm,
