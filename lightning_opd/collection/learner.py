@@ -25,6 +25,7 @@ class Learner:
     Args:
         tokenizer: The student's.
         stop_token_ids: Tokens that end its responses.
+        max_length: Longest sequence in tokens that it has positions for, as its configuration says.
         load_student: Returns the student with its adapter; there from `configure_model` on.
         load_language_model: Returns the student's states and head.
         forward_student: Runs the student over rows, as the training step does.
@@ -36,6 +37,7 @@ class Learner:
 
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: tuple[int, ...]
+    max_length: int
     load_student: Callable[[], nn.Module]
     load_language_model: Callable[[], LanguageModel]
     forward_student: Callable[[RolloutBatch], StudentForward]

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
+from lightning_opd.collection.prompt_checks import LongPrompts, fitting_prompts
 from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
@@ -42,6 +43,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         evaluation: What validation, test and predict run over.
         off_policy_responses: A fraction of rollout batches that a data set or the teachers generate; null for none.
         seed: Of prompt order and noise; by default that of `seed_everything`, or 0.
+        long_prompts: What becomes of a prompt that leaves no room for the reply, decided before any weight is
+            loaded: `error`, `drop`, or `truncate_left` (the beginning of its longest message is left out).
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         evaluation: Evaluation = Evaluation(),  # frozen, hence safe to share
         off_policy_responses: OffPolicyResponses | None = None,
         seed: int | None = None,
+        long_prompts: LongPrompts = "error",
     ) -> None:
         """Check the numbers; prompts are read in `connect`."""
         super().__init__()
@@ -67,6 +71,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
                 raise ConfigError(msg)
         self.engine = engine if engine is not None else InProcessEngine()
         self.off_policy_responses, self.seed = off_policy_responses, seed
+        self.long_prompts: LongPrompts = long_prompts
+        self._fitting: dict[Split, Sequence[Prompt]] = {}
         self._collector: Collector | None = None
         self._micro_batches: list[RolloutBatch] = []
         self._is_restored = False
@@ -103,7 +109,15 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             self._check_prompts(*(["validation"] if trainer.state.fn == "validate" else self.evaluation.splits))
 
     def _check_prompts(self, *splits: Split) -> None:
-        teachers = self._connected().learner.teachers
+        collector, self._fitting = self._connected(), {}
+        teachers, learner = collector.learner.teachers, collector.learner
+        max_length = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
+        for split in splits:
+            prompts = self._prompts(split, may_be_empty=split != "train")
+            self._fitting[split], counts = fitting_prompts(
+                prompts, learner.tokenizer, self.sampling.max_new_tokens, max_length, self.long_prompts
+            )
+            rank_zero_info(f"{split}: {counts}.")
         for split in splits if len(teachers) else ():  # without any, an evaluation scores nothing
             teachers.check_routes(self._prompts(split, may_be_empty=split != "train"))
         for split in splits:
@@ -203,7 +217,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         return self._collector
 
     def _prompts(self, split: Split, *, may_be_empty: bool = False) -> Sequence[Prompt]:
-        prompts = self.task.prompts(split)
+        prompts = self._fitting[split] if split in self._fitting else self.task.prompts(split)
         if not prompts and not may_be_empty:
             msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another."
             raise ConfigError(msg)

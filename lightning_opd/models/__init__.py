@@ -4,7 +4,7 @@ from lightning_opd.models.distributed import any_rank, gather_objects, max_over,
 from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
 from lightning_opd.models.language_model import LanguageModel
-from lightning_opd.models.loading import declared_stop_ids, load_causal_lm, load_tokenizer
+from lightning_opd.models.loading import declared_max_length, declared_stop_ids, load_causal_lm, load_tokenizer
 from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
@@ -19,6 +19,7 @@ __all__ = [
     "build_student",
     "causal_lm",
     "check_finite",
+    "declared_max_length",
     "declared_stop_ids",
     "export_student",
     "gather_objects",

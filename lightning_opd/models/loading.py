@@ -85,6 +85,15 @@ def load_causal_lm(
         )
 
 
+def declared_max_length(path: str, *, trust_remote_code: bool = False) -> int:
+    """Return the longest sequence in tokens that a model has positions for, from its configuration alone."""
+    from transformers import AutoConfig
+
+    with _explain_missing("a causal language model", path):
+        config = AutoConfig.from_pretrained(adapter_base(path) or path, trust_remote_code=trust_remote_code)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+
 def declared_stop_ids(path: str, *, trust_remote_code: bool = False) -> tuple[int, ...]:
     """Return the tokens at which a model says that it stops: one, or several as Llama 3 and Qwen 3 have.
 

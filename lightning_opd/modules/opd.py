@@ -101,6 +101,7 @@ class OPDModule(EvaluationModule):
         return Learner(
             self.tokenizer,
             self.stop_token_ids,
+            self.declared_max_length,
             lambda: self.loaded_student,
             lambda: self.language_model,
             self.forward_student,

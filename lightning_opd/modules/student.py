@@ -24,6 +24,7 @@ from lightning_opd.models import (
     StudentOwner,
     build_student,
     causal_lm,
+    declared_max_length,
     declared_stop_ids,
     load_tokenizer,
     shard,
@@ -90,6 +91,14 @@ class StudentModule(L.LightningModule, StudentOwner):
             return stop_token_ids(self.tokenizer)
         declared = declared_stop_ids(config.path, trust_remote_code=config.trust_remote_code)
         return stop_token_ids(self.tokenizer, declared)
+
+    @property
+    def declared_max_length(self) -> int:
+        """Longest sequence in tokens that the student's configuration has positions for."""
+        config = self.student_config
+        if config.path is None:
+            return int(str((config.random_init or {}).get("max_position_embeddings") or 2**31))
+        return declared_max_length(config.path, trust_remote_code=config.trust_remote_code)
 
     @property
     @override

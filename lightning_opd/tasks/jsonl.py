@@ -15,8 +15,8 @@ from lightning_opd.interfaces import Split, Task
 from lightning_opd.tasks.answers import AnswerReward, ExactAnswer, NumberAnswer
 from lightning_opd.tasks.splits import in_split, question_key
 from lightning_opd.tokenization.rendering import message_error
-from lightning_opd.tokenization.tool_messages import with_tool_calls, with_tools
-from lightning_opd.types import Message, Messages, Prompt
+from lightning_opd.tokenization.tool_messages import with_template_settings, with_tool_calls, with_tools
+from lightning_opd.types import TEMPLATE_SETTINGS, Message, Messages, Prompt
 
 MATCHES: Mapping[str, AnswerReward] = {"exact": ExactAnswer(), "numeric": NumberAnswer()}
 """Short names of the two that need no settings."""
@@ -121,7 +121,7 @@ class Jsonl(Task):
                 row["response"] = messages[-1]["content"]
             messages = messages[:-1]
         columns = {key: value for key, value in row.items() if key not in ("messages", "prompt")}
-        return Prompt(messages, question_key(json.dumps(messages, sort_keys=True)), teacher, domain, columns)
+        return Prompt(messages, question_key(json.dumps(messages, sort_keys=True)), teacher, domain, columns, place)
 
 
 def _row(line: bytes, place: str) -> dict[str, object]:
@@ -158,7 +158,8 @@ def _messages(row: Mapping[str, object], place: str) -> tuple[Mapping[str, objec
         msg = f"{place}: `messages` must begin with the user or the system, got the assistant first."
         raise ConfigError(msg)
     try:
-        return with_tools(with_tool_calls(messages), row.get("tools"))
+        chat = with_tools(with_tool_calls(messages), row.get("tools"))
+        return with_template_settings(chat, row.get(TEMPLATE_SETTINGS))
     except ConfigError as error:
         msg = f"{place}: {error}"
         raise ConfigError(msg) from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.replies import call_id
 from lightning_opd.tokenization.tool_calls import DECODER, arguments_of
-from lightning_opd.types import Message
+from lightning_opd.types import TEMPLATE_SETTINGS, Message
 
 _ID = re.compile(r"[A-Za-z0-9]{9}", re.ASCII)
 """The only form of an id that Mistral's templates take."""
@@ -97,6 +97,24 @@ def with_tools(messages: tuple[Message, ...], tools: object) -> tuple[Message, .
     """
     schemas = [_schema(tool) for tool in _list(tools, "tools")]
     return ({**messages[0], "tools": schemas}, *messages[1:]) if schemas else messages
+
+
+def with_template_settings(messages: tuple[Message, ...], settings: object) -> tuple[Message, ...]:
+    """Return a chat whose first message carries settings of the chat template for this chat alone.
+
+    Args:
+        messages: A chat.
+        settings: Name → value, or None.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    if settings is None:
+        return messages
+    if not isinstance(settings, Mapping):
+        msg = f"expected `{TEMPLATE_SETTINGS}` as a mapping such as {{'enable_thinking': false}}, got {settings!r}."
+        raise ConfigError(msg)
+    return ({**messages[0], TEMPLATE_SETTINGS: settings}, *messages[1:])
 
 
 def _schema(tool: object) -> Mapping[str, object]:

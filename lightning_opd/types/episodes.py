@@ -35,6 +35,7 @@ class Prompt:
         teacher: Name of the teacher that scores this prompt.
         domain: Name under which results are reported.
         columns: Everything else the row carries, for example the right answer.
+        place: Where it comes from, for messages: file and line; empty where there is none.
     """
 
     messages: Messages
@@ -42,6 +43,7 @@ class Prompt:
     teacher: str
     domain: str
     columns: Mapping[str, object] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def check(student: PreTrainedTokenizerBase, task: Task | None = None, **teachers
     def nothing(*_: Any) -> Any:
         pytest.fail("nothing is loaded for a check")
 
-    learner = Learner(student, (0,), nothing, nothing, nothing, TeacherPool(teachers), PolicyGradient())
+    learner = Learner(student, (0,), 512, nothing, nothing, nothing, TeacherPool(teachers), PolicyGradient())
     task = task or Calculator()
     check_tool_turns(task, task.prompts("train"), learner)
 

@@ -22,7 +22,11 @@ CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tok
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
     folder, model = tmp_path_factory.mktemp("self"), str(fetch.smollm2())
     rows = [
-        {"prompt": f"What is the capital of {country}? Answer in one short sentence.", "answer": city, "teacher": "self"}
+        {
+            "prompt": f"What is the capital of {country}? Answer in one short sentence.",
+            "answer": city,
+            "teacher": "self",
+        }
         for country, city in CAPITALS.items()
     ]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

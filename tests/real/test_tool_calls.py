@@ -147,7 +147,7 @@ def test_a_real_template_takes_a_tool_turn_or_is_refused_at_setup(template: str)
     def nothing(*_: Any) -> Any:
         pytest.fail("nothing is loaded for a check")
 
-    learner = Learner(tokenizer, (0,), nothing, nothing, nothing, TeacherPool({}), PolicyGradient())
+    learner = Learner(tokenizer, (0,), 512, nothing, nothing, nothing, TeacherPool({}), PolicyGradient())
     if template in REFUSED:
         with pytest.raises(ConfigError, match=REFUSED[template][1]):
             check_tool_turns(LookUp(), LookUp().prompts("train"), learner)

@@ -220,3 +220,11 @@ def test_what_no_template_can_show_is_named_by_file_and_number(
     wrong = {key: value for key, value in row(1, **columns).items() if key != "prompt" or "messages" not in columns}
     with pytest.raises(ValueError, match=f"rows.jsonl:2: .*{said}"):
         Jsonl(write(row(0), wrong)).prompts("train")
+
+
+def test_a_rows_template_settings_reach_the_template(write: Write) -> None:
+    line = {"prompt": "Hi", "teacher": "math", "chat_template_kwargs": {"enable_thinking": False}}
+    [prompt] = [p for split in ("train", "validation", "test") for p in Jsonl(write(line)).prompts(split)]
+    assert prompt.messages[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    with pytest.raises(ValueError, match=r"expected `chat_template_kwargs` as a mapping.*got 'off'"):
+        Jsonl(write({**line, "chat_template_kwargs": "off"})).prompts("train")
