@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import lightning as L  # Lightning's own convention
@@ -45,6 +46,12 @@ class WeightedReward:
     function: RewardFunction
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse a weight that is no number."""
+        if not math.isfinite(self.weight):
+            msg = f"`weight` of {type(self.function).__name__} must be a finite number, got {self.weight}."
+            raise ConfigError(msg)
+
 
 class OutcomeReward(OPDCallback):
     """Add `coef` · Â_outcome to every response token's advantage.
@@ -81,6 +88,9 @@ class OutcomeReward(OPDCallback):
         for name, value in (("coef", coef), ("final_coef", final_coef or 0.0)):
             if value < 0:
                 msg = f"`{name}` must not be negative, got {value}: it would reward failure."
+                raise ConfigError(msg)
+            if not math.isfinite(value):
+                msg = f"`{name}` must be a finite number, got {value}."
                 raise ConfigError(msg)
         if not 0 < final_from <= 1:
             msg = f"`final_from` is a fraction of training, above 0 and at most 1, got {final_from}."

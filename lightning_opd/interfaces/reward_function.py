@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.types import Trajectory
+
+MAX_REWARD = 1e38
+"""Largest absolute reward: rewards are kept in float32, where more would be infinite."""
 
 
 class RewardFunction(ABC):
@@ -26,12 +30,16 @@ def finite_reward(value: object, source: str, key: str) -> float:
         key: Of the prompt.
 
     Raises:
-        ConfigError: It is None, no number, NaN or infinite.
+        ConfigError: It is None, no number, NaN, or infinite (also only in float32).
     """
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not abs(number) <= MAX_REWARD:
         msg = (
             f"{source} returned the reward {value!r} for the prompt with key `{key}`; expected a finite number. "
             "Return 0.0 where there is nothing to reward."
         )
         raise ConfigError(msg)
-    return float(value)
+    return number

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_opd.callbacks import ExportHuggingFace, FormatErrorMask, OutcomeReward, RolloutTable
-from lightning_opd.interfaces import FormatRule, OPDCallback
+from lightning_opd.callbacks.outcome_reward import WeightedReward
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Environment, FormatRule, OPDCallback, RewardFunction, SingleTurn
 from lightning_opd.models import Lora, load_causal_lm
 from lightning_opd.tasks.format_rules import Truncated
-from lightning_opd.types import RolloutBatch, Trajectory
+from lightning_opd.types import Prompt, RolloutBatch, Trajectory
 from tests.world import Letters, Recorder, largest_difference, make_data, make_module, make_trainer
 
 
@@ -183,3 +186,48 @@ def test_the_trained_student_is_exported(student: dict[str, Any], world: Path, t
 def test_wrong_settings_are_refused(make: Callable[[], OPDCallback]) -> None:
     with pytest.raises(ValueError, match="got"):
         make()
+
+
+@dataclass(frozen=True)
+class Forgetful(RewardFunction):
+    """Returns what it is told to, as a function does that forgets a case."""
+
+    value: object = None
+
+    def __call__(self, trajectory: Trajectory) -> float:
+        return self.value  # type: ignore[return-value]  # what users return by mistake
+
+
+class NoNumber(Letters):
+    """An environment of its own, whose reward is NaN."""
+
+    def environment(self, prompt: Prompt) -> Environment:
+        class Careless(SingleTurn):
+            def reward(self) -> float:
+                return float("nan")
+
+        return Careless(self, prompt)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
+def test_a_reward_function_without_a_number_stops_with_its_name_and_the_rows_key(
+    value: object, world: Path, tmp_path: Path
+) -> None:
+    callback = OutcomeReward(rewards=[WeightedReward(Forgetful(value))])
+    with pytest.raises(ConfigError, match=rf"`Forgetful` returned the reward {value!r} .* key `train\d+`"):
+        make_trainer(tmp_path, callback, max_steps=1).fit(make_module(world), make_data())
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "test"])
+def test_an_environment_without_a_number_stops_training_and_evaluation(run: str, world: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1, limit_val_batches=1)
+    with pytest.raises(ConfigError, match=r"`Careless\.reward` returned the reward nan .* key `"):
+        getattr(trainer, run)(make_module(world), make_data(NoNumber()))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_of_rewards_are_numbers(wrong: float) -> None:
+    with pytest.raises(ConfigError, match="`weight` of Forgetful must be a finite number"):
+        WeightedReward(Forgetful(1.0), wrong)
+    with pytest.raises(ConfigError, match="`coef` must be a finite number"):
+        OutcomeReward(coef=wrong)
