@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_opd.callbacks import HackDetector
-from lightning_opd.callbacks.hack_detector import UNITS, _repeated
+from lightning_opd.callbacks.hack_curve import UNITS
+from lightning_opd.callbacks.hack_detector import _repeated
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RolloutBatch, Sampling
 from tests.world import Letters, Recorder, make_data, make_module, make_trainer
@@ -72,6 +73,58 @@ def test_nothing_else_raises_the_alarm(name: str) -> None:
         assert first_alarm(noisy(CURVES[name], seed)) is None
 
 
+SCALES = {
+    "negative": lambda reward: reward - 1.0,
+    "around zero": lambda reward: 2.0 * reward - 1.0,
+    "large": lambda reward: 1e4 * reward,
+    "small and far from zero": lambda reward: 0.01 * reward - 7.0,
+}
+
+
+def on_scale(curve: Callable[[int], Point], scale: Callable[[float], float], seed: int) -> Iterator[dict[str, float]]:
+    """Sample the observation of a curve whose trajectories have scaled rewards instead of 0 and 1."""
+    low, high = scale(0.0), scale(1.0)
+    for mean, kl in noisy(curve, seed):
+        squared = mean * high**2 + (1 - mean) * low**2
+        yield {**rollouts(scale(mean), kl), "reward_squared": squared, "lowest": low, "highest": high}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_alarm_is_the_same_on_any_scale_of_the_reward(scale: str) -> None:
+    for curve in (collapse, *CURVES.values()):
+        for seed in range(5):
+            plain, scaled = HackDetector(), HackDetector()
+            expected = [plain.observe(rollouts(*values)) for values in noisy(curve, seed)]
+            assert [scaled.observe(values) for values in on_scale(curve, SCALES[scale], seed)] == expected
+            assert any(expected) == (curve is collapse)
+
+
+@pytest.mark.parametrize("reward", [-3.0, 0.0, 0.25])
+def test_rewards_that_are_all_equal_raise_no_alarm(reward: float) -> None:
+    detector = HackDetector(span=2)
+    same = {"reward_squared": reward**2, "lowest": reward, "highest": reward}
+    assert not any(detector.observe({**rollouts(reward, 3.0 - 0.1 * i), **same}) for i in range(20))
+
+
+def test_continuous_rewards_are_compared_by_their_own_spread() -> None:
+    """The same fall of .3 is an alarm where trajectories differ by .1, and none where they differ by 10."""
+    for spread, has_alarm in ((0.1, True), (10.0, False)):
+        detector = HackDetector(span=2)
+        curve = [(-2.0, 3.0)] * 4 + [(-2.3, 1.0)] * 4
+        alarms = [
+            detector.observe(
+                {
+                    **rollouts(mean, kl),
+                    "reward_squared": mean**2 + spread**2,
+                    "lowest": mean - 2 * spread,
+                    "highest": mean + 2 * spread,
+                }
+            )
+            for mean, kl in curve
+        ]
+        assert any(alarms) == has_alarm
+
+
 def test_repeated_ngrams_are_a_fraction() -> None:
     assert _repeated(torch.tensor([1, 2, 3])) == 0
     assert _repeated(torch.arange(50)) == 0
@@ -106,6 +159,31 @@ def test_the_alarm_is_told_and_logged(world: Path, tmp_path: Path) -> None:
     assert [logged["train/hack_alarm"] for logged in recorder.logged] == [0.0] * 4 + [1.0] * 6
     assert {"train/repeated_ngrams", "train/top_token_fraction"} <= recorder.logged[0].keys()
     assert not (tmp_path / "checkpoints").exists()
+
+
+class OneDomain(OPDCallback):
+    """Makes the rewards of one domain fall below zero while its teacher agrees more and more; the other one gains."""
+
+    def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
+        step = trainer.global_step
+        is_math = torch.tensor([t.prompt.domain == "math" for t in rollouts.trajectories])
+        rollouts.rewards = torch.where(is_math, -1.0 if step < 4 else -9.0, 0.0 if step < 4 else 8.0)
+        gap = torch.where(is_math, 2.0 if step < 4 else 0.5, 1.0)[:, None]
+        rollouts.teacher_logprobs = torch.where(rollouts.response_mask, rollouts.rollout_logprobs - gap, 0.0)
+
+
+def test_a_hack_in_one_domain_is_seen_and_named(world: Path, tmp_path: Path) -> None:
+    """Over all prompts the reward stays the same."""
+    detector, recorder = HackDetector(span=2), Recorder()
+    trainer = make_trainer(tmp_path, OneDomain(), detector, recorder, max_steps=8)
+    with pytest.warns(UserWarning, match=r"in the domain `math`\?.* since rollout batch 2: reward -1 → -9,") as caught:
+        trainer.fit(make_module(world), make_data(Letters(24), prompts_per_batch=12))
+    assert len([w for w in caught if "Reward hacking" in str(w.message)]) == 1
+    alarms = [1.0 * (i >= 5) for i in range(8)]
+    assert [logged["train/hack_alarm/math"] for logged in recorder.logged] == alarms
+    assert [logged["train/hack_alarm"] for logged in recorder.logged] == alarms
+    assert [logged["train/hack_alarm/code"] for logged in recorder.logged] == [0.0] * 8
+    assert detector.alarm_batch == 5
 
 
 @pytest.mark.filterwarnings("ignore:Reward hacking")
