@@ -65,6 +65,14 @@ def explain_base(path: str, base: str | None) -> Iterator[None]:
         raise MissingFileError(msg) from None
 
 
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hide that peft reads an attribute which transformers is renaming."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def put_adapter(model: PreTrainedModel, path: str, name: str = "default", *, is_trainable: bool = False) -> PeftModel:
     """Put the adapter of a folder on its base model; the base is frozen.
 
@@ -93,8 +101,7 @@ def put_adapter(model: PreTrainedModel, path: str, name: str = "default", *, is_
         msg = f"Expected the adapter's weights at `{file}`, found none. Save them as safetensors."
         raise MissingFileError(msg)
     config.inference_mode = not is_trainable
-    with warnings.catch_warnings():  # peft reads an attribute that transformers is renaming
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet_peft():
         try:
             adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=is_trainable)
         except ValueError as error:  # none of its target modules

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_opd.models.adapters import WEIGHTS_FILE
+from lightning_opd.models.adapters import WEIGHTS_FILE, quiet_peft
 from lightning_opd.models.finite import check_finite
 from lightning_opd.models.loading import quiet_files
 from lightning_opd.models.student import causal_lm
@@ -75,7 +75,7 @@ def _save_merged(student: PeftModel, folder: str | Path, weights: dict[str, Tens
     model, name = causal_lm(student), student.active_adapter
     fresh, config = _empty(model), copy.copy(student.peft_config[name])
     config.inference_mode = True
-    with torch.device("meta"):
+    with torch.device("meta"), quiet_peft():
         adapted = PeftModelForCausalLM(fresh, config, adapter_name=name, autocast_adapter_dtype=False)
     adapted.load_state_dict(_on_cpu(student, weights), assign=True)
     fresh.tie_weights()  # they were assigned one by one

@@ -75,7 +75,7 @@ class SFTModule(StudentModule):
             return
         factor = self._first_tokens / self._step_tokens.clamp(min=1)
         self._first_tokens = None
-        if float(factor) != 1.0:
+        if self.trainer.accumulate_grad_batches > 1:
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor.to(parameter.grad.dtype))
