@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LongPrompts: TypeAlias = Literal["error", "drop", "truncate_left"]
-"""What becomes of a prompt that leaves no room for the reply."""
+"""What becomes of a prompt that leaves no space for the reply."""
 
 NUM_SHOWN = 3
 
@@ -27,7 +27,7 @@ class PromptCounts:
 
     Args:
         num_prompts: All of them.
-        num_long: Those that leave no room for a reply of `max_new_tokens`.
+        num_long: Those that leave no space for a reply of `max_new_tokens`.
         num_empty: Those whose last message has no words.
         num_repeated: Those that ask what an earlier one asks.
         lengths: Shortest, median and longest prompt in tokens.
@@ -57,7 +57,7 @@ def fitting_prompts(
     max_length: int,
     long_prompts: LongPrompts = "error",
 ) -> tuple[list[Prompt], PromptCounts]:
-    """Return the prompts that leave room for a reply, and counts of all.
+    """Return the prompts that leave space for a reply, and counts of all.
 
     Args:
         prompts: Of one split.
@@ -70,18 +70,18 @@ def fitting_prompts(
     Raises:
         ConfigError: The chat template refuses a prompt, or one is too long; with the file and line.
     """
-    room = max_length - max_new_tokens
+    space = max_length - max_new_tokens
     kept: list[Prompt] = []
     long: list[tuple[Prompt, int]] = []
     lengths: list[int] = []
     for prompt in prompts:
         lengths.append(_length(tokenizer, prompt))
-        if lengths[-1] <= room:
+        if lengths[-1] <= space:
             kept.append(prompt)
             continue
         long.append((prompt, lengths[-1]))
         if long_prompts == "truncate_left":
-            kept.append(_truncated(tokenizer, prompt, room))
+            kept.append(_truncated(tokenizer, prompt, space))
     if long and long_prompts == "error":
         some = "; ".join(f"{_name(prompt)} has {length:,} tokens" for prompt, length in long[:NUM_SHOWN])
         msg = (
@@ -111,7 +111,7 @@ def _length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
         raise ConfigError(msg) from error
 
 
-def _truncated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, room: int) -> Prompt:
+def _truncated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, space: int) -> Prompt:
     """Return the prompt without the beginning of its longest message, as little of it as fits."""
     index = max(range(len(prompt.messages)), key=lambda i: len(_words(prompt.messages[i])))
     words = _words(prompt.messages[index])
@@ -121,12 +121,12 @@ def _truncated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, room: int) ->
         return replace(prompt, messages=(*prompt.messages[:index], message, *prompt.messages[index + 1 :]))
 
     low, high = 0, len(words)
-    if _length(tokenizer, without(high)) > room:
+    if _length(tokenizer, without(high)) > space:
         msg = f"{prompt.place or prompt.key}: too long even without its longest message; `truncate_left` cannot help."
         raise ConfigError(msg)
     while low < high:
         middle = (low + high) // 2
-        if _length(tokenizer, without(middle)) <= room:
+        if _length(tokenizer, without(middle)) <= space:
             high = middle
         else:
             low = middle + 1

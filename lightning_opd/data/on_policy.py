@@ -43,7 +43,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         evaluation: What validation, test and predict run over.
         off_policy_responses: A fraction of rollout batches that a data set or the teachers generate; null for none.
         seed: Of prompt order and noise; by default that of `seed_everything`, or 0.
-        long_prompts: What becomes of a prompt that leaves no room for the reply, decided before any weight is
+        long_prompts: What becomes of a prompt that leaves no space for the reply, decided before any weight is
             loaded: `error`, `drop`, or `truncate_left` (the beginning of its longest message is left out).
     """
 
