@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_opd.functional.logprobs import shift_right
+from lightning_opd.models.output_scaling import explain, probing_states
 from lightning_opd.types import LinearHead
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class LanguageModel:
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
-        """Check with a probe whether logits are `states @ weight.T + bias` and nothing else."""
+        """Check with a probe whether logits are `states @ weight.T + bias`, scaled and capped, and nothing else."""
         import inspect
 
         self.model = model
@@ -34,7 +35,8 @@ class LanguageModel:
         self._keep_one = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
-        self._is_linear = self._probe()
+        self._finish = self._probe()
+        self._is_linear = self._finish is not None
 
     @property
     def max_length(self) -> int:
@@ -48,19 +50,25 @@ class LanguageModel:
         return int(hidden if self._is_linear else rows or self.model.config.vocab_size)
 
     @torch.no_grad()
-    def _probe(self) -> bool:
+    def _probe(self) -> tuple[float, float | None] | None:
+        """Return the head's factor and soft cap, or None where the logits are made in another way."""
         if not isinstance(self._head, nn.Linear):
-            return False
+            return None
         was_training = self.model.training
         self.model.eval()
-        token_ids = torch.arange(1, 5, device=self._head.weight.device).remainder(self.vocab_size)[None]
-        states = self._decoder_states(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
-        logits = self.model(input_ids=token_ids, use_cache=False).logits
-        self.model.train(was_training)
-        if states.shape[:2] != logits.shape[:2]:
-            return False
-        tolerance = 10 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
-        return bool(((self._head(states) - logits).abs() <= tolerance).all())
+        states = probing_states(self._head)
+        token_ids = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+
+        def put(module: nn.Module, arguments: object, output: object) -> None:
+            output[0].copy_(states)  # type: ignore[index]  # the head reads them whatever the layers have made
+
+        handle = self.model.get_decoder().register_forward_hook(put)
+        try:
+            logits = self.model(input_ids=token_ids, use_cache=False).logits
+        finally:
+            handle.remove()
+            self.model.train(was_training)
+        return explain(self._head(states), logits, self.model.config)
 
     def _decoder_states(
         self,
@@ -128,6 +136,8 @@ class LanguageModel:
 
     def head(self) -> LinearHead:
         """Return the output layer; under FSDP valid until the weights are resharded."""
-        if not self._is_linear:
+        if self._finish is None:
             return LinearHead(None, None, self.vocab_size)
-        return LinearHead(self._head.weight, self._head.bias, self.vocab_size)  # type: ignore[union-attr, arg-type]
+        scale, soft_cap = self._finish
+        head: nn.Linear = self._head  # type: ignore[assignment]  # the probe has seen it
+        return LinearHead(head.weight, head.bias, self.vocab_size, scale=scale, soft_cap=soft_cap)

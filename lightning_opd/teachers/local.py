@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Hashable
@@ -220,15 +221,14 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             head = model.head()
             weight = None if head.weight is None else head.weight.detach().clone()
             bias = None if head.bias is None else head.bias.detach().clone()
-            self._gathered_head = LinearHead(weight, bias, head.vocab_size, self.temperature)
+            self._gathered_head = dataclasses.replace(head, weight=weight, bias=bias, temperature=self.temperature)
         model.model.reshard()  # type: ignore[operator]  # fully_shard made it an FSDPModule
 
     @override
     def output_head(self) -> LinearHead | None:
         if self._mesh is not None:
             return self._gathered_head
-        head = self._loaded().head()
-        return LinearHead(head.weight, head.bias, head.vocab_size, self.temperature)
+        return dataclasses.replace(self._loaded().head(), temperature=self.temperature)
 
     @override
     def generator(self) -> torch.nn.Module:

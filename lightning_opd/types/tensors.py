@@ -38,19 +38,29 @@ class LinearHead:
         bias: Output bias `[vocab]`, or None.
         vocab_size: Number of real tokens; padded rows above it are cut before any softmax.
         temperature: Divides this model's logits instead of the batch's temperature, if given.
+        scale: Multiplies the product of states and matrix.
+        soft_cap: Bounds the logits by soft_cap · tanh(logits / soft_cap), if given.
     """
 
     weight: Float[Tensor, "vocab hidden"] | None
     bias: Float[Tensor, " vocab"] | None
     vocab_size: int
     temperature: float | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
 
     def logits(self, states: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape vocab"]:
         """Return the logits of the real vocabulary at each state."""
         if self.weight is None:
             return states[..., : self.vocab_size]
         bias = None if self.bias is None else self.bias[: self.vocab_size]
-        return torch.nn.functional.linear(states, self.weight[: self.vocab_size], bias)
+        return self.finish(torch.nn.functional.linear(states, self.weight[: self.vocab_size], bias))
+
+    def finish(self, products: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
+        """Return the logits made of the products of states and matrix: scaled, then capped, in their own dtype."""
+        if self.scale != 1:
+            products = products * self.scale
+        return products if self.soft_cap is None else torch.tanh(products / self.soft_cap) * self.soft_cap
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,27 +19,39 @@ from lightning_opd.models import (
 )
 from tests.tiny import model_config
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "llama": {"tie_word_embeddings": False},
     "gemma2": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16},
     "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 6.0},
     "gpt2": {},
 }
+FINISHES: dict[str, tuple[float, float | None]] = {
+    "gemma2": (1.0, 3.0),
+    "cohere": (0.3, None),
+    "granite": (1 / 6, None),
+}
+
+
+def tiny_family(family: str, dtype: torch.dtype, **changes: Any) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {**model_config(64, **FAMILIES[family]), "model_type": family, **changes}
+    settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if family == "gpt2":
+        settings = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "model_type": "gpt2"}
+        settings |= {"bos_token_id": 1, "eos_token_id": 2}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_and_head_reproduce_any_models_own_logits(family: str) -> None:
     """Also for models that cap or scale their logits after the output matrix."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = {**model_config(64, **FAMILIES[family]), "model_type": family}
-    settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    if family == "gpt2":
-        settings = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "model_type": "gpt2"}
-        settings |= {"bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(**settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    model = tiny_family(family, torch.float64)
     wrapped = LanguageModel(model, vocab_size=60)
     token_ids = torch.randint(0, 60, (3, 9))
     attention_mask = torch.ones_like(token_ids, dtype=torch.bool)
@@ -47,7 +59,45 @@ def test_states_and_head_reproduce_any_models_own_logits(family: str) -> None:
     got = wrapped.head().logits(wrapped.states(token_ids, attention_mask))
     assert got.shape[-1] == 60
     assert torch.allclose(got[:, 1:], expected[:, 1:], atol=1e-10)
-    assert wrapped._is_linear == (family not in ("gemma2", "cohere"))
+    assert (wrapped.head().scale, wrapped.head().soft_cap) == FINISHES.get(family, PLAIN)
+    assert wrapped.width == 32, "the states are hidden states, not whole logits"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_models_factor_and_soft_cap_are_found_in_bfloat16(family: str) -> None:
+    """Where its own logits are too small for the cap to show."""
+    changes = {"final_logit_softcapping": 30.0} if family == "gemma2" else {}
+    model = tiny_family(family, torch.bfloat16, **changes)
+    wrapped, token_ids = LanguageModel(model, 64), torch.randint(0, 64, (3, 9))
+    expected = (1.0, 30.0) if family == "gemma2" else FINISHES.get(family, PLAIN)
+    assert (wrapped.head().scale, wrapped.head().soft_cap) == expected
+    got = wrapped.head().logits(wrapped.states(token_ids, torch.ones_like(token_ids, dtype=torch.bool)))
+    largest = (got[:, 1:] - model(token_ids).logits[:, :-1]).abs().max()
+    assert largest <= 2 * torch.finfo(torch.bfloat16).eps * got.abs().max()
+
+
+def test_logits_made_in_an_unknown_way_are_kept_whole() -> None:
+    from transformers.models.qwen3 import Qwen3ForCausalLM
+
+    class Bent(Qwen3ForCausalLM):
+        def forward(self, **arguments: Any) -> Any:
+            output = super().forward(**arguments)
+            output.logits = output.logits + 0.1 * output.logits.sin()
+            return output
+
+    model = Bent(tiny_family("qwen3", torch.float64).config).double().eval()
+    wrapped, token_ids = LanguageModel(model, 64), torch.randint(0, 64, (3, 9))
+    assert wrapped.head().weight is None
+    got = wrapped.head().logits(wrapped.states(token_ids, torch.ones_like(token_ids, dtype=torch.bool)))
+    assert torch.equal(got[:, 1:], model(input_ids=token_ids).logits[:, :-1])
+
+
+def test_the_probe_leaves_mode_and_random_state_alone() -> None:
+    model = tiny_family("gemma2", torch.float32).train()
+    before = torch.get_rng_state()
+    LanguageModel(model, 64)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_lora_trains_the_adapter_only_and_starts_as_the_base(tiny_model_dir: Path) -> None:
