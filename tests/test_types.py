@@ -37,8 +37,8 @@ def test_a_scaled_and_capped_head_has_the_dense_values_and_gradients(
             logprobs = (logits / 0.7).log_softmax(-1).gather(-1, token_ids[..., None]).squeeze(-1) * mask
         values.append(logprobs.detach())
         gradients.append(torch.autograd.grad((logprobs * torch.arange(8).reshape(2, 4)).sum(), inputs))
-    assert torch.allclose(*values, atol=1e-12)
-    assert all(torch.allclose(*both, atol=1e-12) for both in zip(*gradients, strict=True))
+    assert torch.allclose(values[0], values[1], atol=1e-12)
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"top_p": 1.5}, {"max_new_tokens": 0}], ids=str)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import LongTensor, Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import RolloutEngine
 from lightning_opd.models import causal_lm, unsharded
+from lightning_opd.rollouts.cache_support import cache_argument, check_cache, probing_prompts
 from lightning_opd.rollouts.noise import uniforms
 from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.types import Sample, Sampling
@@ -35,6 +36,10 @@ class InProcessEngine(RolloutEngine):
     of every row as many last tokens as the row with most new ones needs. Their memory is that of a turn's own
     cache, times the batches of a turn; `finish` releases it.
 
+    A model with recurrent states (hybrids, state-space models) is tried out when it first arrives. Where such a model
+    misreads padded prompts, only prompts of one length are generated together; where its cache does not give
+    the log-probs of a plain forward, it is refused.
+
     Args:
         batch_size: Most responses generated at once; longer lists are split. It bounds memory only:
             a response does not depend on the others of its batch.
@@ -50,6 +55,7 @@ class InProcessEngine(RolloutEngine):
         self._num_tokens = self._num_row_steps = 0
         self._num_prompt_tokens = self._num_read = 0
         self._prefixes = PrefixCache()
+        self._pads = True
 
     @property
     def reused_fraction(self) -> float:
@@ -68,10 +74,28 @@ class InProcessEngine(RolloutEngine):
 
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
-        self._model = causal_lm(student)
+        model = causal_lm(student)
+        if model is not self._model:
+            self._model = model
+            self._pads = self._check_cache(model)
         self._num_tokens = self._num_row_steps = 0
         self._num_prompt_tokens = self._num_read = 0
         self.finish()
+
+    def _check_cache(self, model: PreTrainedModel) -> bool:
+        prompts, num_samples = probing_prompts(model), 3
+        stops = range(0, model.get_input_embeddings().weight.shape[0], 3)  # type: ignore[index]  # a parameter's
+        sampling = Sampling(max_new_tokens=6, stop_token_ids=tuple(stops))
+
+        def generate(pads: bool) -> list[Sample]:
+            self._pads = pads
+            return self.generate(prompts, num_samples, range(len(prompts) * num_samples), sampling)
+
+        try:
+            return check_cache(model, generate)
+        except ConfigError:
+            self._model = None
+            raise
 
     @override
     def finish(self) -> None:
@@ -97,12 +121,9 @@ class InProcessEngine(RolloutEngine):
         self._model.eval()
         samples: dict[int, Sample] = {}
         following = PrefixCache() if sampling.max_turns > 1 else None
-        prompts_per_call = max(1, self.batch_size // num_samples)
-        by_length = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]))
         try:
             with unsharded(self._model):
-                for start in range(0, len(by_length), prompts_per_call):
-                    chosen = by_length[start : start + prompts_per_call]
+                for chosen in self._batches([len(prompt) for prompt in token_ids], num_samples):
                     rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
                     decoding = _Decoding(
                         self._model,
@@ -112,6 +133,7 @@ class InProcessEngine(RolloutEngine):
                         sampling,
                         self._prefixes,
                         following,
+                        is_padded=self._pads,
                     )
                     for row, sample in zip(rows, decoding.run(on_progress, len(samples)), strict=True):
                         samples[row] = sample
@@ -123,6 +145,14 @@ class InProcessEngine(RolloutEngine):
             self._model.train(was_training)
         self._prefixes = following or PrefixCache()
         return [samples[row] for row in range(len(seeds))]
+
+    def _batches(self, lengths: Sequence[int], num_samples: int) -> Iterator[Sequence[int]]:
+        """Yield the prompts to generate for at once, the shortest first."""
+        size = max(1, self.batch_size // num_samples)
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        groups = itertools.groupby(by_length, lambda i: 0 if self._pads else lengths[i])
+        for group in (list(group) for _, group in groups):
+            yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 class _Decoding:
@@ -137,12 +167,13 @@ class _Decoding:
         sampling: Sampling,
         known: PrefixCache,
         following: PrefixCache | None,
+        *,
+        is_padded: bool,
     ) -> None:
         device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
         self._model, self._sampling, self._prompts = model, sampling, prompts
-        self._known, self._following = known, following
-        parameters = inspect.signature(model.forward).parameters  # transformers 5.24 gave the argument a new name
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._known, self._following, self._is_padded = known, following, is_padded
+        self._cache_name = cache_argument(model) or "cache"
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest, rows = max(map(len, prompts)), len(prompts) * num_samples
         self._prompt_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
@@ -183,7 +214,7 @@ class _Decoding:
             if num_alive <= (1 - RETIRE_FRACTION) * len(rows):
                 self._keep(rows, ~is_alive, cache)
                 kept = is_alive.nonzero().squeeze(-1)
-                cache.batch_select_indices(kept)
+                cache.reorder_cache(cast(LongTensor, kept))  # every kind of layer can, unlike selecting
                 rows, tokens, attention = rows[kept], tokens[kept], attention[kept]
             logits = self._decode(tokens, attention[:, : self._longest + step + 1], cache)
         return self._samples()
@@ -193,8 +224,9 @@ class _Decoding:
         self.num_read = sum(min(len(prompt), num_new) for prompt in self._prompts)
         logits = self._forward(self._prompt_ids[:, -num_new:], self._attention[:, : self._longest], cache)
         if self._num_samples > 1:
-            cache.batch_repeat_interleave(self._num_samples)
-            logits = logits.repeat_interleave(self._num_samples, dim=0)
+            repeated = torch.arange(len(logits), device=logits.device).repeat_interleave(self._num_samples)
+            cache.reorder_cache(cast(LongTensor, repeated))
+            logits = logits[repeated]
         return logits, cache
 
     def _keep(self, rows: Int[Tensor, " rows"], is_done: Bool[Tensor, " rows"], cache: DynamicCache) -> None:
@@ -217,7 +249,7 @@ class _Decoding:
         position_ids = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
         logits: Tensor = self._model(
             input_ids=token_ids,
-            attention_mask=attention,
+            attention_mask=attention if self._is_padded else None,  # Mamba's steps misread a mask of ones
             position_ids=position_ids,
             use_cache=True,
             logits_to_keep=1,

@@ -30,6 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 6.0},
     "gpt2": {},
 }
+PLAIN: tuple[float, float | None] = (1.0, None)
 FINISHES: dict[str, tuple[float, float | None]] = {
     "gemma2": (1.0, 3.0),
     "cohere": (0.3, None),
@@ -45,7 +46,9 @@ def tiny_family(family: str, dtype: torch.dtype, **changes: Any) -> PreTrainedMo
     if family == "gpt2":
         settings = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "model_type": "gpt2"}
         settings |= {"bos_token_id": 1, "eos_token_id": 2}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
+    model.train(False)
+    return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,7 +80,7 @@ def test_a_models_factor_and_soft_cap_are_found_in_bfloat16(family: str) -> None
 
 
 def test_logits_made_in_an_unknown_way_are_kept_whole() -> None:
-    from transformers.models.qwen3 import Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     class Bent(Qwen3ForCausalLM):
         def forward(self, **arguments: Any) -> Any:
@@ -85,7 +88,8 @@ def test_logits_made_in_an_unknown_way_are_kept_whole() -> None:
             output.logits = output.logits + 0.1 * output.logits.sin()
             return output
 
-    model = Bent(tiny_family("qwen3", torch.float64).config).double().eval()
+    model: PreTrainedModel = Bent(Qwen3Config(**model_config(64))).double()
+    model.train(False)
     wrapped, token_ids = LanguageModel(model, 64), torch.randint(0, 64, (3, 9))
     assert wrapped.head().weight is None
     got = wrapped.head().logits(wrapped.states(token_ids, torch.ones_like(token_ids, dtype=torch.bool)))
