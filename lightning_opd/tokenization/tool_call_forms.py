@@ -237,7 +237,8 @@ def _python_call(node: ast.Call) -> ToolCall | None:
         arguments: dict[str, object] = {str(k.arg): _literal(k.value) for k in node.keywords}
     except (ValueError, RecursionError):
         return None
-    return ToolCall(name, arguments) if len(arguments) == len(node.keywords) else None
+    read = arguments_of(arguments)
+    return ToolCall(name, read) if read is not None and len(arguments) == len(node.keywords) else None
 
 
 def _literal(node: ast.expr) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ from typing_extensions import override
 from lightning_opd.tokenization.thoughts import split_thoughts
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+MAX_DEPTH = 32
+"""Deepest nesting of a call's arguments."""
 
 _KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
 """What a call as JSON may hold; another key is an argument in the wrong place, or no call at all."""
@@ -224,13 +228,22 @@ def call_from_json(value: object) -> ToolCall | None:
 
 
 def arguments_of(value: object) -> dict[str, object] | None:
-    """Return a call's arguments as a mapping, from a mapping or from JSON text, or None."""
+    """Return a call's arguments as a mapping, from a mapping or from JSON text, or None.
+
+    Arguments nested deeper than `MAX_DEPTH` are None: no tool takes them, and chat templates could not show them.
+    """
     if isinstance(value, str):
         try:
             value = DECODER.decode(value)
         except (ValueError, RecursionError):
             return None
-    return dict(value) if isinstance(value, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) and _is_shallow(value, MAX_DEPTH) else None
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return not isinstance(value, list) or (depth > 0 and all(_is_shallow(inner, depth - 1) for inner in value))
 
 
 def _is_meant_as_call(value: object) -> bool:
@@ -255,5 +268,12 @@ def _refuse(constant: str) -> object:
     raise ValueError(msg)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse)
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        _refuse(number)
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse, parse_float=_finite)
 """Reads JSON strictly."""

@@ -56,6 +56,8 @@ def test_a_call_without_arguments_may_leave_them_out() -> None:
         '{"name": "other", "name": "calc"}',
         '{"name": "calc", "arguments": {"x": __import__("os")}}',
         "[" * 100_000,
+        '{"name": "calc", "arguments": {"x": 1e999}}',
+        '{"name": "calc", "arguments": {"x": ' + "[" * 100 + "]" * 100 + "}}",
         '{"name": "calc", "arguments": {"x": ' + "9" * 10_000 + "}}",
     ],
     ids=lambda body: body[:40],
