@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -186,10 +187,16 @@ def as_message_call(call: ToolCall | None, number: int, text: str = "") -> dict[
     Args:
         call: The call; None for one that cannot be read.
         number: Calls of the episode before it.
-        text: Of a reply whose call cannot be read.
+        text: Of a reply whose call cannot be read, or names what is no tool's name.
     """
-    name, arguments = (UNREADABLE, {"text": text}) if call is None else (call.name, dict(call.arguments))
+    name = shown_name(call)
+    arguments = {"text": text} if call is None or name != call.name else dict(call.arguments)
     return {"id": call_id(number), "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def shown_name(call: ToolCall | None) -> str:
+    """Return the name under which a call stands in a chat: its own, if a tool could have it."""
+    return call.name if call is not None and re.fullmatch(r"[\w.:-]{1,64}", call.name, re.ASCII) else UNREADABLE
 
 
 def call_id(number: int) -> str:

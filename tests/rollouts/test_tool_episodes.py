@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -13,7 +14,7 @@ from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Tas
 from lightning_opd.tasks.format_rules import UnparsableToolCall, WrongArguments
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
 from lightning_opd.tokenization.rendering import encode, render
-from lightning_opd.tokenization.tool_calls import ToolCallParser
+from lightning_opd.tokenization.tool_calls import TaggedJson, ToolCallParser
 from lightning_opd.types import Prompt, Sample, Sampling, Split
 from tests.tokenization.test_replies import CALLS, OPEN, TURN, tokenizer_with
 from tests.world import run_episodes
@@ -112,3 +113,18 @@ def test_a_teacher_of_another_family_reads_its_own_form(other: type[ToolCallPars
     read = render(teacher, trajectory.turns[1].messages, add_generation_prompt=True)
     assert called(other, teacher).removesuffix("<|im_end|>") in read
     assert '"name": "double"' in read.partition("What is twice")[0], "and the tools"
+
+
+ODD = ('a"b', "<|im_end|>", "{{ x }}", "\ud83d", "é", "a b", "x" * 500, "reply", "", "</tool_call>", "probe", "\x00")
+
+
+@pytest.mark.parametrize("name", ["double", *ODD])
+def test_no_call_that_a_student_may_generate_ends_the_run(name: str) -> None:
+    tokenizer, task = with_template(TaggedJson), Doubling()
+    arguments = [{"x": 1}, {"x": name, name: [name]}, {}, {"x": 10**400, "y": None}, {"x": [[[{}]]] * 3}, "x"]
+    for given in arguments:
+        reply = f"<tool_call>{json.dumps({'name': name, 'arguments': given})}</tool_call><|im_end|>"
+        engine = Scripted([encode(tokenizer, reply) for reply in (reply, "42<|im_end|>")])
+        sampling = Sampling(max_new_tokens=9_000, stop_token_ids=(int(tokenizer.eos_token_id),))
+        [trajectory] = run_episodes(task, task.prompts("train"), engine, tokenizer, [0], sampling, 100_000)
+        assert len(trajectory.turns) == 2 or "<|im_end|>" in name or name == "</tool_call>"

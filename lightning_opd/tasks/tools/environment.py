@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_opd.interfaces import Environment
 from lightning_opd.tasks.tools.tool import Tool
-from lightning_opd.tokenization.replies import UNREADABLE, ReplyReader, as_message_call, call_id, reply_reader
+from lightning_opd.tokenization.replies import ReplyReader, as_message_call, call_id, reply_reader, shown_name
 from lightning_opd.tokenization.tool_calls import TaggedJson, ToolCall, ToolCallParser
 from lightning_opd.tokenization.tool_schema import typed_arguments
 from lightning_opd.types import Message, Messages
@@ -97,8 +97,12 @@ class ToolEnvironment(Environment):
         return answers
 
     def _message(self, call: ToolCall | None, number: int) -> dict[str, object]:
-        name = UNREADABLE if call is None else call.name
-        return {"role": "tool", "tool_call_id": call_id(number), "name": name, "content": self._answer(call)}
+        return {
+            "role": "tool",
+            "tool_call_id": call_id(number),
+            "name": shown_name(call),
+            "content": self._answer(call),
+        }
 
     def _answer(self, call: ToolCall | None) -> str:
         if call is None:
