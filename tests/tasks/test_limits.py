@@ -162,6 +162,26 @@ def test_tools_in_many_threads_do_not_wait_for_each_other() -> None:
     assert time.perf_counter() - started < 16
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what a process has had")
+def test_tools_that_compute_have_their_time_however_many_do_so() -> None:
+    def compute(number: int) -> str:
+        """Compute.
+
+        Args:
+            number: What to answer.
+        """
+        started = time.process_time()
+        while time.process_time() - started < 0.3:
+            pass
+        return str(number)
+
+    num = min(64, 4 * (os.cpu_count() or 1))
+    tool = Tool(compute, timeout=0.6)
+    with ThreadPoolExecutor(num) as pool:
+        answers = list(pool.map(lambda number: tool.call({"number": number}), range(num)))
+    assert answers == [str(number) for number in range(num)]
+
+
 def test_a_child_changes_nothing_here_and_an_alarm_leaves_no_trace() -> None:
     seen = [0]
     assert call_in_child(lambda: str(seen.pop()), 5.0) == "0"

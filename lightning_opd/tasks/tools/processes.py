@@ -63,8 +63,24 @@ def _descendants(process: int) -> Iterator[int]:
 
 def _is_dead(process: int) -> bool:
     """Return whether a process has ended and only waits for its parent to notice."""
+    return _status(process)[0] in {"Z", "X"}
+
+
+def is_computing(process: int) -> bool:
+    """Return whether a process uses a processor or waits for one (Linux); False elsewhere."""
+    return _status(process)[0] == "R"
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the time that a process has had on a processor (Linux)."""
+    fields = _status(process)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else 0.0
+
+
+def _status(process: int) -> list[str]:
+    """Return what the system knows of a process, from its state on; that it is gone where it knows nothing."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}
+        return ["X"]
+    return stat.rpartition(")")[2].split()
