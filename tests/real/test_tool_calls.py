@@ -15,7 +15,7 @@ from lightning_opd.objectives import PolicyGradient
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
 from lightning_opd.teachers import TeacherPool
 from lightning_opd.tokenization.chat import render_answer, render_prompt
-from lightning_opd.tokenization.rendering import render
+from lightning_opd.tokenization.rendering import encode, render
 from lightning_opd.tokenization.replies import as_message_call, reply_reader, structure_token_ids
 from lightning_opd.tokenization.tool_call_forms import (
     FencedJson,
@@ -26,8 +26,11 @@ from lightning_opd.tokenization.tool_call_forms import (
 )
 from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, ToolCall, ToolCallParser
 from lightning_opd.tokenization.tool_schema import typed_arguments
-from lightning_opd.types import Prompt, Split
+from lightning_opd.tokenization.turn_borders import stop_token_ids
+from lightning_opd.types import Prompt, Sampling, Split
 from tests.real import fetch
+from tests.rollouts.test_tool_episodes import Scripted
+from tests.world import run_episodes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,6 +120,23 @@ def test_a_real_template_shows_a_whole_tool_turn(family: str) -> None:
     assert "Oslo 3 True []" in between
     prompt = tokenizer.decode(render_prompt(tokenizer, messages))
     assert ("look_up" in prompt) == (family != "deepseekv3"), "which shows calls, but no tools"
+
+
+@pytest.mark.parametrize("num_calls", [1, 2])
+@pytest.mark.parametrize("family", ["qwen2_5", "qwen3_instruct_2507", "qwen3_5_nothink", "llama3_1", "mistral_nemo"])
+def test_a_real_episode_with_calls_has_the_tokens_of_its_whole_chat(family: str, num_calls: int) -> None:
+    tokenizer = tokenizer_of(family)
+    if num_calls > 1 and not reply_reader(tokenizer).takes_several:
+        pytest.skip("the template takes one call at a time")
+    stops = stop_token_ids(tokenizer)
+    _, text = replied(tokenizer, "", *ARGUMENTS[:num_calls])
+    engine = Scripted([[*encode(tokenizer, said), stops[0]] for said in (text, "It is warm.")])
+    sampling, task = Sampling(max_new_tokens=300, stop_token_ids=stops), LookUp()
+    [trajectory] = run_episodes(task, task.prompts("train"), engine, tokenizer, [0], sampling, 10_000)
+    assert len(trajectory.turns) == 2
+    before = trajectory.token_ids[: trajectory.turns[1].start]
+    whole = render(tokenizer, trajectory.turns[1].messages, add_generation_prompt=True)
+    assert list(before) == encode(tokenizer, whole)
 
 
 class LookUp(Task):
