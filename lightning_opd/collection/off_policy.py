@@ -61,16 +61,15 @@ class DatasetResponses(ResponseSource):
         return context.rollout(ReplayEngine(responses), prompts, seeds)
 
     def _response(self, prompt: Prompt, context: GenerationContext) -> tuple[int, ...]:
-        text = context.task.demonstration(prompt)
-        if text is None:
+        reply = context.task.demonstration_message(prompt)
+        if reply is None:
             msg = (
                 f"The prompt {str(prompt.messages[-1].get('content', ''))[:60]!r} has no demonstration; its columns: "
                 f"{sorted(prompt.columns)}. Add a `response` column, override `Task.demonstration`, or use "
                 "`TeacherResponses`."
             )
             raise ConfigError(msg)
-        messages = (*prompt.messages, {"role": "assistant", "content": text})
-        token_ids, mask = render_demonstration(context.tokenizer, messages)
+        token_ids, mask = render_demonstration(context.tokenizer, (*prompt.messages, reply))
         return tuple(token for token, is_own in zip(token_ids, mask, strict=True) if is_own)
 
 

@@ -42,6 +42,11 @@ class Task(ABC):
         response = prompt.columns.get("response")
         return None if response is None else str(response)
 
+    def demonstration_message(self, prompt: Prompt) -> Message | None:
+        """Return a right reply as a message, with its `tool_calls` where it has some; by default `demonstration`."""
+        text = self.demonstration(prompt)
+        return None if text is None else {"role": "assistant", "content": text}
+
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         """Return example chats that end with an assistant message, for supervised training."""
         msg = f"{type(self).__name__} has no demonstrations; override `demonstrations` to train on it supervised."

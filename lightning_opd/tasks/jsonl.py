@@ -82,6 +82,10 @@ class Jsonl(Task):
     def demonstration(self, prompt: Prompt) -> str | None:
         return None if "tool_calls" in prompt.columns else super().demonstration(prompt)  # no text: each template's own
 
+    @override
+    def demonstration_message(self, prompt: Prompt) -> Message | None:
+        return _reply(prompt.columns) if "tool_calls" in prompt.columns else super().demonstration_message(prompt)
+
     def _read_file(self, path: str) -> list[Prompt]:
         if not Path(path).is_file():
             msg = f"Expected a JSONL file at `{path}`, found none. Check `data.task.init_args.path`."

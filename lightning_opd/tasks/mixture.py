@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, Split, Task
-from lightning_opd.types import Messages, Prompt, Trajectory
+from lightning_opd.types import Message, Messages, Prompt, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,10 @@ class Mixture(Task):
     @override
     def demonstration(self, prompt: Prompt) -> str | None:
         return self._task_of(prompt).demonstration(prompt)
+
+    @override
+    def demonstration_message(self, prompt: Prompt) -> Message | None:
+        return self._task_of(prompt).demonstration_message(prompt)
 
     def _task_of(self, prompt: Prompt) -> Task:
         if prompt.domain not in self.tasks:
@@ -149,6 +153,10 @@ class Curriculum(Task):
     @override
     def demonstration(self, prompt: Prompt) -> str | None:
         return self.phases[0].task.demonstration(prompt)
+
+    @override
+    def demonstration_message(self, prompt: Prompt) -> Message | None:
+        return self.phases[0].task.demonstration_message(prompt)
 
     @override
     def format_rules(self) -> Sequence[FormatRule]:

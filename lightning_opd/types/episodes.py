@@ -10,7 +10,8 @@ from lightning_opd.errors import ConfigError
 
 Message: TypeAlias = Mapping[str, object]
 """One chat message: at least `role` and `content`. A chat's first message may carry `tools`, the JSON
-schemas that its template shows."""
+schemas that its template shows. A reply that calls tools has `tool_calls`, each with an id and with arguments as a
+mapping; a message of role `tool` has the `tool_call_id` that it answers, and the tool's `name`."""
 
 Messages: TypeAlias = Sequence[Message]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_opd.interfaces import Split
-from lightning_opd.tasks import ChoiceAnswer, Jsonl
+from lightning_opd.tasks import ChoiceAnswer, Jsonl, Mixture
 from lightning_opd.tokenization.rendering import render
 from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Prompt
@@ -199,7 +199,11 @@ def test_calls_at_the_end_of_a_row_are_its_demonstration(write: Write) -> None:
         "content": "",
         "tool_calls": [{"id": "call00000", "type": "function", "function": function}],
     }
-    assert task.demonstration(task.prompts("validation")[0]) is None, "its text is each template's own"
+    [prompt] = task.prompts("validation")
+    assert task.demonstration(prompt) is None, "its text is each template's own"
+    mixture = Mixture({"math": task})
+    [mixed] = mixture.prompts("validation")
+    assert task.demonstration_message(prompt) == mixture.demonstration_message(mixed) == reply
 
 
 @pytest.mark.parametrize(
