@@ -147,12 +147,27 @@ def _reader_of(tokenizer: PreTrainedTokenizerBase, _template: str) -> ReplyReade
     shows_calls = PROBE.name in said
     takes_several = not shows_calls or PROBE.name in _rendered_calls(tokenizer, 2)
     if tokenizer.response_template is not None:
+        _check_response_template(tokenizer)
         return ReplyReader(ResponseTemplateCalls(tokenizer), thoughts, shows_calls, takes_several=takes_several)
     for form in FORMS if shows_calls else ():
         calls = form(said)
         if len(calls) == 1 and calls[0] is not None and _is_probe(calls[0]):
             return ReplyReader(form, thoughts, takes_several=takes_several)
     return ReplyReader(TaggedJson(), thoughts, shows_calls, not shows_calls, takes_several)
+
+
+def _check_response_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    from transformers.utils.chat_parsing import ResponseParser
+
+    try:
+        ResponseParser(tokenizer.response_template, prefix="")
+    except (ValueError, KeyError, TypeError) as error:
+        msg = (
+            f"The `response_template` of `{tokenizer.name_or_path}` is not one that transformers can use: {error} "
+            "Correct it in tokenizer_config.json, or remove it there: calls are then read as the chat template writes "
+            "them."
+        )
+        raise ConfigError(msg) from error
 
 
 def _is_probe(call: ToolCall) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.replies import (
     ReplyReader,
     ResponseTemplateCalls,
@@ -75,6 +76,13 @@ def test_a_tokenizers_own_response_template_comes_first() -> None:
     assert parser.content(text) == "Hm."
     assert parser("CALL f{x}END") == parser("CALL f[1]END") == [None]
     assert parser('{"answer": 42}') == []
+
+
+def test_a_response_template_that_transformers_cannot_use_is_refused() -> None:
+    tokenizer = tokenizer_with(CALLS[BareJson])
+    tokenizer.response_template = {"fields": {"tool_calls": {"content": "json"}}}
+    with pytest.raises(ConfigError, match=r"`response_template` of .* is not one"):
+        reply_reader(tokenizer)
 
 
 def test_a_call_that_is_only_considered_is_none() -> None:
