@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.models.adapter_targets import excluded_modules
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.loading import load_causal_lm, load_tokenizer
 
@@ -161,6 +162,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number
         target_modules=lora.targets,
+        exclude_modules=excluded_modules(model, lora.targets) or None,
         lora_dropout=lora.dropout,
         task_type="CAUSAL_LM",
     )

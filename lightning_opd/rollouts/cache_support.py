@@ -73,7 +73,7 @@ def check_cache(model: PreTrainedModel, generate: Callable[[bool], list[Sample]]
         raise ConfigError(_refusal(model, f"its cache fails with {type(cause).__name__}: {cause}")) from cause
     if not error <= max(1e-2, 64 * noise):
         raise ConfigError(
-            _refusal(model, f"tokens generated with its cache differ by {error:.2g} nats from a plain forward's")
+            _refusal(model, f"tokens generated with its cache differ by {error:.1g} nats from a plain forward's")
         )
     return False
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.models import Lora, StudentConfig, build_student
+from lightning_opd.models.adapter_targets import excluded_modules
+from tests.architectures import tiny_architecture
 
 
 def adapted(folder: Path, lora: Lora) -> tuple[nn.Module, nn.Module]:
@@ -50,3 +53,23 @@ def test_dropout_falls_on_the_adapters_input_while_training(dropout: float, tiny
     student.eval()
     layer(states)
     assert torch.equal(dropped[1], states)
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "falcon_h1"])
+def test_an_adapter_on_all_layers_of_a_mamba_model_has_an_effect_in_each(name: str, tmp_path: Path) -> None:
+    """The mixers read most of their weights directly, past an adapter."""
+    model = tiny_architecture(name)
+    model.save_pretrained(tmp_path)
+    attention = str(model.config._attn_implementation)
+    student = build_student(StudentConfig(str(tmp_path), lora=Lora(rank=2), attn_implementation=attention))
+    ups = {name: weight for name, weight in student.named_parameters() if "lora_B" in name}
+    student(input_ids=torch.randint(0, 90, (3, 9))).logits.square().sum().backward()
+    assert [name for name in ups if "mixer" in name or "mamba" in name]
+    assert [name for name, weight in ups.items() if weight.grad is None or not weight.grad.any()] == []
+
+
+def test_an_adapter_on_a_layer_that_is_never_called_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`student.lora.targets` names \['out_proj', 'dt_proj'\], whose weights"):
+        excluded_modules(tiny_architecture("jamba"), ["q_proj", "in_proj", "out_proj", "dt_proj"])
+    assert excluded_modules(tiny_architecture("jamba"), ["q_proj", "in_proj"]) == []
+    assert excluded_modules(tiny_architecture("qwen3_5_text"), "all-linear") == []
