@@ -54,6 +54,7 @@ class LinearHead:
         if self.weight is None:
             return states[..., : self.vocab_size]
         bias = None if self.bias is None else self.bias[: self.vocab_size]
+        states = states.to(self.weight.dtype)  # some models keep float32 states beside bfloat16 weights
         return self.finish(torch.nn.functional.linear(states, self.weight[: self.vocab_size], bias))
 
     def finish(self, products: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:

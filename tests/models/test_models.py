@@ -17,6 +17,7 @@ from lightning_opd.models import (
     load_causal_lm,
     load_tokenizer,
 )
+from tests.architectures import tiny_architecture
 from tests.tiny import model_config
 
 if TYPE_CHECKING:
@@ -77,6 +78,15 @@ def test_a_models_factor_and_soft_cap_are_found_in_bfloat16(family: str) -> None
     got = wrapped.head().logits(wrapped.states(token_ids, torch.ones_like(token_ids, dtype=torch.bool)))
     largest = (got[:, 1:] - model(token_ids).logits[:, :-1]).abs().max()
     assert largest <= 2 * torch.finfo(torch.bfloat16).eps * got.abs().max()
+
+
+def test_states_of_a_higher_precision_than_the_head_give_the_models_own_logits() -> None:
+    """Mamba keeps its residual stream in float32."""
+    model = tiny_architecture("mamba", torch.bfloat16)
+    wrapped, token_ids = LanguageModel(model, 64), torch.randint(0, 64, (3, 9))
+    states = wrapped.states(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
+    assert states.dtype == torch.float32
+    assert torch.equal(wrapped.head().logits(states)[:, 1:].float(), model(token_ids).logits[:, :-1, :64])
 
 
 def test_logits_made_in_an_unknown_way_are_kept_whole() -> None:
