@@ -1,10 +1,18 @@
 """Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
+from lightning_opd.models.checks import check_rows
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
-from lightning_opd.models.language_model import LanguageModel
-from lightning_opd.models.loading import declared_max_length, declared_stop_ids, load_causal_lm, load_tokenizer
+from lightning_opd.models.language_model import LanguageModel, context_length
+from lightning_opd.models.loading import (
+    declared_max_length,
+    declared_stop_ids,
+    load_causal_lm,
+    load_tokenizer,
+    torch_dtype,
+)
+from lightning_opd.models.modes import evaluating, remove_dropout
 from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
@@ -19,17 +27,22 @@ __all__ = [
     "build_student",
     "causal_lm",
     "check_finite",
+    "check_rows",
+    "context_length",
     "declared_max_length",
     "declared_stop_ids",
+    "evaluating",
     "export_student",
     "gather_objects",
     "load_causal_lm",
     "load_tokenizer",
     "max_over",
     "num_ranks",
+    "remove_dropout",
     "shard",
     "shard_whole",
     "student_owner",
     "sum_over_ranks",
+    "torch_dtype",
     "unsharded",
 ]

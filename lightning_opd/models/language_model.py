@@ -13,7 +13,21 @@ from lightning_opd.models.output_scaling import explain, probing_states
 from lightning_opd.types import LinearHead
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+LENGTH_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+"""Names under which configurations keep the number of positions."""
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Return the longest sequence in tokens that a model has positions for; 2³¹ where nothing limits it.
+
+    Args:
+        config: Of any model; of one that reads more than text, its language model's own part counts.
+    """
+    text = config.get_text_config(decoder=True)
+    return int(next((value for name in LENGTH_NAMES if (value := getattr(text, name, None))), 2**31))
 
 
 class LanguageModel:
@@ -41,7 +55,7 @@ class LanguageModel:
     @property
     def max_length(self) -> int:
         """Longest sequence in tokens that the model has positions for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+        return context_length(self.model.config)
 
     @property
     def width(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lightning_opd.errors import MissingFileError
+from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
+from lightning_opd.models.checks import check_causal, check_weights
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
@@ -57,13 +58,24 @@ def load_tokenizer(
 
 
 def load_causal_lm(
-    path: str, *, dtype: str = "float32", attn_implementation: str = "sdpa", trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors, in eval mode; from an adapter's folder its base with it.
 
+    Args:
+        path: Folder or hub name.
+        dtype: Precision of the weights; by default the checkpoint's own.
+        attn_implementation: Attention of transformers; by default what transformers chooses for the architecture.
+        trust_remote_code: Run code shipped with the model.
+
     Raises:
         FileNotFoundError: There is nothing to load at `path`.
-        ConfigError: An adapter does not fit its base.
+        ConfigError: An adapter does not fit its base, weights and configuration disagree, the attention does not exist
+            for this architecture, or the model is not causal.
     """
     from transformers import AutoModelForCausalLM
 
@@ -75,14 +87,55 @@ def load_causal_lm(
             )
         put_adapter(model, path)  # in place
         return model
-    with _explain_missing("a causal language model", path), quiet_files():
-        return AutoModelForCausalLM.from_pretrained(
+    with _explain_missing("a causal language model", path), quiet_files(), _explain_attention(attn_implementation):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=getattr(torch, dtype),
+            dtype=torch_dtype(dtype) or "auto",
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
+    model = cast("PreTrainedModel", loaded[0])
+    check_weights(path, model, loaded[1])
+    check_causal(path, model)
+    return model
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """Return a dtype by its name, None for none.
+
+    Raises:
+        ConfigError: torch has no dtype of that name.
+    """
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        msg = f"`dtype` must name a torch dtype such as float32 or bfloat16, got {name!r}."
+        raise ConfigError(msg)  # the value is wrong, not its Python type
+    return dtype
+
+
+def checkpoint_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype | None:
+    """Return the precision that a checkpoint says its weights have; None where it says nothing."""
+    from transformers import AutoConfig
+
+    with _explain_missing("a causal language model", path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return config.dtype or config.get_text_config().dtype  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _explain_attention(name: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if name is None or "attention" not in str(error).lower() or isinstance(error, ConfigError):
+            raise
+        reason = " ".join(str(error).split())
+        msg = f"`attn_implementation: {name}` does not work here; leave it out for the architecture's own. {reason}"
+        raise ConfigError(msg) from error
 
 
 def declared_max_length(path: str, *, trust_remote_code: bool = False) -> int:
@@ -125,7 +178,7 @@ def _explain_missing(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        if Path(path).is_dir() and any(Path(path).glob("*.json")):
+        if isinstance(error, ConfigError) or (Path(path).is_dir() and any(Path(path).glob("*.json"))):
             raise
         raise MissingFileError(msg) from error
 

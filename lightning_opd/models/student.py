@@ -13,7 +13,8 @@ from torch import nn
 from lightning_opd.errors import ConfigError
 from lightning_opd.models.adapter_targets import excluded_modules
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
-from lightning_opd.models.loading import load_causal_lm, load_tokenizer
+from lightning_opd.models.checks import check_causal, check_targets
+from lightning_opd.models.loading import checkpoint_dtype, load_causal_lm, load_tokenizer, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ class Lora:
         rank: Inner dimension.
         alpha: The update is scaled by alpha / rank.
         targets: Module names, or "all-linear".
-        dropout: On the adapter's input while training.
+        dropout: On the adapter's input in supervised training; distillation refuses it.
         adapter_name: Name in the checkpoint.
     """
 
@@ -36,6 +37,15 @@ class Lora:
     targets: str | list[str] = "all-linear"
     dropout: float = 0.0
     adapter_name: str = "student"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.rank < 1:
+            msg = f"`student.lora.rank` must be at least 1, got {self.rank}. Leave `lora` out to train all weights."
+            raise ConfigError(msg)
+        if not 0 <= self.dropout < 1:
+            msg = f"`student.lora.dropout` must lie in [0, 1), got {self.dropout}."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,9 @@ class StudentConfig:
             size defaults to the tokenizer's.
         tokenizer: Folder or hub name of the tokenizer; by default `path`.
         lora: Train this adapter instead of all weights.
-        dtype: Precision of the loaded weights, for example float32 or bfloat16.
-        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
+        dtype: Precision of the loaded weights, for example float32 or bfloat16. By default the checkpoint's; where all
+            its weights are trained, at least float32, because a small update of a bfloat16 weight is lost in rounding.
+        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; by default the architecture's.
         gradient_checkpointing: Recompute layer activations in the backward pass.
         trust_remote_code: Run code shipped with the model; only for models you trust.
         chat_template_kwargs: Settings of the chat template, for example `enable_thinking: false`. A template that
@@ -63,8 +74,8 @@ class StudentConfig:
     random_init: dict[str, object] | None = None
     tokenizer: str | None = None
     lora: Lora | None = None
-    dtype: str = "float32"
-    attn_implementation: str = "sdpa"
+    dtype: str | None = None
+    attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, object] | None = None
@@ -81,9 +92,7 @@ class StudentConfig:
         if self.path is None and self.tokenizer is None:
             msg = "`student.random_init` needs `student.tokenizer`: a folder with a tokenizer."
             raise ConfigError(msg)
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            msg = f"`student.dtype` must name a torch dtype such as float32 or bfloat16, got {self.dtype!r}."
-            raise ConfigError(msg)  # the value is wrong, not its Python type
+        torch_dtype(self.dtype)
 
     @property
     def name(self) -> str:
@@ -99,12 +108,13 @@ def build_student(student: StudentConfig) -> nn.Module:
     if student.path is not None:
         model = load_causal_lm(
             student.path,
-            dtype=student.dtype,
+            dtype=_dtype(student, student.path),
             attn_implementation=student.attn_implementation,
             trust_remote_code=student.trust_remote_code,
         )
     else:
         model = _random_model(student)
+        check_causal(student.name, model)
     if student.gradient_checkpointing:
         with warnings.catch_warnings():  # transformers is renaming the method; both names work
             warnings.simplefilter("ignore", FutureWarning)
@@ -125,13 +135,24 @@ def _adapter_to_go_on_with(student: StudentConfig, base: str) -> nn.Module:
         )
         raise ConfigError(msg)
     with explain_base(path, base):
-        model = build_student(dataclasses.replace(student, path=base))
+        saved = checkpoint_dtype(base, trust_remote_code=student.trust_remote_code)
+        dtype = student.dtype or (None if saved is None else str(saved).removeprefix("torch."))
+        model = build_student(dataclasses.replace(student, path=base, dtype=dtype))
     return put_adapter(causal_lm(model), path, Lora.adapter_name, is_trainable=True)
 
 
 def train_mode(model: nn.Module) -> nn.Module:
     """Return the model in train mode: loaded models are in eval mode, and Lightning does not change that."""
     return model.train()
+
+
+def _dtype(student: StudentConfig, path: str) -> str | None:
+    """Return the name of the student's precision; None for the checkpoint's."""
+    if student.dtype is not None or student.lora is not None:
+        return student.dtype
+    saved = checkpoint_dtype(path, trust_remote_code=student.trust_remote_code)
+    is_half = saved is not None and torch.finfo(saved).bits < 32
+    return "float32" if is_half else None
 
 
 def _random_model(student: StudentConfig) -> PreTrainedModel:
@@ -150,7 +171,7 @@ def _random_model(student: StudentConfig) -> PreTrainedModel:
     }
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=getattr(torch, student.dtype), attn_implementation=student.attn_implementation
+        config, dtype=torch_dtype(student.dtype) or torch.float32, attn_implementation=student.attn_implementation
     )
     return model
 
@@ -158,6 +179,7 @@ def _random_model(student: StudentConfig) -> PreTrainedModel:
 def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    check_targets(model, lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number

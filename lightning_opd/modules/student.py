@@ -24,6 +24,7 @@ from lightning_opd.models import (
     StudentOwner,
     build_student,
     causal_lm,
+    check_rows,
     declared_max_length,
     declared_stop_ids,
     load_tokenizer,
@@ -123,6 +124,7 @@ class StudentModule(L.LightningModule, StudentOwner):
             return
         self.student = self.configure_student()
         model = causal_lm(self.student)
+        check_rows(self.student_config.name, model, len(self.tokenizer))
         self._language_model = LanguageModel(model, len(self.tokenizer))
         mesh = self.data_mesh()
         if mesh is not None:

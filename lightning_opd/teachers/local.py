@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
-from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, max_over, shard
+from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, max_over, shard, torch_dtype
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         path: Folder or hub name of the model (safetensors), or folder of a LoRA adapter, which lies on its base.
         temperature: Divides the teacher's logits; by default the sampling temperature. Another
             value moves the fixed point to z_student = (sampling temperature / this) · z_teacher.
-        dtype: Precision of the weights; log-probs are computed in at least float32.
+        dtype: Precision of the weights, by default the checkpoint's; log-probs are computed in at least float32.
         batch_size: Most trajectories scored at once.
         top_k: Likeliest tokens per position for an objective that asks for them.
-        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2.
+        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; by default the architecture's.
         trust_remote_code: Run code shipped with the model; only for models you trust.
         chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
     """
@@ -47,10 +47,10 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         self,
         path: str,
         temperature: float | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         batch_size: int = 256,
         top_k: int = 64,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | None = None,
         trust_remote_code: bool = False,  # a key in YAML
         chat_template_kwargs: dict[str, object] | None = None,
     ) -> None:
@@ -58,6 +58,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         if temperature is not None and temperature <= 0:
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
             raise ConfigError(msg)
+        torch_dtype(dtype)
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
         self.top_k = top_k
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
@@ -174,10 +175,11 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
         model = self._loaded()
-        if self.attn_implementation not in TREE_ATTENTION:
+        attention = self.attn_implementation or model.model.config._attn_implementation
+        if attention not in TREE_ATTENTION:
             msg = (
                 f"Teacher `{self.path}` has to read several continuations at once (credit `PrefixCredit`), which the "
-                f"attention `{self.attn_implementation}` cannot mask. Use `attn_implementation: sdpa`, or "
+                f"attention `{attention}` cannot mask. Use `attn_implementation: sdpa`, or "
                 "the credit `SpanCredit`."
             )
             raise ConfigError(msg)
