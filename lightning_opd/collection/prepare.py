@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_opd.collection.learner import Learner
 from lightning_opd.interfaces import PrepareContext, StudentForward
-from lightning_opd.models import sum_over_ranks
+from lightning_opd.models import evaluating, sum_over_ranks
 from lightning_opd.types import RolloutBatch, Signal
 
 ROWS_PER_FORWARD = 64
@@ -35,11 +35,8 @@ def prepare(rollouts: RolloutBatch, learner: Learner, num_updates: int) -> None:
             values[rows, rollouts.span(rows)] = function(part, learner.forward_student(part)).to(values.dtype)
         return values
 
-    model = learner.load_language_model().model
-    was_training = model.training
-    model.eval()
-    learner.objective.prepare(rollouts, PrepareContext(over_batch, num_updates, sum_over_ranks))
-    value = learner.value
-    if value is not None and num_updates > 1:  # with one update the training step's own values will do
-        rollouts.baselines = over_batch(lambda part, student: value(student.hidden_states))
-    model.train(was_training)
+    with evaluating(learner.load_language_model().model):
+        learner.objective.prepare(rollouts, PrepareContext(over_batch, num_updates, sum_over_ranks))
+        value = learner.value
+        if value is not None and num_updates > 1:  # with one update the training step's own values will do
+            rollouts.baselines = over_batch(lambda part, student: value(student.hidden_states))

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_opd.collection import Learner, RolloutProducer
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import (
     Objective,
     ReadsOwnTokens,
@@ -20,7 +22,7 @@ from lightning_opd.interfaces import (
     StudentForward,
     Teacher,
 )
-from lightning_opd.models import StudentConfig, shard_whole
+from lightning_opd.models import StudentConfig, remove_dropout, shard_whole
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
 from lightning_opd.modules.evaluation import EvaluationModule
@@ -65,6 +67,12 @@ class OPDModule(EvaluationModule):
         reference: str | Teacher | None = None,
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
+        if student.lora is not None and student.lora.dropout > 0:
+            msg = (
+                f"`student.lora.dropout` must be 0 while distilling, got {student.lora.dropout}: the student would be "
+                "trained on log-probs other than those it writes with. Set it to 0."
+            )
+            raise ConfigError(msg)
         super().__init__(student, optimizer, lr_scheduler)
         self.critic = critic
         self.reference = LocalTeacher(reference) if isinstance(reference, str) else reference
@@ -116,6 +124,10 @@ class OPDModule(EvaluationModule):
         if self.student is not None:
             return
         super().configure_model()
+        removed = remove_dropout(self.loaded_student)
+        if removed:
+            rates = ", ".join(f"{name} {rate:g}" for name, rate in removed.items())
+            rank_zero_info(f"Dropout of the student is off while distilling ({rates}).")
         own = {} if self.reference is None else {"reference": self.reference}
         for name, teacher in {**self.teachers.distinct, **own}.items():
             if isinstance(teacher, ReadsStudentTokens):
