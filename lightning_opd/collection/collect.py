@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from lightning_opd.collection.collate import collate, split, to_rollout_batch
 from lightning_opd.collection.learner import Learner
 from lightning_opd.collection.off_policy import GenerationContext, OffPolicyResponses
 from lightning_opd.collection.prepare import prepare
+from lightning_opd.collection.proof import FirstBatchProof
 from lightning_opd.collection.statistics import Stopwatch, rollout_statistics
 from lightning_opd.interfaces import RolloutEngine, Task
 from lightning_opd.models import sum_over_ranks
@@ -38,6 +39,7 @@ class Collector:
         off_policy: Fraction of rollout batches that somebody else generates, or None.
         stage: Enters the precision of the training step and the profiler, without gradients.
         on_progress: Called with a stage, the number of finished responses, and of all.
+        proof: Compares the engine with the training forward, once.
     """
 
     learner: Learner
@@ -50,6 +52,7 @@ class Collector:
     off_policy: OffPolicyResponses | None
     stage: Callable[[str], AbstractContextManager[object]]
     on_progress: Callable[[str, int, int], None]
+    proof: FirstBatchProof = field(default_factory=FirstBatchProof)
 
     def collect(
         self,
@@ -77,6 +80,9 @@ class Collector:
         with Stopwatch() as score_time, self.stage("score"):
             scores = self._score(tokens)
         rollouts = self._join(tokens, scores, batch, is_off_policy=is_off_policy)
+        if not is_off_policy:
+            with self.stage("proof"):
+                self.proof.check(rollouts, self.learner, self.engine, self.sampling)
         statistics = rollout_statistics(rollouts, rollout_time.seconds, score_time.seconds)
         rollouts.num_active_tokens = sum_over_ranks(rollouts.num_active_tokens)  # fixed before the callbacks
         rollouts.num_trajectories = sum_over_ranks(rollouts.num_trajectories)
