@@ -12,6 +12,7 @@ import torch
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.checks import check_causal, check_weights
+from lightning_opd.models.language_model import context_length
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def declared_max_length(path: str, *, trust_remote_code: bool = False) -> int:
 
     with _explain_missing("a causal language model", path):
         config = AutoConfig.from_pretrained(adapter_base(path) or path, trust_remote_code=trust_remote_code)
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+    return context_length(config)
 
 
 def declared_stop_ids(path: str, *, trust_remote_code: bool = False) -> tuple[int, ...]:
