@@ -56,6 +56,14 @@ class ReadsTrees(HasOutputHead):
     """A teacher that reads several continuations of one prompt in one forward pass."""
 
     @abstractmethod
+    def check_reads_trees(self) -> None:
+        """Raise unless its states of a tree are those of each branch read alone; called once, after `setup`.
+
+        Raises:
+            ConfigError: The model has layers that a mask cannot keep apart.
+        """
+
+    @abstractmethod
     def tree_hidden_states(
         self,
         token_ids: Int[Tensor, "batch time"],

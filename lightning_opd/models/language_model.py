@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_opd.functional.logprobs import shift_right
 from lightning_opd.models.output_scaling import explain, probing_states
+from lightning_opd.models.tree_masks import obstacle_to_trees, tree_masks
 from lightning_opd.types import LinearHead
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class LanguageModel:
     def _decoder_states(
         self,
         token_ids: Int[Tensor, "batch time"],
-        attention_mask: Tensor,
+        attention_mask: Tensor | dict[str, Tensor],
         position_ids: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time hidden"]:
         captured: list[Tensor] = []
@@ -103,9 +104,14 @@ class LanguageModel:
         return captured[0]
 
     def _call(
-        self, token_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, **settings: int
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor],
+        position_ids: Tensor | None = None,
+        **settings: int,
     ) -> Tensor:
         if position_ids is None:
+            assert isinstance(attention_mask, Tensor)  # masks by type of layer come with positions
             attention_mask = attention_mask.long()
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         logits: Tensor = self.model(
@@ -141,12 +147,47 @@ class LanguageModel:
             attention_mask: `attention_mask[b, t, u]` is True where token t reads token u; each reads itself.
             position_ids: Of each token in its own continuation.
         """
-        dtype = self.model.dtype
-        mask = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)[
-            :, None
-        ]
+        masks = tree_masks(self.model.config, attention_mask, position_ids, self.model.dtype)
+        return self._masked_states(token_ids, masks, position_ids)
+
+    def _masked_states(
+        self, token_ids: Tensor, masks: Tensor | dict[str, Tensor], position_ids: Tensor
+    ) -> Float[Tensor, "batch time hidden"]:
         states = self._decoder_states if self._is_linear else self._call
-        return states(token_ids, mask, position_ids)
+        return states(token_ids, masks, position_ids)
+
+    @torch.no_grad()
+    def obstacle_to_trees(self) -> str | None:
+        """Return why `tree_hidden_states` would be wrong for this model, or None where it is right.
+
+        The kinds of layers are looked up; then a small tree is read, and its second branch is compared with the same
+        tokens read alone.
+        """
+        obstacle = obstacle_to_trees(self.model)
+        if obstacle is not None:
+            return obstacle
+        device, lengths = self.model.device, (3, 4, 4)  # prompt and two branches
+        ids = torch.arange(1, 1 + sum(lengths), device=device).remainder(self.vocab_size)[None]
+        prompt, first, second = (part.tolist() for part in torch.arange(sum(lengths)).split(lengths))
+        mask = torch.ones(len(ids[0]), len(ids[0]), dtype=torch.bool, device=device).tril()
+        mask[second[0] :, first[0] : second[0]] = False
+        positions = torch.tensor([[*prompt, *first, *first]], device=device)
+        alone = ids[:, [*prompt, *second]]
+        try:
+            masks = tree_masks(self.model.config, mask[None], positions, self.model.dtype, is_probe=True)
+            states = self._masked_states(ids, masks, positions)[0, second]
+            plain = self._decoder_states if self._is_linear else self._call
+            expected = plain(alone, torch.ones_like(alone, dtype=torch.bool))[0, len(prompt) :]
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return f"a model of type `{self.model.config.model_type}` does not take a mask of its own ({error})"
+        scale = float(expected.abs().max())
+        difference = float((states - expected).abs().max())
+        if difference <= 2 * torch.finfo(self.model.dtype).eps ** 0.5 * max(scale, 1e-3):
+            return None
+        return (
+            f"a model of type `{self.model.config.model_type}` reads a branch differently beside another one than "
+            f"alone (states differ by {difference:.2g} of {scale:.2g})"
+        )
 
     def head(self) -> LinearHead:
         """Return the output layer; under FSDP valid until the weights are resharded."""

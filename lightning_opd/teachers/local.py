@@ -167,6 +167,23 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         return TeacherScores(logprobs, aligned_mask, top_ids, top_logprobs, hidden_states, heads)
 
     @override
+    def check_reads_trees(self) -> None:
+        attention = (
+            self.attn_implementation or self._loaded().model.config._attn_implementation
+        )  # transformers' only name for it
+        if attention in TREE_ATTENTION:
+            obstacle = self._loaded().obstacle_to_trees()
+            self._gather_head(frozenset())
+        else:
+            obstacle = f"the attention `{attention}` cannot mask them; use `attn_implementation: sdpa`"
+        if obstacle is not None:
+            msg = (
+                f"Teacher `{self.path}` has to read several continuations at once (credit `PrefixCredit`), but "
+                f"{obstacle}. Use the credit `SpanCredit`: it takes plain forwards."
+            )
+            raise ConfigError(msg)
+
+    @override
     @torch.no_grad()
     def tree_hidden_states(
         self,
@@ -175,14 +192,6 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         position_ids: Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time hidden"]:
         model = self._loaded()
-        attention = self.attn_implementation or model.model.config._attn_implementation
-        if attention not in TREE_ATTENTION:
-            msg = (
-                f"Teacher `{self.path}` has to read several continuations at once (credit `PrefixCredit`), which the "
-                f"attention `{attention}` cannot mask. Use `attn_implementation: sdpa`, or "
-                "the credit `SpanCredit`."
-            )
-            raise ConfigError(msg)
         longest = int(position_ids.max()) + 1 if len(position_ids) else 0
         self._check_length(longest, model.max_length)
         parts = []

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.credit import AlignedCredit, Credit, ExactMatchCredit, PrefixCredit
-from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, ReadsTrees, Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.cross_tokenizer.aligned_scoring import AlignedScorer
 from lightning_opd.teachers.cross_tokenizer.metrics import alignment_metrics, dominant_token
@@ -122,6 +122,8 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         self.scorer.setup(device, mesh)
+        if isinstance(self._batch_scorer, TreeScorer) and isinstance(self.scorer, ReadsTrees):
+            self.scorer.check_reads_trees()
 
     @override
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:

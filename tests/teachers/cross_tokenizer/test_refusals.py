@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.advantages import AdvantageEstimator
 from lightning_opd.functional.credit import (
     Credit,
@@ -16,12 +18,14 @@ from lightning_opd.functional.credit import (
 from lightning_opd.functional.divergences import ReverseKL
 from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective
+from lightning_opd.models import load_tokenizer
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import CrossTokenizerTeacher
 from lightning_opd.types import Signal
 from tests.teachers.cross_tokenizer.foreign import foreign_teacher, scored_batch
 from tests.teachers.cross_tokenizer.training import train
+from tests.tiny import save_model
 from tests.world import Letters, make_data, make_module, make_trainer
 
 
@@ -98,3 +102,12 @@ def test_hidden_states_cannot_be_asked_for(world: Path, foreign: Path) -> None:
     batch = scored_batch(world, teacher)
     with pytest.raises(ValueError, match="its hidden states say nothing here"):
         teacher.score(batch, frozenset({Signal.HIDDEN_STATES}))
+
+
+def test_a_teacher_whose_layers_mix_the_branches_of_a_tree_is_refused_at_setup(world: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
+    own = load_tokenizer(str(world / "math"))
+    own.add_tokens(["question"])
+    folder = save_model(tmp_path, tokenizer=own, **changes)
+    with pytest.raises(ConfigError, match=r"several continuations.*`conv`.*Use the credit `SpanCredit`"):
+        foreign_teacher(world, folder, PrefixCredit())
