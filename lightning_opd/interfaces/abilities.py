@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +28,13 @@ class ReadsOwnTokens(ABC):
     """A teacher that reads the student's text in the tokens of its own tokenizer."""
 
     @abstractmethod
-    def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Learn how the student's tokens spell text; called once, before `setup`."""
+    def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()) -> None:
+        """Learn how the student's tokens spell text; called once, before `setup`.
+
+        Args:
+            tokenizer: The student's.
+            stop_token_ids: What ends the student's replies, beside its `eos_token`.
+        """
 
     @property
     @abstractmethod

@@ -133,7 +133,7 @@ class OPDModule(EvaluationModule):
             if isinstance(teacher, ReadsStudentTokens):
                 check_same_vocabulary(self.tokenizer, teacher.tokenizer(), name)
             if isinstance(teacher, ReadsOwnTokens):
-                teacher.set_student_tokenizer(self.tokenizer)
+                teacher.set_student_tokenizer(self.tokenizer, self.stop_token_ids)
         if self.trainer.state.fn == "fit":
             check_cross_tokenizer_teachers(self.objective, self.teachers.distinct)
         mesh = self.data_mesh()

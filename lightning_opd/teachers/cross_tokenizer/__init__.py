@@ -40,6 +40,7 @@ the teacher must give whole distributions, after its tokens of *every beginning*
 
     spelling.py              the bytes of each token, and the tokens of any bytes
     roles.py                 control tokens of one tokenizer <-> those of the other (end of turn, tool call, ...)
+    opening.py               what stands before a reply's first word: leads of templates, opened thoughts
     translation.py           a prompt and a reply of the student, in the teacher's tokens, with their alignment
     views.py                 the same for each reply of a batch
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lightning_opd.teachers.cross_tokenizer.opening import Opening
 from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import TextSegment
 from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
 from lightning_opd.teachers.cross_tokenizer.translation import Translator, without_lead
@@ -58,14 +59,15 @@ def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
     Control tokens become their counterparts; one without a counterpart is shown as its text and gets no score. After
     text that the teacher's tokenizer does not spell (it normalises), nothing gets one.
     """
-    tree, node, start = PrefixTree(), 0, 0
-    roles = translator.roles
-    for is_control, run in groupby(token_ids, lambda i: i in roles.student_ids):
+    tree, roles, opening = PrefixTree(), translator.roles, translator.opening(token_ids)
+    node, start = tree.descendant(0, opening.token_ids), opening.num_skipped
+    for is_control, run in groupby(token_ids[start:], lambda i: i in roles.student_ids):
         tokens = list(run)
         if not is_control:
             following = token_ids[start + len(tokens) : start + len(tokens) + 1]
             next_id = roles.pairs.get(following[0]) if following else None
-            end = _add_text(tree, node, translator, tokens, start, next_id)
+            of_text = opening if start == opening.num_skipped else Opening()
+            end = _add_text(tree, node, translator, tokens, start, next_id, of_text)
             if end is None:
                 return tree
             node = end
@@ -83,7 +85,13 @@ def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
 
 
 def _add_text(
-    tree: PrefixTree, root: int, translator: Translator, token_ids: list[int], index: int, next_id: int | None
+    tree: PrefixTree,
+    root: int,
+    translator: Translator,
+    token_ids: list[int],
+    index: int,
+    next_id: int | None,
+    opening: Opening,
 ) -> int | None:
     """Add a segment of text; return the node at its end, or None where the teacher cannot spell it.
 
@@ -94,9 +102,9 @@ def _add_text(
         token_ids: The student's tokens of the segment.
         index: Of the first of them in the reply.
         next_id: The teacher's control token after the text, if any.
+        opening: Text before it that the student did not generate.
     """
-    # at the start of a reply the templates put text before it, which the student did not generate
-    lead, own_lead = (translator.teacher_lead, translator.student_lead) if index == 0 else (b"", b"")
+    lead, own_lead = opening.text, opening.own_text
     ours, theirs = translator.student_spelling, translator.teacher_spelling
     token_bytes = without_lead([ours.token_bytes(i) for i in token_ids], own_lead)
     text = b"".join(token_bytes)

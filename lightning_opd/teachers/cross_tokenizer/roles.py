@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.tokenization.turn_borders import reply_surroundings
+from lightning_opd.tokenization.turn_borders import turn_ending_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,10 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "tool_call_close": ("</tool_call>", "<｜tool▁call▁end｜>"),  # noqa: RUF001  # DeepSeek's
 }
 """Role → its tokens in model families; a role is found only where it is one token."""
+
+PAIRED_ROLES = ("think_open", "think_close")
+"""Roles whose tokens stand for one another: around them stands plain text. What follows the tokens of tool calls has
+another format in each family (a JSON object, a JSON list, Python), so that only tokens of one name are pairs."""
 
 ROLES = (END_OF_TURN, *SPELLINGS)
 
@@ -45,17 +49,19 @@ def role_table(
     student: PreTrainedTokenizerBase,
     teacher: PreTrainedTokenizerBase,
     overrides: Mapping[str, str | None] | None = None,
+    stop_token_ids: Sequence[int] = (),
 ) -> RoleTable:
     """Find the counterpart of each of the student's control tokens.
 
     In order of precedence: what is given; control tokens of the same name, except an end of turn that does not end
-    the teacher's turns; ends of a turn (the stop token, and the token with which the chat template closes a reply);
-    roles by their known spellings.
+    the teacher's turns; ends of a turn (whatever stops a reply, and what the chat template closes one with);
+    thoughts by their known spellings.
 
     Args:
         student: The student's tokenizer.
         teacher: The teacher's tokenizer.
         overrides: Student's token → teacher's token, or None for no counterpart.
+        stop_token_ids: More tokens that end the student's replies.
 
     Raises:
         ValueError: A given token is not one token of its tokenizer.
@@ -70,10 +76,11 @@ def role_table(
         for token in spellings:
             if token in ours:
                 names[ours[token]] = role
-                if counterparts and ours[token] not in pairs:
+                if counterparts and role in PAIRED_ROLES and ours[token] not in pairs:
                     pairs[ours[token]] = counterparts[0]
     stops = turn_ends(teacher)
-    for token_id in turn_ends(student):
+    ends = [*turn_ends(student), *stop_token_ids]
+    for token_id in ends:
         names[token_id] = END_OF_TURN
         if stops and pairs.get(token_id) not in stops:
             pairs[token_id] = stops[0]
@@ -81,8 +88,8 @@ def role_table(
     return RoleTable(
         {own: other for own, other in pairs.items() if other is not None},
         names,
-        frozenset({*ours.values(), *given}),
-        frozenset(theirs.values()) | {token_id for token_id in given.values() if token_id is not None},
+        frozenset({*ours.values(), *given, *ends}),
+        frozenset({*theirs.values(), *stops}) | {token_id for token_id in given.values() if token_id is not None},
     )
 
 
@@ -94,11 +101,9 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the control tokens that end a turn: first the one with which the chat template closes a reply."""
-    _, after = reply_surroundings(tokenizer)
-    found = [(after.find(token), token_id) for token, token_id in control_tokens(tokenizer).items() if token in after]
+    """Return the tokens that end a turn: first those with which the chat template closes a reply."""
     stop = tokenizer.eos_token_id
-    ends = [min(found)[1]] if found else []
+    ends = turn_ending_ids(tokenizer)
     return list(dict.fromkeys(ends if stop is None else [*ends, int(cast("int", stop))]))
 
 

@@ -103,6 +103,50 @@ class ByteSpelling:
                 rest = rest[error.end :]
         return token_ids
 
+    def spans_in(self, token_bytes: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:
+        """Return the bytes of `text` that each of its own tokens covers.
+
+        A tokenizer that normalises (NFC) or has no other space than `▁` spells some characters otherwise. Tokens that
+        take part in one cover nothing: they get an empty span; the others are found again after it.
+
+        Args:
+            token_bytes: Bytes of each token of the text.
+            text: What this tokenizer was given.
+        """
+        whole = b"".join(token_bytes)
+        if whole == text:
+            return spans_of(token_bytes, text)
+        spans, start = [], 0
+        same = SameBytes(self._clusters(text), whole, text)
+        for token in token_bytes:
+            spans.append(same.original(start, start + len(token)))
+            start += len(token)
+        return spans
+
+    def _clusters(self, text: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the shortest parts of a text that the tokenizer normalises apart from their neighbours, with results.
+
+        Bytes that are no characters are parts of their own.
+        """
+        parts: list[tuple[str, str]] = []
+        for character in text.decode("utf-8", "surrogateescape"):
+            normal = self._normal(character)
+            if parts and not (character.isascii() and parts[-1][0].isascii()):
+                last, of_last = parts[-1]
+                if (joined := self._normal(last + character)) != of_last + normal:
+                    parts[-1] = last + character, joined
+                    continue
+            parts.append((character, normal))
+        return [(a.encode("utf-8", "surrogateescape"), b.encode("utf-8", "surrogateescape")) for a, b in parts]
+
+    def _normal(self, text: str) -> str:
+        """Return a text as the tokenizer spells it."""
+        if any("\ud800" <= character <= "\udfff" for character in text):  # a byte that is no character
+            return text
+        normalizer = self._encoder.normalizer
+        normal = text if normalizer is None else str(normalizer.normalize_str(text))
+        return normal if self._is_byte_level else normal.replace(METASPACE, " ")
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids if text else []
         return [self._original_ids.get(token_id, token_id) for token_id in ids]
@@ -134,6 +178,52 @@ class ByteSpelling:
         kept = [e for e in self._settings["added_tokens"] if e["id"] not in self.control_ids]
         ids = ((self._encoder.token_to_id(e["content"]), e["id"]) for e in kept)
         return {new: old for new, old in ids if new is not None and new != old}
+
+
+class SameBytes:
+    """Where the bytes of a text are in its normal form.
+
+    Args:
+        parts: Parts of the text with their normal forms, in order.
+        normal: The normal form of the whole; where it is not that of the parts, only its beginning and its end are
+            compared with the text's.
+        text: The text.
+    """
+
+    def __init__(self, parts: Sequence[tuple[bytes, bytes]], normal: bytes, text: bytes) -> None:
+        """Number the bytes."""
+        if b"".join(of_part for _, of_part in parts) != normal:
+            parts = _by_ends(text, normal)
+        self._origin: list[int] = []
+        """For each byte of the normal form its place in the text, -1 for none."""
+        start = 0
+        for part, of_part in parts:
+            places = range(start, start + len(part)) if part == of_part else [-1] * len(of_part)
+            self._origin += places
+            start += len(part)
+
+    def original(self, start: int, stop: int) -> tuple[int, int]:
+        """Return begin and end in the text of bytes of the normal form, an empty range where some are not in it."""
+        places = self._origin[start:stop]
+        if not places or places != list(range(places[0], places[0] + len(places))) or places[0] < 0:
+            before = [place + 1 for place in self._origin[:start][-1:] if place >= 0]
+            at = before[0] if before else 0
+            return at, at
+        return places[0], places[-1] + 1
+
+
+def _by_ends(text: bytes, normal: bytes) -> list[tuple[bytes, bytes]]:
+    """Part two texts into what they begin with alike, what differs, and what they end with alike."""
+    shorter = min(len(text), len(normal))
+    head = next((n for n in range(shorter) if text[n] != normal[n]), shorter)
+    rest = shorter - head
+    tail = next((n for n in range(rest) if text[-1 - n] != normal[-1 - n]), rest)
+    ends = len(text) - tail, len(normal) - tail
+    return [
+        (text[:head], normal[:head]),
+        (text[head : ends[0]], normal[head : ends[1]]),
+        (text[ends[0] :], normal[ends[1] :]),
+    ]
 
 
 def spans_of(token_bytes: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:

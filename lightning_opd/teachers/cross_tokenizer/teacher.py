@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
         return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, self.scorer.identity
 
     @override
-    def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()) -> None:
         self._translator = Translator(tokenizer, self.own_tokenizer(), self.roles)
         self._batch_scorer = self._scorer_of(self.credit)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment, align
+from lightning_opd.teachers.cross_tokenizer.opening import Opening, Openings
 from lightning_opd.teachers.cross_tokenizer.roles import RoleTable, role_table
 from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.tokenization.turn_borders import reply_surroundings
 from lightning_opd.types import Messages
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class Translator:
         student: The student's tokenizer.
         teacher: The teacher's tokenizer, with its chat template.
         roles: Student's token → teacher's token, or None; for what is not found by itself.
+        stop_token_ids: What ends the student's replies, beside its `eos_token` and what closes its template's turns.
 
     Attributes:
         is_identity: Whether both have one vocabulary.
         is_verbatim: Whether whole episodes have the same tokens on both sides.
-        student_lead: Text (bytes) that the student's template puts before a reply.
-        teacher_lead: The same of the teacher's template.
+        opening: Returns how a reply begins for the teacher.
     """
 
     def __init__(
@@ -68,11 +68,12 @@ class Translator:
         student: PreTrainedTokenizerBase,
         teacher: PreTrainedTokenizerBase,
         roles: Mapping[str, str | None] | None = None,
+        stop_token_ids: Sequence[int] = (),
     ) -> None:
         """Find the counterparts of control tokens."""
         self.student, self.teacher = student, teacher
         self.is_identity = student.get_vocab() == teacher.get_vocab()
-        self.roles: RoleTable = role_table(student, teacher, roles)
+        self.roles: RoleTable = role_table(student, teacher, roles, stop_token_ids)
         self.is_verbatim = (
             self.is_identity
             and student.chat_template == teacher.chat_template
@@ -80,7 +81,7 @@ class Translator:
         )
         self.student_spelling = ByteSpelling(student, self.roles.student_ids)
         self.teacher_spelling = ByteSpelling(teacher, self.roles.teacher_ids)
-        self.student_lead, self.teacher_lead = (reply_surroundings(t)[0].encode() for t in (student, teacher))
+        self.opening = Openings((student, self.student_spelling), (teacher, self.teacher_spelling), self.roles)
 
     def shared_tokens(self) -> dict[int, int]:
         """Return the student's id of each of the teacher's tokens that it has too: of the same bytes, or role."""
@@ -121,45 +122,44 @@ class Translator:
             out.add([self.roles.pairs.get(i, i) for i in token_ids], is_response=True)
             out.alignment = Alignment.identity(len(token_ids))
             return out
-        is_lost, start = False, 0
-        for is_control, run in groupby(token_ids, lambda i: i in self.roles.student_ids):
+        opening = self.opening(token_ids)
+        out.add(opening.token_ids, is_response=False)
+        start = opening.num_skipped
+        for is_control, run in groupby(token_ids[start:], lambda i: i in self.roles.student_ids):
             tokens = list(run)
             if is_control:
                 for offset, token_id in enumerate(tokens):
-                    self._add_control(out, token_id, start + offset, is_lost=is_lost)
+                    self._add_control(out, token_id, start + offset)
             else:
-                is_lost = self._add_text(out, tokens, start, split, is_lost=is_lost)
+                is_first = start == opening.num_skipped
+                self._add_text(out, tokens, start, split, opening if is_first else Opening())
             start += len(tokens)
         return out
 
-    def _add_control(self, out: Translation, token_id: int, index: int, *, is_lost: bool) -> None:
+    def _add_control(self, out: Translation, token_id: int, index: int) -> None:
         if token_id not in self.roles.pairs:
             out.add(
                 self.teacher_spelling.encode(str(self.student.convert_ids_to_tokens(token_id)).encode()),
                 is_response=False,
             )
             return
-        if not is_lost:
-            out.alignment = out.alignment.then(Alignment.identity(1), index, sum(out.response_mask))
+        out.alignment = out.alignment.then(Alignment.identity(1), index, sum(out.response_mask))
         out.add([self.roles.pairs[token_id]], is_response=True)
 
     def _add_text(
-        self, out: Translation, token_ids: list[int], index: int, split: Split | None, *, is_lost: bool
-    ) -> bool:
-        """Append a segment of text; return whether the teacher's tokens no longer spell the student's bytes.
+        self, out: Translation, token_ids: list[int], index: int, split: Split | None, opening: Opening
+    ) -> None:
+        """Append a segment of text; what the teacher's tokenizer spells otherwise is not aligned.
 
         Args:
             out: To append to.
             token_ids: The student's tokens of the segment.
             index: Of the first of them in the reply.
             split: See `reply`.
-            is_lost: Whether the teacher failed to spell an earlier segment: then nothing is aligned any more.
+            opening: Text that the student did not generate, on either side; empty where the reply goes on.
         """
-        ours = [self.student_spelling.token_bytes(i) for i in token_ids]
-        lead = b""
-        if index == 0:  # the student did not generate what a template puts before a reply, on either side
-            lead = self.teacher_lead
-            ours = without_lead(ours, self.student_lead)
+        lead = opening.text
+        ours = without_lead([self.student_spelling.token_bytes(i) for i in token_ids], opening.own_text)
         text = b"".join(ours)
         if split is None:
             their_ids = self.teacher_spelling.encode(lead + text)
@@ -170,10 +170,8 @@ class Translator:
         out.add(their_ids[:num_lead], is_response=False)
         first = sum(out.response_mask)
         out.add(their_ids[num_lead:], is_response=True)
-        spans = spans_of(theirs[num_lead:], text)
-        if not is_lost:
-            out.alignment = out.alignment.then(align(spans_of(ours, text), spans), index, first)
-        return is_lost or max((end for _, end in spans), default=0) < len(text)
+        spans = self.teacher_spelling.spans_in(theirs[num_lead:], text)
+        out.alignment = out.alignment.then(align(spans_of(ours, text), spans), index, first)
 
 
 def each_token(token_bytes: list[bytes]) -> list[bytes]:

@@ -41,9 +41,13 @@ def test_a_turn_ends_as_the_template_closes_it_and_with_the_stop_token(name: str
 
 def test_roles_are_found_by_their_spellings() -> None:
     assert counterparts("chatml", "deepseek") == {"<|im_end|>": "<|eos|>", "<think>": "<think>", "</think>": "</think>"}
-    assert counterparts("chatml", "mistral")["<tool_call>"] == "[TOOL_CALLS]"
-    assert "</tool_call>" not in counterparts("chatml", "mistral")
     assert "<think>" not in counterparts("chatml", "llama3")
+
+
+def test_tool_calls_of_different_formats_are_no_counterparts() -> None:
+    """After `<tool_call>` stands a JSON object, after `[TOOL_CALLS]` a list."""
+    assert "<tool_call>" not in counterparts("chatml", "mistral")
+    assert "[TOOL_CALLS]" not in counterparts("mistral", "chatml")
 
 
 def test_what_is_given_comes_first() -> None:

@@ -125,17 +125,53 @@ def test_half_a_character_is_scored_byte_by_byte(teacher: str) -> None:
     assert len(translation.alignment.strict) >= len(emoji)
 
 
-def test_after_the_text_is_lost_nothing_is_aligned_not_even_the_end() -> None:
-    teacher = Tokenizer.from_str(family("llama3").backend_tokenizer.to_str())
-    teacher.normalizer = normalizers.NFC()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=teacher, eos_token="<|end_of_text|>", chat_template=TEMPLATES["llama3"]
+NASTY = ("\u2126", "\u212b", "\u09df", "\u095b", "e\u0301", "\u1112\u1161\u11ab", "\u2126\u0301\u212b", "")
+
+
+def normalising(name: str) -> PreTrainedTokenizerFast:
+    """Return a family's tokenizer that composes characters first (NFC), as Qwen's does."""
+    backend = Tokenizer.from_str(family(name).backend_tokenizer.to_str())
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), *own])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=family(name).eos_token, chat_template=TEMPLATES[name]
     )
-    both, vocabulary = Translator(family("chatml"), wrapped), family("chatml").get_vocab()
-    text = both.student_spelling.encode("ab e\N{COMBINING ACUTE ACCENT} cd".encode())
-    translation = both.reply([*text, vocabulary["<think>"], vocabulary["<|im_end|>"]])
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=ascii)
+@pytest.mark.parametrize("name", ["llama3", "gemma"])
+def test_after_a_character_that_the_teacher_normalises_scoring_goes_on(name: str, nasty: str) -> None:
+    both, vocabulary = Translator(family("chatml"), normalising(name)), family("chatml").get_vocab()
+    parts = [both.student_spelling.encode(text.encode()) for text in ("R = 5 ", nasty, " xyz is 27;")]
+    token_ids = [*(i for part in parts for i in part), vocabulary["<|im_end|>"]]
+    translation = both.reply(token_ids)
+    check(translation, both, token_ids, is_whole=False)
+    aligned = {i for s, _ in translation.alignment.spans for i in s}
+    around = set(range(len(token_ids))) - set(range(len(parts[0]), len(parts[0]) + len(parts[1])))
+    assert around - aligned <= {len(parts[0]) - 1}, "at most the space before it, where the teacher merges the two"
+    assert not aligned - around, "what differs is not compared"
+
+
+def test_half_characters_beside_a_normalised_one_keep_their_places() -> None:
+    both = Translator(family("chatml"), normalising("llama3"))
+    emoji = both.student_spelling.encode("😀".encode())
+    ohm, after = both.student_spelling.encode("\u2126".encode()), emoji[:-1]
+    token_ids = [*after, *ohm, *after, *both.student_spelling.encode(b"name")]
+    translation = both.reply(token_ids)
+    check(translation, both, token_ids, is_whole=False)
+    aligned = {i for s, _ in translation.alignment.spans for i in s}
+    assert aligned == set(range(len(token_ids))) - set(range(len(after), len(after) + len(ohm)))
+
+
+def test_a_literal_space_mark_costs_only_itself() -> None:
+    both = translator("chatml", "gemma")
+    parts = [both.student_spelling.encode(text.encode()) for text in ("ab", "▁", "cd is 27")]
+    translation = both.reply([i for part in parts for i in part])
     aligned = [i for s, _ in translation.alignment.spans for i in s]
-    assert aligned == list(range(len(both.student_spelling.encode(b"ab "))))
+    assert aligned == [
+        *range(len(parts[0])),
+        *range(len(parts[0]) + len(parts[1]), sum(map(len, parts))),
+    ]
 
 
 def test_an_empty_reply_is_empty() -> None:
