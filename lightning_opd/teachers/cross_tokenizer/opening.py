@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.teachers.cross_tokenizer.roles import SPELLINGS, RoleTable
+from lightning_opd.teachers.cross_tokenizer.roles import SPELLINGS, RoleTable, control_tokens
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.tokenization.rendering import encode
 from lightning_opd.tokenization.turn_borders import USER, reply_surroundings
@@ -61,8 +61,8 @@ class Openings:
         own_lead, lead = (_lead(*side) for side in (student, teacher))
         self._own_text = b"" if own_lead.token_ids else own_lead.text
         self._lead = lead
-        thought = next((i for i in SPELLINGS["think_open"] if i in teacher[0].get_vocab()), None)
-        self._think_ids = () if thought is None else (int(teacher[0].get_vocab()[thought]),)
+        control = control_tokens(teacher[0])
+        self._think_ids = tuple(control[token] for token in SPELLINGS["think_open"] if token in control)[:1]
         self._teacher_spelling = teacher[1]
 
     def __call__(self, token_ids: Sequence[int]) -> Opening:
@@ -107,6 +107,6 @@ def _opened_thought(tokenizer: PreTrainedTokenizerBase, spelling: ByteSpelling) 
         token_ids = render_prompt(tokenizer, [USER])
     except ConfigError:
         return None
-    opens = {i for token, i in tokenizer.get_vocab().items() if token in SPELLINGS["think_open"]}
+    opens = {token_id for token, token_id in control_tokens(tokenizer).items() if token in SPELLINGS["think_open"]}
     before, text = _parted(token_ids, spelling, "")
     return text if before and before[-1] in opens else None

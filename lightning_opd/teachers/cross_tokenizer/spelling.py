@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lightning_opd.errors import ConfigError
@@ -55,7 +55,8 @@ class ByteSpelling:
                 "Convert it to a fast tokenizer with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
             )
             raise ConfigError(msg)
-        self._settings: dict[str, Any] = json.loads(backend.to_str())
+        self._text = backend.to_str()
+        self._settings = _settings(self._text)
         self._vocabulary: dict[int, str] = {id_: token for token, id_ in tokenizer.get_vocab().items()}
         self._added = {entry["id"]: entry["content"] for entry in self._settings["added_tokens"]}
         kinds = _types(self._settings["decoder"])
@@ -159,18 +160,7 @@ class ByteSpelling:
     @cached_property
     def _encoder(self) -> Tokenizer:
         """The tokenizer without control tokens and without a space of its own at the beginning."""
-        from tokenizers import Tokenizer
-
-        settings = {
-            **self._settings,
-            "added_tokens": [e for e in self._settings["added_tokens"] if e["id"] not in self.control_ids],
-            "normalizer": _without_prefix(self._settings["normalizer"]),
-            "pre_tokenizer": _without_prefix(self._settings["pre_tokenizer"]),
-            "post_processor": None,
-            "truncation": None,
-            "padding": None,
-        }
-        return Tokenizer.from_str(json.dumps(settings))
+        return _encoder(self._text, self.control_ids)
 
     @cached_property
     def _original_ids(self) -> dict[int, int]:
@@ -178,6 +168,31 @@ class ByteSpelling:
         kept = [e for e in self._settings["added_tokens"] if e["id"] not in self.control_ids]
         ids = ((self._encoder.token_to_id(e["content"]), e["id"]) for e in kept)
         return {new: old for new, old in ids if new is not None and new != old}
+
+
+@lru_cache(maxsize=8)
+def _settings(text: str) -> dict[str, Any]:
+    """Return what a tokenizer.json says; several teachers meet one student."""
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
+@lru_cache(maxsize=8)
+def _encoder(text: str, control_ids: frozenset[int]) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json without control tokens, and without a space at the beginning."""
+    from tokenizers import Tokenizer
+
+    of_text = _settings(text)
+    settings = {
+        **of_text,
+        "added_tokens": [e for e in of_text["added_tokens"] if e["id"] not in control_ids],
+        "normalizer": _without_prefix(of_text["normalizer"]),
+        "pre_tokenizer": _without_prefix(of_text["pre_tokenizer"]),
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
+    return Tokenizer.from_str(json.dumps(settings))
 
 
 class SameBytes:
