@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from lightning_opd.tokenization.chat import render_prompt
+from tests.real import fetch, report, tokenizers
+
+QUESTION = {"role": "user", "content": "What is 27 + 48?"}
+
+
+@functools.cache
+def translator(student: str, teacher: str) -> Translator:
+    return Translator(fetch.tokenizer(student), fetch.tokenizer(teacher))
+
+
+def test_a_qwen_teacher_reads_a_llama_students_reply_as_its_own() -> None:
+    """Assembled from the student's tokens or from text, it would read `<th`, `ink`, `>`."""
+    both = translator("llama3_1", "qwen3")
+    stop = int(both.student.convert_tokens_to_ids("<|eot_id|>"))
+    token_ids = [*both.student_spelling.encode(b"It is 75, surely."), stop]
+    translation = both.reply(token_ids)
+    reply = {"role": "assistant", "content": "It is 75, surely."}
+    whole = both.teacher.apply_chat_template([QUESTION, reply], tokenize=False)
+    assert both.prompt([QUESTION]) + translation.token_ids == both.teacher.encode(str(whole).rstrip("\n"))
+    shown = both.teacher.convert_ids_to_tokens(translation.token_ids)
+    assert shown[:4] == ["<think>", "ĊĊ", "</think>", "ĊĊ"]
+    aligned = [i for ours, _ in translation.alignment.spans for i in ours]
+    assert aligned == list(range(len(token_ids))), "the end of the turn, too"
+
+
+@pytest.mark.parametrize("nasty", tokenizers.NASTY, ids=ascii)
+@pytest.mark.parametrize(("student", "teacher"), [("llama3_1", "qwen3"), ("gemma3", "qwen3"), ("qwen3", "gemma3")])
+def test_scoring_goes_on_after_a_character_that_one_side_normalises(student: str, teacher: str, nasty: str) -> None:
+    both = translator(student, teacher)
+    token_ids = both.student_spelling.encode(f"R = 5 {nasty} and 27 more words follow".encode())
+    translation = both.reply(token_ids)
+    aligned = {i for ours, _ in translation.alignment.spans for i in ours}
+    after = len(both.student_spelling.encode(b" and 27 more words follow"))
+    assert set(range(len(token_ids) - after, len(token_ids))) <= aligned
+
+
+def test_a_llama_students_prompt_is_rendered_by_the_teacher() -> None:
+    both = translator("llama3_1", "qwen3")
+    assert both.prompt([QUESTION]) == render_prompt(both.teacher, [QUESTION])
+
+
+def test_the_table_of_tokenizers_is_what_the_code_does() -> None:
+    assert tokenizers.markdown() == report.written("tokenizers", report.README.read_text(encoding="utf-8"))
