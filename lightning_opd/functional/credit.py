@@ -75,9 +75,9 @@ class PrefixCredit(Credit):
 class ExactMatchCredit(AlignedCredit):
     """Keep the tokens that both tokenizers have at the same bytes; drop the rest.
 
-    c_i = log T(b_j) where student token i and teacher token j cover the same bytes. The default: no
-    token answers for another. It fails where the lesson lies in text that the two sides tokenise
-    differently, for example numbers that only the teacher merges: those tokens learn nothing.
+    c_i = log T(b_j) where student token i and teacher token j cover the same bytes. No token answers for another. It
+    fails where the lesson lies in text that the two sides tokenise differently, for example numbers that only the
+    teacher merges: those tokens learn nothing.
 
     Reference:
         Liu, Fu, Shen, Jiang, On-policy distillation in model merging (2026), second finding.
@@ -110,8 +110,9 @@ class SpanCredit(AlignedCredit):
 
     The log-ratio of a span of n student tokens, L_T − L_S, becomes each token's own (`whole`: the
     score function of the span), is divided into n equal parts (`equal`), or is divided in proportion
-    to log π_i (`proportional`). Only over-long spans are dropped. The bias: a teacher token can say what
-    does not follow ("1" as a token: no digit follows), and the span credits that to the wrong token.
+    to log π_i (`proportional`). Only over-long spans are dropped. The default: it takes log-probs
+    only, and nearly every token learns. The bias: a teacher token can say what does not follow ("1" as
+    a token: no digit follows), and the span credits that to the wrong token.
 
     Args:
         division: How a span's log-ratio is divided among its tokens.

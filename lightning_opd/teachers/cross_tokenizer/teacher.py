@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, ConfigTypeError
-from lightning_opd.functional.credit import AlignedCredit, Credit, ExactMatchCredit, PrefixCredit
+from lightning_opd.functional.credit import AlignedCredit, Credit, ExactMatchCredit, PrefixCredit, SpanCredit
 from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, ReadsTrees, Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.cross_tokenizer.aligned_scoring import AlignedScorer
@@ -65,7 +65,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     def __init__(
         self,
         path: str,
-        credit: Credit = ExactMatchCredit(),  # frozen, hence safe to share
+        credit: Credit = SpanCredit(),  # frozen, hence safe to share
         roles: dict[str, str | None] | None = None,
         scorer: Teacher | None = None,
         trust_remote_code: bool = False,  # a key in YAML

@@ -134,7 +134,8 @@ def test_gradients_do_not_depend_on_the_micro_batches(
 
 def test_tokens_without_a_score_count_in_the_denominator(world: Path, foreign: Path, tmp_path: Path) -> None:
     """The loss is a mean over all response tokens; the aligned mask only chooses those that have a term."""
-    recorder = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign))}, max_steps=1)
+    teacher = CrossTokenizerTeacher(str(foreign), ExactMatchCredit())
+    recorder = train(world, tmp_path, {"math": teacher}, max_steps=1)
     batch, student = recorder.rollout_batches[0], load_causal_lm(str(world / "student"))
     assert 0 < int(batch.aligned_mask.sum()) < int(batch.response_mask.sum())
     logits = student(batch.token_ids, attention_mask=batch.attention_mask.long()).logits
@@ -147,7 +148,9 @@ def test_tokens_without_a_score_count_in_the_denominator(world: Path, foreign: P
 
 
 def test_divergences_without_a_score_count_in_the_denominator(world: Path, foreign: Path, tmp_path: Path) -> None:
-    recorder = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign))}, TOP_K, max_steps=1)
+    recorder = train(
+        world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), ExactMatchCredit())}, TOP_K, max_steps=1
+    )
     batch, logged = recorder.rollout_batches[0], recorder.logged[0]
     num_aligned, num_tokens = int(batch.aligned_mask.sum()), int(batch.response_mask.sum())
     assert 0 < num_aligned < num_tokens
@@ -202,13 +205,9 @@ def test_likeliest_tokens_come_back_where_both_sides_tokenise_alike(world: Path,
     assert min(num_shared, num_missing) > 50
 
 
-def test_distributions_are_matched_on_shared_tokens_beside_a_native_teacher(
-    world: Path, foreign: Path, tmp_path: Path
-) -> None:
-    teachers: dict[str, Teacher] = {
-        "code": LocalTeacher(str(world / "code")),
-        "math": CrossTokenizerTeacher(str(foreign)),
-    }
+def test_shared_tokens_are_matched_beside_a_native_teacher(world: Path, foreign: Path, tmp_path: Path) -> None:
+    teachers: dict[str, Teacher] = {"code": LocalTeacher(str(world / "code"))}
+    teachers["math"] = CrossTokenizerTeacher(str(foreign), ExactMatchCredit())
     recorder = train(world, tmp_path, teachers, TOP_K)
     assert 0 < recorder.logged[0]["train/kept_tokens/math"] < 1
     assert recorder.logged[0]["train/teacher_kl/math"] > 0
@@ -293,8 +292,7 @@ def test_a_rank_without_rows_has_nothing_to_score(credit: Credit, world: Path, f
 
 
 def test_one_teacher_under_two_credits_is_two_teachers() -> None:
-    one, same, other = (
-        CrossTokenizerTeacher("a", credit) for credit in (ExactMatchCredit(), ExactMatchCredit(), SpanCredit())
-    )
-    assert one.identity == same.identity != other.identity
-    assert CrossTokenizerTeacher("a", roles={"x": None}).identity != one.identity
+    credits = ExactMatchCredit(), ExactMatchCredit(), SpanCredit()
+    one, same, other = (CrossTokenizerTeacher("a", credit) for credit in credits)
+    assert CrossTokenizerTeacher("a").identity == other.identity, "spans are the default"
+    assert one.identity == same.identity != other.identity != CrossTokenizerTeacher("a", roles={"x": None}).identity
