@@ -169,6 +169,7 @@ def test_another_vocabulary_or_stop_token_is_refused(tiny_tokenizer_dir: Path) -
     theirs.eos_token = "<|endoftext|>"
     with pytest.raises(ValueError, match="stops with"):
         check_same_vocabulary(ours, theirs, "math")
+    ours.add_tokens(["<old>"])
     theirs.add_tokens(["<new>"])
     with pytest.raises(ValueError, match="'<new>': None here"):
         check_same_vocabulary(ours, theirs, "math")
