@@ -19,7 +19,7 @@ def translator(student: str, teacher: str) -> Translator:
 def test_a_qwen_teacher_reads_a_llama_students_reply_as_its_own() -> None:
     """Assembled from the student's tokens or from text, it would read `<th`, `ink`, `>`."""
     both = translator("llama3_1", "qwen3")
-    stop = int(both.student.convert_tokens_to_ids("<|eot_id|>"))
+    stop = both.student.get_vocab()["<|eot_id|>"]
     token_ids = [*both.student_spelling.encode(b"It is 75, surely."), stop]
     translation = both.reply(token_ids)
     reply = {"role": "assistant", "content": "It is 75, surely."}
