@@ -20,6 +20,9 @@ from lightning_opd.types import Trajectory
 MAX_CHARACTERS = 4096
 """Characters at the end of a reply in which mathematics is looked for."""
 
+MAX_MEMORY = 1 << 30
+"""Bytes that one comparison may take: what it computes may have more digits than the machine has memory."""
+
 
 class AnswerReward(RewardFunction):
     """1 where the answer of the last reply equals the `answer` column of its row, else 0; 0 for a row without one."""
@@ -166,7 +169,7 @@ class MathAnswer(AnswerReward):
             return True
         _warm_up()
         try:
-            return call_in_child(lambda: str(_is_equal(text, answer)), self.seconds) == str(True)
+            return call_in_child(lambda: str(_is_equal(text, answer)), self.seconds, MAX_MEMORY) == str(True)
         except (TimeUp, RuntimeError):  # the child was too slow, or ended at a limit of memory or depth
             return False
 
