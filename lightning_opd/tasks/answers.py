@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import re
+import string
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from lightning_opd.tasks.tools.limits import TimeUp, call_in_child
 from lightning_opd.types import Trajectory
 
 MAX_CHARACTERS = 4096
-"""Characters at the end of a reply in which mathematics is looked for."""
+"""Characters at the end of a reply in which an answer is looked for."""
 
+MARKS = string.punctuation + string.whitespace
+"""What may stand around a choice."""
 MAX_MEMORY = 1 << 30
 """Bytes that one comparison may take: what it computes may have more digits than the machine has memory."""
 
@@ -118,22 +121,27 @@ class ChoiceAnswer(AnswerReward):
         return answer.strip().strip("()[].*").strip()
 
     def _chosen(self, text: str) -> str | None:
-        """Return the letter that a reply decides for, or None where it decides for none or several."""
-        one = rf"[(\[*_`\"']*(?:\\(?:text|mathrm|textbf|mathbf)\{{)?[(]?([{self.choices}])(?![A-Za-z0-9'])"
-        others = rf"(?![)\]*_`\"'}}]*\s*(?:,|/|or\b|and\b|&)\s*[(\[*_`]*[{self.choices}](?![A-Za-z0-9']))"
+        """Return the letter that a reply decides for, or None where it decides for none or several.
+
+        All repetitions are bounded: a reply may be thousands of brackets.
+        """
+        start, text = text.strip()[:8], text[-MAX_CHARACTERS:].strip()
+        letter = rf"([{self.choices}])(?![A-Za-z0-9'])"
+        one = rf"[(\[*_`\"']{{0,4}}(?:\\(?:text|mathrm|textbf|mathbf)\{{)?\(?{letter}"
+        another = rf"(?:,|/|or\b|and\b|&)\s{{0,3}}[(\[*_`]{{0,4}}[{self.choices}](?![A-Za-z0-9'])"
+        others = rf"(?![)\]*_`\"'}}]{{0,4}}\s{{0,3}}{another})"
         for pattern in (
-            rf"\\boxed\{{\s*{one}{others}[^}}]*\}}",
-            rf"(?:(?i:answer|choice|option)\W{{0,4}}(?i:is|would be|must be|:|=)?[\s:*_$]*){one}{others}",
+            rf"\\boxed\{{\s{{0,3}}{one}{others}",
+            rf"(?:(?i:answer|choice|option)\W{{0,4}}(?i:is|would be|must be|:|=)?[\s:*_$]{{0,6}}){one}{others}",
         ):
             found = re.findall(pattern, text)
             if found:
                 return str(found[-1])
-        stripped = text.strip()
-        for line in (stripped, *stripped.splitlines()[-1:]):
-            alone = re.fullmatch(rf"\W*{one}\W*", line)
+        for line in (text, *text.splitlines()[-1:]):
+            alone = re.fullmatch(rf"(?:(?:text|mathrm|textbf|mathbf)\{{)?{letter}", line.strip(MARKS))
             if alone:
                 return alone[1]
-        first = re.match(rf"[(*]*([{self.choices}])[*]*[).:](?![A-Za-z0-9])", stripped)
+        first = re.match(rf"[(*]{{0,3}}([{self.choices}])\*{{0,2}}[).:](?![A-Za-z0-9])", start)
         return first[1] if first else None
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import lightning_opd.tasks
 from lightning_opd.tasks import AnswerReward, ChoiceAnswer, ExactAnswer, MathAnswer, NumberAnswer
+from lightning_opd.tasks.answers import MAX_CHARACTERS, _normalised
 from lightning_opd.types import Prompt, Trajectory, Turn
 from tests.implementations import implementations
 
@@ -138,6 +139,35 @@ def test_every_comparison_rewards_the_last_reply_by_its_rows_answer(match: Answe
     assert match(trajectory(wrong, right, answer=right)) == 1.0
     assert match(trajectory(right, wrong, answer=right)) == 0.0
     assert match(trajectory(right)) == 0.0, "a row without an answer"
+
+
+PARTS = [
+    "(",
+    ")",
+    "*",
+    " ",
+    "1 ",
+    "1,",
+    "9",
+    "1/",
+    "-",
+    "1 000 ",
+    "answer ",
+    "answer: ",
+    r"\boxed{",
+    "1e",
+    "^",
+    "B or ",
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_long_replies_of_one_part_take_no_time(part: str) -> None:
+    started = time.process_time()
+    for match in (ExactAnswer(), NumberAnswer(), ChoiceAnswer()):
+        match.matches(part * (100_000 // len(part)), "B")
+    _normalised(part * (MAX_CHARACTERS // len(part)))
+    assert time.process_time() - started < 2
 
 
 @given(st.text(), st.text())
