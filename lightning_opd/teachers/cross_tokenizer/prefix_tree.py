@@ -56,8 +56,8 @@ class PrefixTree:
 def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
     """Return the tree of a reply of the student, the stop token included.
 
-    Control tokens become their counterparts; one without a counterpart is shown as its text and gets no score. After
-    text that the teacher's tokenizer does not spell (it normalises), nothing gets one.
+    Control tokens become their counterparts; one without a counterpart is shown as its text and gets no score, nor
+    does text between two control tokens that the teacher's tokenizer does not spell (it normalises).
     """
     tree, roles, opening = PrefixTree(), translator.roles, translator.opening(token_ids)
     node, start = tree.descendant(0, opening.token_ids), opening.num_skipped
@@ -67,10 +67,7 @@ def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
             following = token_ids[start + len(tokens) : start + len(tokens) + 1]
             next_id = roles.pairs.get(following[0]) if following else None
             of_text = opening if start == opening.num_skipped else Opening()
-            end = _add_text(tree, node, translator, tokens, start, next_id, of_text)
-            if end is None:
-                return tree
-            node = end
+            node = _add_text(tree, node, translator, tokens, start, next_id, of_text)
         else:
             for index, token_id in enumerate(tokens, start):
                 before = node
@@ -92,8 +89,8 @@ def _add_text(
     index: int,
     next_id: int | None,
     opening: Opening,
-) -> int | None:
-    """Add a segment of text; return the node at its end, or None where the teacher cannot spell it.
+) -> int:
+    """Add a segment of text and return the node at its end; one that the teacher cannot spell is shown, not scored.
 
     Args:
         tree: To add to.
@@ -111,7 +108,7 @@ def _add_text(
     nodes = _nodes(tree, root, theirs, lead + text)
     end = nodes[-1]
     if end is None:
-        return None
+        return tree.descendant(root, theirs.encode(lead + text))
     num_lead = next((n for n, token in enumerate(token_bytes) if token), len(token_bytes))
     if num_lead == len(token_bytes):  # nothing but lead
         return end

@@ -75,6 +75,19 @@ def family(name: str) -> PreTrainedTokenizerFast:
     )
 
 
+def normalising(name: str) -> PreTrainedTokenizerFast:
+    """Return a family's tokenizer that composes characters first (NFC), as Qwen's does."""
+    from tokenizers import Tokenizer, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(family(name).backend_tokenizer.to_str())
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), *own])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=family(name).eos_token, chat_template=TEMPLATES[name]
+    )
+
+
 def byte_level(name: str, control: Sequence[str]) -> Tokenizer:
     """Return a byte-level BPE; only ChatML's splits numbers into digits."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

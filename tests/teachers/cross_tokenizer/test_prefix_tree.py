@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_opd.models import LanguageModel, load_causal_lm
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
-from tests.teachers.cross_tokenizer.families import family
+from tests.teachers.cross_tokenizer.families import family, normalising
 from tests.teachers.cross_tokenizer.random_pairs import random_translator
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
@@ -113,3 +113,14 @@ def test_a_token_that_the_tokenizer_would_not_generate_is_not_canonical() -> Non
     assert len(segment.is_canonical) > 4
     (canonical,) = prefix_tree(both, whole).segments
     assert all(canonical.is_canonical)
+
+
+def test_text_that_the_teacher_normalises_is_read_and_what_follows_is_scored() -> None:
+    both, ids = Translator(family("chatml"), normalising("llama3")), family("chatml").get_vocab()
+    text = both.student_spelling.encode("R = 5 \u2126".encode())
+    token_ids = [*text, ids["<|im_end|>"]]
+    tree = prefix_tree(both, token_ids)
+    assert not tree.segments
+    ((index, node, _),) = tree.controls
+    assert index == len(text)
+    assert branch(tree, node) == both.reply(token_ids).token_ids

@@ -7,12 +7,10 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers
-from transformers import PreTrainedTokenizerFast
 
 from lightning_opd.teachers.cross_tokenizer.translation import Translation, Translator, each_token
 from lightning_opd.tokenization.turn_borders import reply_surroundings
-from tests.teachers.cross_tokenizer.families import END_OF_TURN, FAMILIES, TEMPLATES, family
+from tests.teachers.cross_tokenizer.families import END_OF_TURN, FAMILIES, family, normalising
 from tests.teachers.cross_tokenizer.random_pairs import NUM_RANDOM, random_tokenizer, random_translator, seeds, texts
 
 REPLY = '7+8=15 carry, é😀  "name": "calc"\n\n\tfin'
@@ -126,16 +124,6 @@ def test_half_a_character_is_scored_byte_by_byte(teacher: str) -> None:
 
 
 NASTY = ("\u2126", "\u212b", "\u09df", "\u095b", "e\u0301", "\u1112\u1161\u11ab", "\u2126\u0301\u212b", "")
-
-
-def normalising(name: str) -> PreTrainedTokenizerFast:
-    """Return a family's tokenizer that composes characters first (NFC), as Qwen's does."""
-    backend = Tokenizer.from_str(family(name).backend_tokenizer.to_str())
-    own = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), *own])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=family(name).eos_token, chat_template=TEMPLATES[name]
-    )
 
 
 @pytest.mark.parametrize("nasty", NASTY, ids=ascii)
