@@ -48,7 +48,7 @@ def kept(both: Translator, credit: AlignedCredit) -> float:
 def markdown() -> str:
     """Return the table: a row per student, a column per teacher, `SpanCredit` / `ExactMatchCredit`."""
     lines = [
-        f"Fraction of the student's tokens that get a score, on {len(TEXTS)} texts in ten languages: "
+        f"Fraction of the student's tokens that get a score, on {len(TEXTS)} texts in nine languages: "
         "`SpanCredit` / `ExactMatchCredit`.",
         "",
         "| student ↓ teacher → | " + " | ".join(FAMILIES) + " |",
