@@ -205,7 +205,7 @@ def test_the_sampler_and_the_training_forward_agree_in_any_precision(
 
 
 def test_dropout_acts_nowhere_while_distilling(world: Path, tmp_path: Path) -> None:
-    """Not in the update either, which learns from the very log-probs that the student wrote with."""
+    """Not in the update either, which learns from the very log-probs with which the student generated."""
     gaps: list[float] = []
 
     class Watched(OPDModule):
