@@ -157,7 +157,8 @@ def test_the_states_that_predict_tools_tokens_receive_exactly_no_gradient(
     class Watched(OPDModule):
         def forward_student(self, batch: RolloutBatch) -> StudentForward:
             student = super().forward_student(batch)
-            student.hidden_states.register_hook(lambda gradient: gradients.append((gradient, batch)))
+            if student.hidden_states.requires_grad:  # not where the first batch is only proven
+                student.hidden_states.register_hook(lambda gradient: gradients.append((gradient, batch)))
             return student
 
     module = make_module(world, objective, kind=Watched)
