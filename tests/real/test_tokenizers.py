@@ -38,7 +38,7 @@ def test_scoring_goes_on_after_a_character_that_one_side_normalises(student: str
     token_ids = both.student_spelling.encode(f"R = 5 {nasty} and 27 more words follow".encode())
     translation = both.reply(token_ids)
     aligned = {i for ours, _ in translation.alignment.spans for i in ours}
-    after = len(both.student_spelling.encode(b" and 27 more words follow"))
+    after = len(both.student_spelling.encode(b" 27 more words follow"))  # Gemma has a token for `▁` and a space
     assert set(range(len(token_ids) - after, len(token_ids))) <= aligned
 
 
