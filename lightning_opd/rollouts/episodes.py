@@ -140,7 +140,7 @@ class Episode:
         if self.is_over:
             return
         if len(self._turns) < self._sampling.max_turns:
-            check_turns(self.tokenizer, {**reply, "content": self._turns[-1].text}, answer)
+            check_turns(self.tokenizer, before, {**reply, "content": self._turns[-1].text}, answer)
         answer_ids = render_answer(self.tokenizer, before, answer, sample.token_ids[-1], reply)
         fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
         if not fits or len(self._turns) == self._sampling.max_turns:

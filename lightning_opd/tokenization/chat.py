@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.rendering import encode, render
-from lightning_opd.tokenization.turn_borders import closing_token_id, common_beginning, stand_in_reply, token_text
+from lightning_opd.tokenization.turn_borders import (
+    STAND_IN,
+    closing_token_id,
+    common_beginning,
+    stand_in_reply,
+    token_text,
+)
 from lightning_opd.types import Message, Messages
 
 if TYPE_CHECKING:
@@ -44,7 +50,7 @@ def render_answer(
     Raises:
         ValueError: The template does not show assistant messages verbatim.
     """
-    stand_in, everything = "reply", str((messages, answer, reply))
+    stand_in, everything = STAND_IN, str((messages, answer, reply))
     while stand_in in everything:
         stand_in += "_"
     earlier = [{**m, "content": stand_in} if m.get("role") == "assistant" else m for m in messages]

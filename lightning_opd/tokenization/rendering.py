@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.compatibility import missing_template
+from lightning_opd.tokenization.template_cache import by_template
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS, Message, Messages
 
 if TYPE_CHECKING:
@@ -42,11 +42,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_genera
         **cast("Mapping[str, object]", tokenizer.init_kwargs.get(TEMPLATE_SETTINGS) or {}),
         **cast("Mapping[str, object]", first.get(TEMPLATE_SETTINGS) or {}),
     }
-    template = str(tokenizer.chat_template)
     chat = [_shown(tokenizer, message) for message in messages]
-    if any(message.get("tool_calls") for message in chat) and _pastes_arguments(tokenizer, template):
+    if any(message.get("tool_calls") for message in chat) and _pastes_arguments(tokenizer):
         chat = [_with_arguments(message, json.dumps) for message in chat]
-    if _shows_parts_only(tokenizer, template):
+    if _shows_parts_only(tokenizer):
         chat = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
     tools = cast("Sequence[object] | None", first.get("tools"))
     try:
@@ -107,9 +106,11 @@ def control_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     )
 
 
+@by_template
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Return a pattern that finds a tokenizer's control tokens in text, the longest first."""
-    return _control_tokens(tokenizer, str(tokenizer.chat_template), len(tokenizer))
+    tokens = sorted((str(tokenizer.convert_ids_to_tokens(i)) for i in control_token_ids(tokenizer)), key=len)
+    return re.compile("|".join(re.escape(token) for token in reversed(tokens)) or "(?!)")
 
 
 def _shown(tokenizer: PreTrainedTokenizerBase, message: Message) -> dict[str, object]:
@@ -150,8 +151,8 @@ def _parsed(arguments: object) -> object:
         raise ConfigError(msg) from error
 
 
-@lru_cache(maxsize=16)
-def _pastes_arguments(tokenizer: PreTrainedTokenizerBase, _template: str) -> bool:
+@by_template
+def _pastes_arguments(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the template pastes a call's arguments as they are: then they must be JSON already."""
     call = {"id": "000000000", "type": "function", "function": {"name": "probe", "arguments": {"key": "value"}}}
     chat: list[dict[str, object]] = [
@@ -166,8 +167,8 @@ def _pastes_arguments(tokenizer: PreTrainedTokenizerBase, _template: str) -> boo
         return False
 
 
-@lru_cache(maxsize=16)
-def _shows_parts_only(tokenizer: PreTrainedTokenizerBase, _template: str) -> bool:
+@by_template
+def _shows_parts_only(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the template shows content only as a list of parts, as those of models that see images do."""
 
     def shows(content: object) -> bool:
@@ -217,12 +218,6 @@ def _marked(tokenizer: PreTrainedTokenizerBase, text: str, role: str) -> str:
         raise ConfigError(msg)
     start, end = _MARKS
     return pattern.sub(lambda token: f"{start}{token[0]}{end}", re.sub(f"[{start}{end}]", "", text))
-
-
-@lru_cache(maxsize=16)
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, _template: str, _size: int) -> re.Pattern[str]:
-    tokens = sorted((str(tokenizer.convert_ids_to_tokens(i)) for i in control_token_ids(tokenizer)), key=len)
-    return re.compile("|".join(re.escape(token) for token in reversed(tokens)) or "(?!)")
 
 
 def _inside(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.rendering import control_token_ids, render
+from lightning_opd.tokenization.template_cache import by_template
 from lightning_opd.tokenization.thoughts import THINK, Tags, opens_thought, split_thoughts, thought_tags
 from lightning_opd.tokenization.tool_call_forms import (
     FencedJson,
@@ -136,12 +136,12 @@ def reply_reader(tokenizer: PreTrainedTokenizerBase, parser: ToolCallParser | No
         tokenizer: With its chat template.
         parser: Finds the calls instead.
     """
-    own = _reader_of(tokenizer, str(tokenizer.chat_template))
+    own = _reader_of(tokenizer)
     return own if parser is None else replace(own, parser=parser, is_known=True)
 
 
-@lru_cache(maxsize=16)
-def _reader_of(tokenizer: PreTrainedTokenizerBase, _template: str) -> ReplyReader:
+@by_template
+def _reader_of(tokenizer: PreTrainedTokenizerBase) -> ReplyReader:
     thoughts = thought_tags(tokenizer)
     _, said = split_thoughts(_rendered_calls(tokenizer, 1), thoughts)
     shows_calls = PROBE.name in said

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lightning_opd.tokenization.template_cache import by_template
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -23,13 +25,13 @@ KNOWN_TAGS: tuple[Tags, ...] = (
 """What opens and closes a thought, by model family."""
 
 
+@by_template
 def thought_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
-    """Return what opens and closes a thought: what the chat template writes, or what are tokens of their own."""
+    """Return what opens and closes a thought: what the chat template writes, otherwise what are tokens."""
     template, tokens = str(tokenizer.chat_template or ""), tokenizer.get_added_vocab()
-    for tags in KNOWN_TAGS:
-        if all(tag in template or tag in tokens for tag in tags):
-            return tags
-    return THINK
+    written = (tags for tags in KNOWN_TAGS if all(tag in template for tag in tags))
+    known = (tags for tags in KNOWN_TAGS if all(tag in template or tag in tokens for tag in tags))
+    return next(written, next(known, THINK))
 
 
 def opens_thought(prompt: str, tags: Tags = THINK) -> bool:

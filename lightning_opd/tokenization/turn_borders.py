@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.rendering import control_pattern, encode, render
+from lightning_opd.tokenization.template_cache import by_template
 from lightning_opd.types import Message
 
 if TYPE_CHECKING:
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 
 USER: Message = {"role": "user", "content": "?"}
 
+STAND_IN = "stand-in"
+"""Placeholder for what an assistant says; no template writes it after a reply."""
 
+
+@by_template
 def closing_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the control token with which the chat template closes an assistant's turn, or None where it has none.
 
@@ -31,9 +36,8 @@ def closing_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _tail(tokenizer: PreTrainedTokenizerBase, *answer: Message, reply: Message | None = None) -> str:
     """Return what the template shows after a reply's content, or after its last call's arguments."""
-    stand_in = stand_in_reply(reply, "reply")
-    chat = (USER, stand_in, *answer)
-    _, found, after = render(tokenizer, chat, add_generation_prompt=False).rpartition("reply")
+    chat = (USER, stand_in_reply(reply, STAND_IN), *answer)
+    _, found, after = render(tokenizer, chat, add_generation_prompt=False).rpartition(STAND_IN)
     if not found:
         msg = "The chat template does not show an assistant's words or tool calls, so no reply can be found in it."
         raise ConfigError(msg)
@@ -46,6 +50,7 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [token_id for token_id in encode(tokenizer, text) if token_id in special]
 
 
+@by_template
 def turn_ending_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return all tokens with which the chat template ends an assistant's turn.
 
@@ -61,9 +66,8 @@ def turn_ending_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         except ConfigError:  # the template has no tools
             continue
         shared = common_beginning(tokenizer, last, inner)
-        of_reply = [
-            token_id for token_id in _control_ids(tokenizer, shared) if token_id not in _of_each_call(tokenizer)
-        ]
+        of_each_call = _of_each_call(tokenizer)
+        of_reply = [token_id for token_id in _control_ids(tokenizer, shared) if token_id not in of_each_call]
         ids = of_reply[-1:] or _control_ids(tokenizer, inner[len(shared) :])[:1]
         endings += ids if closer is None or closer not in encode(tokenizer, last) else []
     return tuple(dict.fromkeys(endings))
@@ -113,15 +117,15 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model_eos: int | Sequence
     return tuple(dict.fromkeys([*own, *more]))
 
 
+@by_template
 def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Return what the chat template puts between the generation prompt and a reply, and after the reply.
 
     The first is often a space; it is empty where the template shows a reply in another place.
     """
-    question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": "reply"}
-    prompt = render(tokenizer, [question], add_generation_prompt=True)
-    whole = render(tokenizer, [question, reply], add_generation_prompt=False)
-    before, _, after = whole.rpartition("reply")
+    prompt = render(tokenizer, [USER], add_generation_prompt=True)
+    whole = render(tokenizer, [USER, stand_in_reply(None, STAND_IN)], add_generation_prompt=False)
+    before, _, after = whole.rpartition(STAND_IN)
     return before[len(prompt) :] if before.startswith(prompt) else "", after
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.chat import render_answer, render_prompt
 from lightning_opd.tokenization.rendering import encode, render
+from lightning_opd.tokenization.template_cache import by_template
+from lightning_opd.tokenization.thoughts import Tags, opens_thought, thought_tags
 from lightning_opd.tokenization.turn_borders import (
+    USER,
     closing_token_id,
     reply_surroundings,
     token_text,
@@ -21,10 +22,6 @@ from lightning_opd.types import TEMPLATE_SETTINGS, Message, Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OPENED_THOUGHT = r"(<think(?:ing)?>|\[THINK\])\s*$"
-CLOSED_THOUGHT = r"</think(?:ing)?>|\[/THINK\]"
-EMPTY_THOUGHT = rf"\s*(?:<think(?:ing)?>|\[THINK\])?\s*(?:{CLOSED_THOUGHT})\s*"
 
 
 def render_demonstration(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
@@ -66,26 +63,27 @@ def _laid_out(
     return token_ids, mask
 
 
-def check_turns(tokenizer: PreTrainedTokenizerBase, reply: Message, answer: Messages) -> None:
+def check_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, reply: Message, answer: Messages) -> None:
     """Raise where an episode's tokens would not be those of its whole chat.
 
     A student keeps the tokens that it generated in the context of its next turns. A template that renders earlier
     turns otherwise, for example without their thoughts, would show it another context once it is trained.
-    The check goes by the kind of reply and answer: a thought or none, calls or none, and the roles.
+    The check goes by the kind of reply and answer: a thought or none, calls or none, the roles, and the chat's own
+    settings of the template.
 
     Args:
         tokenizer: With the template.
-        reply: The student's reply, as its environment read it.
+        messages: The chat before the reply.
+        reply: The student's reply, as its environment read it, its content as the student generated it.
         answer: Of the environment.
 
     Raises:
         ConfigError: With the first tokens that differ.
     """
-    has_thought = re.search(CLOSED_THOUGHT, str(reply.get("content"))) is not None
+    calls, has_thought = _call_names(reply), thought_tags(tokenizer)[1] in str(reply.get("content"))
     roles = tuple((str(message.get("role")), str(message.get("name") or "tool")) for message in answer)
-    settings = json.dumps(tokenizer.init_kwargs.get(TEMPLATE_SETTINGS), sort_keys=True, default=str)
-    calls = _call_names(reply)
-    difference = _difference(tokenizer, str(tokenizer.chat_template), settings, calls, roles, has_thought=has_thought)
+    settings = json.dumps(messages[0].get(TEMPLATE_SETTINGS))
+    difference = _difference(tokenizer, settings, calls, roles, has_thought=has_thought)
     if difference:
         kind = ("tool calls" if calls else "replies") + (" with thoughts" if has_thought else "")
         msg = (
@@ -97,11 +95,10 @@ def check_turns(tokenizer: PreTrainedTokenizerBase, reply: Message, answer: Mess
         raise ConfigError(msg)
 
 
-@lru_cache(maxsize=256)
+@by_template
 def _difference(
     tokenizer: PreTrainedTokenizerBase,
-    _template: str,
-    _settings: str,
+    settings: str,
     calls: tuple[str, ...],
     roles: tuple[tuple[str, str], ...],
     *,
@@ -111,7 +108,9 @@ def _difference(
     ids = [f"call0000{i}" for i in range(len(calls))]
     reply: dict[str, object] = {"role": "assistant", "content": "" if calls else "It is so."}
     if has_thought:
-        reply["content"] = f"<think>\nWhy?\n</think>\n\n{reply['content']}"
+        reply["content"] = "\n".join(
+            [thought_tags(tokenizer)[0], "Why?", thought_tags(tokenizer)[1], "", str(reply["content"])]
+        )
     if calls:
         functions = [{"name": name, "arguments": {"key": "value"}} for name in calls]
         named = zip(ids, functions, strict=True)
@@ -120,7 +119,7 @@ def _difference(
         {"role": role, "content": "Yes.", **({"name": name, "tool_call_id": call} if role == "tool" else {})}
         for (role, name), call in zip(roles, [*ids, *["call00000"] * len(roles)], strict=False)
     ]
-    return first_difference(tokenizer, [{"role": "user", "content": "?"}, reply, *answer])
+    return first_difference(tokenizer, [{**USER, TEMPLATE_SETTINGS: json.loads(settings)}, reply, *answer])
 
 
 def episode_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
@@ -168,14 +167,14 @@ def _reply(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, is_generat
     """
     prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
     whole = render(tokenizer, messages, add_generation_prompt=False)
-    closer = closing_token_id(tokenizer)
+    closer, tags = closing_token_id(tokenizer), thought_tags(tokenizer)
     stop = token_text(tokenizer, tokenizer.eos_token_id if closer is None else closer)
     if whole.startswith(prompt):
         reply = whole[len(prompt) :]
         lead = reply_surroundings(tokenizer)[0]
-        reply = reply.removeprefix(lead) if is_generated and re.fullmatch(EMPTY_THOUGHT, lead) else reply
+        reply = reply.removeprefix(lead) if is_generated and _is_empty_thought(lead, tags) else reply
     else:
-        reply = _continued(prompt, messages[-1], must_open_thought=not is_generated)
+        reply = _continued(prompt, messages[-1], tags, must_open_thought=not is_generated)
     if any(name not in reply for name in _call_names(messages[-1])):
         msg = "The chat template does not show tool calls, so a chat with tools differs from its episode."
         raise ConfigError(msg)
@@ -193,7 +192,12 @@ def _call_names(message: Message) -> tuple[str, ...]:
     return tuple(str(cast("Mapping[str, object]", call["function"])["name"]) for call in calls)
 
 
-def _continued(prompt: str, message: Message, *, must_open_thought: bool) -> str:
+def _is_empty_thought(lead: str, tags: Tags) -> bool:
+    """Return whether what a template puts before a reply only closes a thought, or opens and closes one."""
+    return tags[1] in lead and not lead.replace(tags[0], "", 1).replace(tags[1], "", 1).strip()
+
+
+def _continued(prompt: str, message: Message, tags: Tags, *, must_open_thought: bool) -> str:
     """Return a reply's text after a generation prompt that its template renders otherwise later.
 
     A thought that the prompt opens is not opened again.
@@ -202,9 +206,9 @@ def _continued(prompt: str, message: Message, *, must_open_thought: bool) -> str
         ConfigError: It must continue an opened thought, and does not.
     """
     content = str(message.get("content") or "")
-    opened = re.search(OPENED_THOUGHT, prompt)
-    if opened and content.startswith(opened[1]) and not message.get("tool_calls"):
-        return content.removeprefix(opened[1]).lstrip()
+    opened = opens_thought(prompt, tags)
+    if opened and content.startswith(tags[0]) and not message.get("tool_calls"):
+        return content.removeprefix(tags[0]).lstrip()
     if not must_open_thought and not message.get("tool_calls"):
         return content
     msg = (
