@@ -51,5 +51,8 @@ class RolloutProducer(ABC):
     """A data module that produces the rollouts of a learner."""
 
     @abstractmethod
-    def connect(self, learner: Learner) -> None:
-        """Take the learner; called by its module in `setup`, before any weight is loaded."""
+    def connect(self, learner: Learner) -> tuple[int, ...]:
+        """Take the learner, and return the tokens that end its responses here.
+
+        Called by its module in `setup`, before any weight is loaded.
+        """

@@ -78,7 +78,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         self._is_restored = False
 
     @override
-    def connect(self, learner: Learner) -> None:
+    def connect(self, learner: Learner) -> tuple[int, ...]:
         trainer = self._trainer()
         sampling = dataclasses.replace(
             self.sampling,
@@ -107,6 +107,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
                 trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
         else:
             self._check_prompts(*(["validation"] if trainer.state.fn == "validate" else self.evaluation.splits))
+        return sampling.stop_token_ids
 
     def _check_prompts(self, *splits: Split) -> None:
         collector, self._fitting = self._connected(), {}

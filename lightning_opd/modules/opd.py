@@ -70,7 +70,7 @@ class OPDModule(EvaluationModule):
         if student.lora is not None and student.lora.dropout > 0:
             msg = (
                 f"`student.lora.dropout` must be 0 while distilling, got {student.lora.dropout}: the student would be "
-                "trained on log-probs other than those it writes with. Set it to 0."
+                "trained on other log-probs than it generates with. Set it to 0."
             )
             raise ConfigError(msg)
         super().__init__(student, optimizer, lr_scheduler)
@@ -82,6 +82,7 @@ class OPDModule(EvaluationModule):
         self._step_metrics = Quotients()
         self._metric_stage = "train"
         self._update_started = self._update_seconds = 0.0
+        self._response_ends: tuple[int, ...] = ()
 
     def compute_advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         """Return the detached factor of each token's log-prob gradient; row-local terms only."""
@@ -102,7 +103,7 @@ class OPDModule(EvaluationModule):
         """Hand the data module what it produces rollouts with, so that wrong settings are found before any loading."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning at run time
         if isinstance(data, RolloutProducer):
-            data.connect(self.learner())
+            self._response_ends = data.connect(self.learner())
 
     def learner(self) -> Learner:
         """Return the student, its teachers and the objective; models load in `configure_model`."""
@@ -133,7 +134,7 @@ class OPDModule(EvaluationModule):
             if isinstance(teacher, ReadsStudentTokens):
                 check_same_vocabulary(self.tokenizer, teacher.tokenizer(), name)
             if isinstance(teacher, ReadsOwnTokens):
-                teacher.set_student_tokenizer(self.tokenizer, self.stop_token_ids)
+                teacher.set_student_tokenizer(self.tokenizer, self._ends_of_turn())
         if self.trainer.state.fn == "fit":
             check_cross_tokenizer_teachers(self.objective, self.teachers.distinct)
         mesh = self.data_mesh()
@@ -147,6 +148,11 @@ class OPDModule(EvaluationModule):
             )
             if mesh is not None:
                 shard_whole(self.critic, mesh)
+
+    def _ends_of_turn(self) -> tuple[int, ...]:
+        """Return the tokens that end a reply as such; text at which a run lets replies end stays text."""
+        control = (i for i in self._response_ends if i in self.tokenizer.added_tokens_decoder)
+        return tuple(dict.fromkeys([*self.stop_token_ids, *control]))
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
         trust_remote_code: Run code shipped with the tokenizer; only for models you trust.
         top_k: Likeliest tokens per position it reports to an objective that asks for them, where `scorer` is its own
             or the credit is `PrefixCredit`.
+        chat_template_kwargs: Settings of the teacher's own chat template.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
         scorer: Teacher | None = None,
         trust_remote_code: bool = False,  # a key in YAML
         top_k: int = 64,
+        chat_template_kwargs: dict[str, object] | None = None,
     ) -> None:
         """Remember the settings; tokenizers meet in `set_student_tokenizer`, the model loads in `setup`."""
         self.path, self.credit, self.roles = path, credit, roles or {}
         self.scorer = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code) if scorer is None else scorer
         self.trust_remote_code, self.top_k = trust_remote_code, top_k
+        self.chat_template_kwargs = chat_template_kwargs
         self._translator: Translator | None = None
         self._batch_scorer: AlignedScorer | TreeScorer | None = None
         self._has_warned = False
@@ -82,16 +86,19 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     @property
     @override
     def identity(self) -> Hashable:
-        return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, self.scorer.identity
+        settings = json.dumps(self.chat_template_kwargs, sort_keys=True)
+        return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, settings, self.scorer.identity
 
     @override
     def set_student_tokenizer(self, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int] = ()) -> None:
-        self._translator = Translator(tokenizer, self.own_tokenizer(), self.roles)
+        self._translator = Translator(tokenizer, self.own_tokenizer(), self.roles, stop_token_ids)
         self._batch_scorer = self._scorer_of(self.credit)
 
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the teacher's tokenizer, with the chat template in which it reads chats."""
-        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+        return load_tokenizer(
+            self.path, trust_remote_code=self.trust_remote_code, chat_template_kwargs=self.chat_template_kwargs
+        )
 
     def _scorer_of(self, credit: Credit) -> AlignedScorer | TreeScorer:
         """Return what scores batches under a credit."""
