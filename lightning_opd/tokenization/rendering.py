@@ -59,19 +59,13 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_genera
         raise ConfigError(msg) from error
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> list[int]:
-    """Return the tokens of rendered text.
-
-    Args:
-        tokenizer: Whose tokens.
-        text: From `render`, or a part of it.
-        after: A control token before the text: some tokenizers put a space before text that follows nothing.
-    """
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of text from `render`, or of a part of it."""
     # half an emoji (a lone surrogate, which JSON can carry) is no text to any tokenizer
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     start, end = _MARKS
     pieces = re.split(f"{start}(.*?){end}", text, flags=re.DOTALL)  # every second one is text that looks like a token
-    token_ids = cast("list[int]", tokenizer.encode(after + pieces[0], add_special_tokens=False))[bool(after) :]
+    token_ids = cast("list[int]", tokenizer.encode(pieces[0], add_special_tokens=False))
     for index, piece in enumerate(pieces[1:], start=1):
         token_ids += _as_text(tokenizer, piece) if index % 2 else _inside(tokenizer, piece)
     return token_ids
