@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
@@ -21,6 +24,14 @@ def generate(engine: InProcessEngine) -> list[Sample]:
     return engine.generate(PROMPTS, NUM_SAMPLES, seeds, SAMPLING)
 
 
+def check(model: PreTrainedModel, prompt: list[int], sample: Sample) -> None:
+    """A reply's log-probs are those of a plain forward."""
+    ids = torch.tensor([[*prompt, *sample.token_ids]])
+    with torch.no_grad():
+        expected = token_logprobs(model(input_ids=ids, use_cache=False).logits, ids)[0, len(prompt) :]
+    assert torch.tensor(sample.logprobs) == pytest.approx(expected, abs=2e-4)
+
+
 @pytest.mark.parametrize("name", ["lfm2", "qwen3_5_text", "jamba", "falcon_h1", "mamba2", "mamba"])
 def test_rollouts_of_models_with_states_have_the_log_probs_of_a_plain_forward(name: str) -> None:
     """Hybrids and state-space models: several samples of prompts of different lengths, ending at different times."""
@@ -31,11 +42,21 @@ def test_rollouts_of_models_with_states_have_the_log_probs_of_a_plain_forward(na
     assert len({len(sample.token_ids) for sample in samples}) > 2, "rows must leave the batch at different times"
     assert len({sample.token_ids for sample in samples}) > len(PROMPTS), "siblings must differ"
     for row, sample in enumerate(samples):
-        prompt = PROMPTS[row // NUM_SAMPLES]
-        ids = torch.tensor([[*prompt, *sample.token_ids]])
-        with torch.no_grad():
-            expected = token_logprobs(model(input_ids=ids, use_cache=False).logits, ids)[0, len(prompt) :]
-        assert torch.tensor(sample.logprobs) == pytest.approx(expected, abs=2e-4)
+        check(model, PROMPTS[row // NUM_SAMPLES], sample)
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2", "qwen3_5_text", "mamba"])
+def test_so_have_the_replies_of_a_second_turn(name: str) -> None:
+    """What is kept of the first turn for the second: keys and values, or nothing where a layer has a state."""
+    model, engine = tiny_architecture(name), InProcessEngine()
+    engine.sync(model, 0)
+    sampling = replace(SAMPLING, max_turns=2)
+    first = engine.generate(PROMPTS, 1, [row_seed(0, i) for i in range(len(PROMPTS))], sampling)
+    longer = [[*prompt, *sample.token_ids, 11, 12] for prompt, sample in zip(PROMPTS, first, strict=True)]
+    second = engine.generate(longer, 1, [row_seed(1, i) for i in range(len(longer))], sampling)
+    for prompt, sample in zip(longer, second, strict=True):
+        check(model, prompt, sample)
+    assert (engine.reused_fraction > 0) == (not keeps_states(model))
 
 
 def test_prompts_of_one_length_are_generated_together_where_padding_is_misread() -> None:
