@@ -174,11 +174,7 @@ def test_going_on_from_nothing_is_an_error(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    saving = (
-        "--trainer.enable_checkpointing=true",
-        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-        f"--trainer.callbacks.dirpath={tmp_path}/checkpoints",
-    )
+    saving = ("--trainer.enable_checkpointing=true", "--trainer.callbacks+=lightning_opd.callbacks.LastCheckpoint")
     text = message(command(world, tmp_path, *saving, "--ckpt_path=last"), capsys)
     assert "there is no last checkpoint" in text
     assert "Leave the option out" in text

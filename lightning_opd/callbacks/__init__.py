@@ -4,6 +4,7 @@ from lightning_opd.callbacks.export import ExportHuggingFace
 from lightning_opd.callbacks.first_special_token_mask import FirstSpecialTokenMask
 from lightning_opd.callbacks.format_error_mask import FormatErrorMask
 from lightning_opd.callbacks.hack_detector import HackDetector
+from lightning_opd.callbacks.last_checkpoint import LastCheckpoint
 from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskReward, WeightedReward, WellFormed
 from lightning_opd.callbacks.preemption import Preemption
 from lightning_opd.callbacks.rollout_table import RolloutTable
@@ -13,6 +14,7 @@ __all__ = [
     "FirstSpecialTokenMask",
     "FormatErrorMask",
     "HackDetector",
+    "LastCheckpoint",
     "OutcomeReward",
     "Preemption",
     "RolloutTable",
