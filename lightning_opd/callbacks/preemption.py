@@ -58,7 +58,7 @@ class Preemption(Callback):
         if not agreed or self.received is not None:
             return
         self.received, self.checkpoint = signal.Signals(agreed), _last_checkpoint(trainer)
-        trainer.save_checkpoint(self.checkpoint)
+        trainer.save_checkpoint(self.checkpoint, weights_only=False)
         trainer.should_stop = True
         rank_zero_info(
             f"{self.received.name} after step {trainer.global_step}: saved. To go on, run the same command with "
