@@ -82,7 +82,7 @@ class FirstBatchProof:
         gap = _gap(rollouts, rows, learner, sampling)
         model = learner.load_language_model()
         draws_all = sampling.vocab_size is None or sampling.vocab_size >= model.vocab_size
-        if not engine.is_exact or not draws_all:
+        if not engine.is_exact or not draws_all or sampling.repetition_penalty != 1:
             rank_zero_info(
                 f"First rollout batch: {name} and the training forward differ by {gap.mean:.2g} nats a token, at most "
                 f"{gap.largest:.2g}."
@@ -153,7 +153,7 @@ def _gap(rollouts: RolloutBatch, rows: Tensor, learner: Learner, sampling: Sampl
     with torch.random.fork_rng(devices=devices):
         own = learner.forward_student(part).logprobs.double()
     difference = part.rollout_logprobs.double() - own
-    above = (difference + math.log(sampling.top_p)).clamp(min=0)
+    above = (difference - _most_above(sampling)).clamp(min=0)
     excess = torch.where(part.response_mask, torch.maximum(above, -difference), 0.0)
     excess = torch.where(excess.isnan(), 0.0, excess)  # weights that are not finite: their update is skipped, and said
     worst = int(excess.argmax())
@@ -163,3 +163,10 @@ def _gap(rollouts: RolloutBatch, rows: Tensor, learner: Learner, sampling: Sampl
     gaps = [Gap(g.largest, g.mean, g.row, g.position, rank) for rank, g in enumerate(gather_objects(gap))]
     largest = max(gaps, key=lambda g: g.largest)
     return Gap(largest.largest, max(g.mean for g in gaps), largest.row, largest.position, largest.rank)
+
+
+def _most_above(sampling: Sampling) -> float:
+    """Return how far (nats) leaving out unlikely tokens may raise the log-probs of the others."""
+    if sampling.top_k is not None or sampling.min_p > 0:
+        return math.inf
+    return -math.log(sampling.top_p)

@@ -29,7 +29,7 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: i
     learner.objective.check(
         RunSettings(
             updates_per_batch=collector.updates_per_batch,
-            draws_from_student=collector.sampling.top_p == 1 and collector.engine.is_exact,
+            draws_from_student=collector.sampling.keeps_the_distribution and collector.engine.is_exact,
             off_policy_fraction=0.0 if off_policy is None else off_policy.fraction,
             has_outcome=any(callback.adds_outcome for callback in callbacks),
             has_reference=learner.reference is not None,

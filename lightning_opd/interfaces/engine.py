@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from lightning_opd.types import Sample, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RolloutEngine(ABC):
@@ -17,6 +21,9 @@ class RolloutEngine(ABC):
     def is_exact(self) -> bool:
         """Whether its log-probs are the trainer's own, up to rounding."""
         return False
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take the tokenizer of the episodes that follow; an engine that looks for stop strings itself keeps it."""
 
     @abstractmethod
     def sync(self, student: torch.nn.Module, version: int) -> None:
@@ -38,7 +45,7 @@ class RolloutEngine(ABC):
             num_samples: Siblings per prompt.
             seeds: One per response, in the order of the answer; a response depends on its prompt,
                 its seed and the weights alone.
-            sampling: Temperature, nucleus, length and stop tokens.
+            sampling: Distribution that tokens are drawn from, length, stop tokens and strings.
             on_progress: Called now and then with the number of finished responses.
         """
 

@@ -32,8 +32,9 @@ class DistributionMatching(Objective):
 
     With the reverse KL this is what the immediate policy gradient estimates, at a fraction of its
     variance (`.github/THEORY.md`, section 3); prefer it with local teachers, whose output head is at hand.
-    The state distribution is held fixed, as in the immediate estimator: a nucleus (`top_p` below 1)
-    changes which states are visited, not what is matched there. Logits exist only one chunk at a time.
+    The state distribution is held fixed, as in the immediate estimator: a nucleus (or any other
+    setting of `Sampling` that leaves tokens out) changes which states are visited, not what is matched
+    there. Logits exist only one chunk at a time.
 
     Args:
         divergence: Compares the two distributions.

@@ -25,8 +25,9 @@ def check_sampling(settings: RunSettings, off_policy: OffPolicyWeight | None, wh
     """
     if not settings.draws_from_student and off_policy is None:
         msg = (
-            "The tokens are not drawn from the student's whole distribution (`top_p` below 1, or another engine), "
-            f"which biases {what}. Set `off_policy: TruncatedImportance`, or sample with `top_p: 1`."
+            "The tokens are not drawn from the student's whole distribution (`top_p`, `top_k`, `min_p`, "
+            f"`repetition_penalty`, or another engine), which biases {what}. Set `off_policy: TruncatedImportance`, "
+            "or sample with the defaults of these."
         )
         raise ConfigError(msg)
 

@@ -52,6 +52,7 @@ def generate_episodes(
     Raises:
         ValueError: A prompt is too long for the reply to fit.
     """
+    engine.use_tokenizer(tokenizer)
     num_samples = max(1, len(seeds) // max(1, len(prompts)))
     max_length = min(max_length, sampling.max_episode_tokens or max_length)
     episodes: list[Episode] = []

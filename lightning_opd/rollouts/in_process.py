@@ -12,16 +12,16 @@ from torch import LongTensor, Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import RolloutEngine
 from lightning_opd.models import causal_lm, unsharded
 from lightning_opd.rollouts.cache_support import cache_argument, check_cache, probing_prompts
-from lightning_opd.rollouts.noise import uniforms
+from lightning_opd.rollouts.drawing import draw
 from lightning_opd.rollouts.prefix_cache import PrefixCache
+from lightning_opd.rollouts.stop_strings import StopStrings
 from lightning_opd.types import Sample, Sampling
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 RETIRE_FRACTION = 0.05
 """Finished rows leave the batch once they are this fraction of it.
@@ -52,6 +52,7 @@ class InProcessEngine(RolloutEngine):
             raise ConfigError(msg)
         self.batch_size = batch_size
         self._model: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._num_tokens = self._num_row_steps = 0
         self._num_prompt_tokens = self._num_read = 0
         self._prefixes = PrefixCache()
@@ -71,6 +72,10 @@ class InProcessEngine(RolloutEngine):
     @override
     def is_exact(self) -> bool:
         return True
+
+    @override
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
 
     @override
     def sync(self, student: torch.nn.Module, version: int) -> None:
@@ -117,6 +122,7 @@ class InProcessEngine(RolloutEngine):
         if len(seeds) != len(token_ids) * num_samples:
             msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
             raise ConfigError(msg)
+        stop_strings = StopStrings(sampling.stop_strings, self._tokenizer)
         was_training = self._model.training
         self._model.eval()
         samples: dict[int, Sample] = {}
@@ -131,6 +137,7 @@ class InProcessEngine(RolloutEngine):
                         num_samples,
                         [seeds[row] for row in rows],
                         sampling,
+                        stop_strings,
                         self._prefixes,
                         following,
                         is_padded=self._pads,
@@ -165,6 +172,7 @@ class _Decoding:
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling,
+        stop_strings: StopStrings,
         known: PrefixCache,
         following: PrefixCache | None,
         *,
@@ -173,6 +181,7 @@ class _Decoding:
         device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
         self._model, self._sampling, self._prompts = model, sampling, prompts
         self._known, self._following, self._is_padded = known, following, is_padded
+        self._stop_strings = stop_strings
         self._cache_name = cache_argument(model) or "cache"
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest, rows = max(map(len, prompts)), len(prompts) * num_samples
@@ -195,13 +204,14 @@ class _Decoding:
         logits, cache = self._prefill()
         rows = torch.arange(len(self._seeds), device=logits.device)  # which response each batch row is
         attention = self._attention.repeat_interleave(self._num_samples, dim=0)
+        seen = self._seen(logits.shape[-1])
         for step in range(self._sampling.max_new_tokens):
-            tokens, logprobs = draw(logits, self._seeds[rows], step, self._sampling)
+            tokens, logprobs = draw(logits, self._seeds[rows], step, self._sampling, seen)
             self.num_row_steps += len(rows)
             is_alive = ~self._is_stopped[rows]
             self._tokens[rows, step] = tokens
             self._logprobs[rows, step] = logprobs.double()
-            stops = is_alive & torch.isin(tokens, self._stops)
+            stops = is_alive & (torch.isin(tokens, self._stops) | self._says_a_stop(rows, step))
             self._lengths[rows[stops]] = step + 1
             self._is_stopped[rows[stops]] = True
             is_alive &= ~stops
@@ -216,8 +226,26 @@ class _Decoding:
                 kept = is_alive.nonzero().squeeze(-1)
                 cache.reorder_cache(cast(LongTensor, kept))  # every kind of layer can, unlike selecting
                 rows, tokens, attention = rows[kept], tokens[kept], attention[kept]
+                seen = None if seen is None else seen[kept]
+            if seen is not None:
+                seen.scatter_(1, tokens[:, None], True)
             logits = self._decode(tokens, attention[:, : self._longest + step + 1], cache)
         return self._samples()
+
+    def _seen(self, vocab_size: int) -> Bool[Tensor, "rows vocab"] | None:
+        """Return the tokens of each row's prompt, where a penalty asks for them."""
+        if self._sampling.repetition_penalty == 1:
+            return None
+        seen = torch.zeros(len(self._prompts), vocab_size, dtype=torch.bool)
+        for row, prompt in zip(seen, self._prompts, strict=True):
+            row[[token for token in prompt if token < vocab_size]] = True
+        return seen.to(self._seeds.device).repeat_interleave(self._num_samples, dim=0)
+
+    def _says_a_stop(self, rows: Int[Tensor, " rows"], step: int) -> Bool[Tensor, " rows"]:
+        if not self._stop_strings:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        last = self._tokens[rows, self._stop_strings.tail(step + 1)].tolist()
+        return torch.tensor([self._stop_strings.has_ended(ids) for ids in last], device=rows.device)
 
     def _prefill(self) -> tuple[Float[Tensor, "rows vocab"], DynamicCache]:
         cache, num_new = self._known.beginnings(self._prompts, self._model.config)
@@ -261,32 +289,3 @@ class _Decoding:
         tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
         rows = zip(tokens, logprobs, self._lengths.tolist(), self._is_stopped.tolist(), strict=True)
         return [Sample(tuple(t[:n]), tuple(p[:n]), not stopped) for t, p, n, stopped in rows]
-
-
-def draw(
-    logits: Float[Tensor, "rows vocab"], seeds: Int[Tensor, " rows"], position: int, sampling: Sampling
-) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Sample one token per row by inverting the cumulative distribution, and return its log-prob.
-
-    The log-prob (nats) is that of the distribution drawn from: after temperature and nucleus.
-    Greedy (`temperature` 0) takes the likeliest token and reports its log-prob at temperature 1.
-    """
-    if sampling.temperature == 0:
-        logprobs = log_softmax(logits)
-        tokens = logprobs.argmax(dim=-1)
-    else:
-        logprobs = log_softmax(logits, sampling.temperature)
-        if sampling.top_p < 1:
-            logprobs = log_softmax(torch.where(nucleus(logprobs, sampling.top_p), logprobs, -torch.inf))
-        cumulative = logprobs.double().exp().cumsum(dim=-1)
-        targets = uniforms(seeds, position) * cumulative[:, -1]
-        tokens = torch.searchsorted(cumulative, targets[:, None], right=True).squeeze(-1)
-        tokens = tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits draw nothing; their update is skipped later
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-
-
-def nucleus(logprobs: Float[Tensor, "rows vocab"], top_p: float) -> Bool[Tensor, "rows vocab"]:
-    """Return the smallest set of likeliest tokens whose mass reaches `top_p`."""
-    ordered, order = logprobs.double().exp().sort(dim=-1, descending=True)
-    is_needed = ordered.cumsum(dim=-1) - ordered < top_p
-    return torch.zeros_like(is_needed).scatter(-1, order, is_needed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -54,22 +55,36 @@ class Sampling:
     Args:
         temperature: Softmax temperature; 0 is greedy (log-probs are then those at temperature 1).
         top_p: Nucleus mass kept; 1 keeps the whole vocabulary.
+        top_k: Likeliest tokens kept; by default all.
+        min_p: Tokens less likely than this fraction of the likeliest are never drawn; 0 keeps all.
+        repetition_penalty: Divides the positive logits of tokens that the prompt or the reply already has, and
+            multiplies the negative ones; 1 is none.
         max_new_tokens: Longest reply in tokens, the stop token included.
         max_turns: Most replies of one episode; one that wants more ends truncated.
         max_episode_tokens: Longest episode in tokens, everything included; by default what the
             student has positions for. One that has no space for a whole reply ends truncated.
         stop_token_ids: Tokens that end a response; the data module fills in the tokenizer's.
+        stop_strings: Texts that end a response with the token that completes them; they stay in it.
         vocab_size: Ids from here on (padded rows of the output layer) are never drawn; the data
             module fills in the tokenizer's.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_new_tokens: int = 64
     max_turns: int = 16
     max_episode_tokens: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     vocab_size: int | None = None
+
+    @property
+    def keeps_the_distribution(self) -> bool:
+        """Whether tokens are drawn from the model's whole distribution, whatever its temperature."""
+        return self.top_p == 1 and self.top_k is None and self.min_p == 0 and self.repetition_penalty == 1
 
     def __post_init__(self) -> None:
         """Refuse values no engine can draw with."""
@@ -79,7 +94,16 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             msg = f"`top_p` must lie in (0, 1], got {self.top_p}."
             raise ConfigError(msg)
-        for name in ("max_new_tokens", "max_turns", "max_episode_tokens"):
+        if not 0 <= self.min_p <= 1:
+            msg = f"`min_p` must lie in [0, 1], got {self.min_p}."
+            raise ConfigError(msg)
+        if not 0 < self.repetition_penalty < math.inf:
+            msg = f"`repetition_penalty` must be positive (1 is none), got {self.repetition_penalty}."
+            raise ConfigError(msg)
+        if "" in self.stop_strings:
+            msg = "`stop_strings` has an empty text, which would end every reply at once. Remove it."
+            raise ConfigError(msg)
+        for name in ("max_new_tokens", "max_turns", "max_episode_tokens", "top_k"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 msg = f"`{name}` must be at least 1, got {limit}."

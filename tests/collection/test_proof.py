@@ -106,7 +106,18 @@ def test_the_reason_is_read_off_what_makes_them_agree(
         fit(tmp_path, make_module(world, kind=kind), data={"prompts_per_batch": 6, "samples_per_prompt": 1})
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.7}, {"temperature": 0.6}, {"top_p": 0.5, "temperature": 1.5}])
+RIGHT: list[dict[str, Any]] = [
+    {},
+    {"top_p": 0.7},
+    {"temperature": 0.6},
+    {"top_p": 0.5, "temperature": 1.5},
+    {"top_k": 3},
+    {"min_p": 0.4, "top_p": 0.9},
+    {"repetition_penalty": 2.0},
+]
+
+
+@pytest.mark.parametrize("settings", RIGHT, ids=str)
 def test_what_is_right_passes_and_leaves_random_state_alone(
     settings: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_opd import OPDModule
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.modules.non_finite import NonFiniteUpdatesError
-from lightning_opd.rollouts.in_process import draw
+from lightning_opd.rollouts.drawing import draw
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import LossTerms, RolloutBatch, Sampling
 from tests.replay import fit

@@ -181,6 +181,9 @@ def test_the_first_special_token_gets_no_distillation(world: Path, tmp_path: Pat
 REFUSED: list[tuple[Objective, dict[str, Any], str]] = [
     (PolicyGradient(), {"updates_per_batch": 2}, "Reinforce does not correct.*PPOClip"),
     (PolicyGradient(), {"sampling": Sampling(top_p=0.9)}, "whole distribution.*TruncatedImportance"),
+    (PolicyGradient(), {"sampling": Sampling(top_k=5)}, "`top_k`.*biases"),
+    (PolicyGradient(), {"sampling": Sampling(min_p=0.1)}, "`min_p`.*biases"),
+    (PolicyGradient(), {"sampling": Sampling(repetition_penalty=1.1)}, "`repetition_penalty`.*biases"),
     (PolicyGradient(teacher_log_ratio_transforms={"mth": None}), {}, r"names \['mth'\].*\['code', 'math'\]"),
     (PolicyGradient(log_ratio_transform=Extrapolation(1.2)), {}, "Set `model.reference`"),
     (OutcomeGradient(), {}, "OutcomeReward"),

@@ -10,7 +10,7 @@ import torch
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.models import Lora, StudentConfig, build_student, causal_lm
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.rollouts.in_process import draw, nucleus
+from lightning_opd.rollouts.drawing import draw, nucleus
 from lightning_opd.rollouts.noise import row_seed, uniforms
 from lightning_opd.types import Sample, Sampling
 
