@@ -201,12 +201,22 @@ class StudentModule(L.LightningModule, StudentOwner):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" not in checkpoint:  # a sharding strategy has already loaded it into the shards
             return
-        expected, got = self._trainable_names(), set(checkpoint["state_dict"])
-        if expected != got:
+        kept, own = checkpoint["state_dict"], self.state_dict()
+        expected, got = self._trainable_names(), set(kept)
+        wrong = sorted(name for name in expected & got if kept[name].shape != own[name].shape)
+        if expected != got or wrong:
             missing, unexpected = sorted(expected - got), sorted(got - expected)
+            parts = [
+                f"{len(names)} {what} ({', '.join(names[:3])}{'…' if len(names) > 3 else ''})"
+                for names, what in (
+                    (missing, "trainable weights are missing"),
+                    (unexpected, "are unexpected"),
+                    ([f"{n} {[*kept[n].shape]} for {[*own[n].shape]}" for n in wrong], "have another shape"),
+                )
+                if names
+            ]
             msg = (
-                f"The checkpoint does not fit the student: {len(missing)} trainable weights are missing "
-                f"({', '.join(missing[:3])}…), {len(unexpected)} are unexpected ({', '.join(unexpected[:3])}…). "
+                f"The checkpoint does not fit the student: {', '.join(parts)}. "
                 "Use the student settings (full or LoRA, targets, rank) it was trained with."
             )
             raise ConfigError(msg)

@@ -85,7 +85,9 @@ def test_a_checkpoint_of_another_student_is_refused(world: Path, tmp_path: Path)
     train(world, tmp_path / "lora", 1, lora=Lora(rank=2))
     with pytest.raises(ValueError, match="does not fit the student"):
         train(world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt")
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match=r"\d+ have another shape \(student.*lora_A.student.weight \[2, \d+\] for \[4"):
+        train(world, tmp_path / "wider", 2, lora=Lora(rank=4), ckpt_path=tmp_path / "lora" / "step=1.ckpt")
+    with pytest.raises(ValueError, match=r"student: \d+ are unexpected"):
         train(
             world, tmp_path / "other", 2, ckpt_path=tmp_path / "lora" / "step=1.ckpt", lora=Lora(2, targets=["q_proj"])
         )
