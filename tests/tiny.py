@@ -11,6 +11,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lightning_opd.models import Lora
+
 SPECIAL_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 TEXTS = (
     string.printable,
@@ -89,3 +91,16 @@ def save_foreign(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     texts = ("user assistant xyz calc", "name arguments result", '": "') * 3
     tokenizer = train_tokenizer(texts, vocab_size=320, special_tokens=("</tool_call>", "<think>", "</think>"))
     return save_model(folder, 7, dtype, tokenizer, max_position_embeddings=512)
+
+
+def save_adapter(base: Path, folder: Path, seed: int, lora: Lora) -> Path:
+    """Save a LoRA adapter that has something to say."""
+    from lightning_opd.models import StudentConfig, build_student, export_student, load_tokenizer
+
+    student = build_student(StudentConfig(str(base), lora=lora))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in student.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.2, generator=generator)
+    export_student(student, load_tokenizer(str(base)), folder, merge=False)
+    return folder

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_opd.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -88,7 +88,53 @@ def put_adapter(model: PreTrainedModel, path: str, name: str = "default", *, is_
         ConfigError: The adapter is of a kind that does not lie inside layers, or its weights do not fit the base.
         FileNotFoundError: The folder has no weights in safetensors.
     """
-    from peft import PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftModelForCausalLM
+
+    config, weights = _read(path, is_trainable=is_trainable)
+    with quiet_peft(), _explain_targets(path, config):
+        adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=is_trainable)
+    _load(adapted, name, config, weights, path)
+    return adapted
+
+
+def add_adapter(model: PeftModel, path: str, name: str) -> None:
+    """Put the adapter of a folder beside those that a model has already; frozen, and not active.
+
+    Args:
+        model: With at least one adapter of the same kind.
+        path: Folder of the adapter.
+        name: Of the adapter inside the model.
+
+    Raises:
+        ConfigError: As `put_adapter`; or the adapter changes weights outside its own layers.
+        FileNotFoundError: The folder has no weights in safetensors.
+    """
+    config, weights = _read(path, is_trainable=False)
+    with quiet_peft(), _explain_targets(path, config):
+        model.add_adapter(name, config, autocast_adapter_dtype=False)
+    _load(model, name, config, weights, path)
+
+
+def check_switchable(path: str) -> None:
+    """Refuse an adapter that changes weights which other adapters on its base use.
+
+    Raises:
+        ConfigError: It has biases of the base, or whole modules (`modules_to_save`).
+    """
+    settings = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
+    bias, whole = settings.get("bias", "none"), settings.get("modules_to_save")
+    if bias != "none" or whole:
+        what = f"`modules_to_save` {whole}" if whole else f"`bias: {bias}`"
+        msg = (
+            f"The adapter `{path}` has {what}, which changes weights of the base that others use. Load it with a "
+            f"model of its own: `class_path: LocalTeacher, init_args: {{path: {path}}}`."
+        )
+        raise ConfigError(msg)
+
+
+def _read(path: str, *, is_trainable: bool) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Return an adapter's configuration and weights."""
+    from peft import PeftConfig
     from safetensors.torch import load_file
 
     config = PeftConfig.from_pretrained(path)
@@ -101,17 +147,24 @@ def put_adapter(model: PreTrainedModel, path: str, name: str = "default", *, is_
         msg = f"Expected the adapter's weights at `{file}`, found none. Save them as safetensors."
         raise MissingFileError(msg)
     config.inference_mode = not is_trainable
-    with quiet_peft():
-        try:
-            adapted = PeftModelForCausalLM(model, config, adapter_name=name, autocast_adapter_dtype=is_trainable)
-        except ValueError as error:  # none of its target modules
-            msg = f"The adapter `{path}` does not fit its base `{config.base_model_name_or_path}`: {error}"
-            raise ConfigError(msg) from None
-    weights = load_file(file)
+    return config, load_file(file)
+
+
+@contextlib.contextmanager
+def _explain_targets(path: str, config: PeftConfig) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # none of its target modules, or another kind of adapter than those beside it
+        msg = f"The adapter `{path}` does not fit its base `{config.base_model_name_or_path}`: {error}"
+        raise ConfigError(msg) from None
+
+
+def _load(adapted: PeftModel, name: str, config: PeftConfig, weights: dict[str, Tensor], path: str) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     expected = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
     _check_fit(expected, weights, path, str(config.base_model_name_or_path))
     set_peft_model_state_dict(adapted, weights, adapter_name=name)
-    return adapted
 
 
 def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str, base: str) -> None:

@@ -77,11 +77,18 @@ def _save_merged(student: PeftModel, folder: str | Path, weights: dict[str, Tens
     config.inference_mode = True
     with torch.device("meta"), quiet_peft():
         adapted = PeftModelForCausalLM(fresh, config, adapter_name=name, autocast_adapter_dtype=False)
-    adapted.load_state_dict(_on_cpu(student, weights), assign=True)
+    adapted.load_state_dict(_without_others(student, name, _on_cpu(student, weights), adapted), assign=True)
     fresh.tie_weights()  # they were assigned one by one
     merged = adapted.merge_and_unload()
     merged.to(_source_dtype(model))
     merged.save_pretrained(folder)
+
+
+def _without_others(student: PeftModel, name: str, weights: dict[str, Tensor], adapted: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a model that has no other adapter: the teachers' lie on the student's base, too."""
+    others, expected = [f".{other}." for other in student.peft_config if other != name], adapted.state_dict()
+    kept = {key: value for key, value in weights.items() if not any(other in key for other in others)}
+    return {key if key in expected else key.replace(".base_layer.", "."): value for key, value in kept.items()}
 
 
 def _save_adapter(student: PeftModel, folder: Path, weights: dict[str, Tensor] | None) -> None:

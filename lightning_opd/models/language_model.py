@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,7 @@ class LanguageModel:
         self._keep_one = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
+        self._copied_head: LinearHead | None = None
         self._finish = self._probe()
         self._is_linear = self._finish is not None
 
@@ -196,3 +198,16 @@ class LanguageModel:
         scale, soft_cap = self._finish
         head: nn.Linear = self._head  # type: ignore[assignment]  # the probe has seen it
         return LinearHead(head.weight, head.bias, self.vocab_size, scale=scale, soft_cap=soft_cap)
+
+    @torch.no_grad()
+    def copied_head(self) -> LinearHead:
+        """Return a whole copy of the output layer, which stays when the weights are resharded.
+
+        The first call makes it, and under FSDP has to come after a forward; a frozen head never changes.
+        """
+        if self._copied_head is None:
+            head = self.head()
+            weight = None if head.weight is None else head.weight.detach().clone()
+            bias = None if head.bias is None else head.bias.detach().clone()
+            self._copied_head = dataclasses.replace(head, weight=weight, bias=bias)
+        return self._copied_head

@@ -23,13 +23,14 @@ from lightning_opd.interfaces import (
     Teacher,
 )
 from lightning_opd.models import StudentConfig, remove_dropout, shard_whole
+from lightning_opd.models.shared_base import SharedBases
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
 from lightning_opd.modules.evaluation import EvaluationModule
 from lightning_opd.modules.quotients import Quotients
 from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory
 from lightning_opd.objectives import DistributionMatching
-from lightning_opd.teachers import LocalTeacher, TeacherPool
+from lightning_opd.teachers import AdapterExpert, TeacherPool, attach, teacher_of
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
 from lightning_opd.types import LossTerms, RolloutBatch
 
@@ -42,8 +43,9 @@ class OPDModule(EvaluationModule):
 
     Args:
         student: The model to train.
-        teachers: Name → teacher, or name → path of a model (a `LocalTeacher`). Prompts are routed
-            by name. May be empty where nothing is trained.
+        teachers: Name → teacher, or name → path of a model (a `LocalTeacher`) or of a LoRA adapter (an
+            `AdapterTeacher`, also as `{adapter: loras/math}`): all adapters lie on one base in memory, the student's
+            own if it is the same. Prompts are routed by name. May be empty where nothing is trained.
         objective: Turns scores into a loss.
         optimizer: Makes the optimiser from the trainable parameters.
         lr_scheduler: Makes a learning-rate schedule, stepped after every optimiser step.
@@ -59,12 +61,12 @@ class OPDModule(EvaluationModule):
     def __init__(
         self,
         student: StudentConfig,
-        teachers: Mapping[str, str | Teacher] | None = None,
+        teachers: Mapping[str, str | AdapterExpert | Teacher] | None = None,
         objective: Objective = DistributionMatching(),  # frozen, hence safe to share
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,
         critic: Critic | None = None,
-        reference: str | Teacher | None = None,
+        reference: str | AdapterExpert | Teacher | None = None,
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         if student.lora is not None and student.lora.dropout > 0:
@@ -75,9 +77,8 @@ class OPDModule(EvaluationModule):
             raise ConfigError(msg)
         super().__init__(student, optimizer, lr_scheduler)
         self.critic = critic
-        self.reference = LocalTeacher(reference) if isinstance(reference, str) else reference
-        named = {k: LocalTeacher(v) if isinstance(v, str) else v for k, v in (teachers or {}).items() if v is not None}
-        self.teachers = TeacherPool(named)
+        self.reference = None if reference is None else teacher_of(reference)
+        self.teachers = TeacherPool({k: teacher_of(v) for k, v in (teachers or {}).items() if v is not None})
         self.objective = objective
         self._step_metrics = Quotients()
         self._metric_stage = "train"
@@ -124,13 +125,15 @@ class OPDModule(EvaluationModule):
     def configure_model(self) -> None:
         if self.student is not None:
             return
-        super().configure_model()
-        removed = remove_dropout(self.loaded_student)
+        removed = remove_dropout(self._build_student())
         if removed:
             rates = ", ".join(f"{name} {rate:g}" for name, rate in removed.items())
             rank_zero_info(f"Dropout of the student is off while distilling ({rates}).")
         own = {} if self.reference is None else {"reference": self.reference}
-        for name, teacher in {**self.teachers.distinct, **own}.items():
+        teachers = {**self.teachers.distinct, **own}
+        attach(teachers.values(), SharedBases(self.loaded_student, self.student_config))
+        self._shard_student()
+        for name, teacher in teachers.items():
             if isinstance(teacher, ReadsStudentTokens):
                 check_same_vocabulary(self.tokenizer, teacher.tokenizer(), name)
             if isinstance(teacher, ReadsOwnTokens):

@@ -120,15 +120,21 @@ class StudentModule(L.LightningModule, StudentOwner):
 
     @override
     def configure_model(self) -> None:
-        if self.student is not None:
-            return
+        if self.student is None:
+            self._build_student()
+            self._shard_student()
+
+    def _build_student(self) -> nn.Module:
         self.student = self.configure_student()
         model = causal_lm(self.student)
         check_rows(self.student_config.name, model, len(self.tokenizer))
         self._language_model = LanguageModel(model, len(self.tokenizer))
+        return self.student
+
+    def _shard_student(self) -> None:
         mesh = self.data_mesh()
         if mesh is not None:
-            shard(model, mesh)
+            shard(self.language_model.model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
         """Return the ranks that share the weights, or None where every rank has all of them.

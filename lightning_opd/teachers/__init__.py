@@ -1,8 +1,19 @@
 """Teachers: frozen models that score the student's tokens."""
 
+from lightning_opd.teachers.adapters import AdapterExpert, AdapterTeacher, JoinsBase, attach, teacher_of
 from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.teachers.pool import TeacherPool
 from lightning_opd.teachers.privileged import PrivilegedTeacher
 
-__all__ = ["CrossTokenizerTeacher", "LocalTeacher", "PrivilegedTeacher", "TeacherPool"]
+__all__ = [
+    "AdapterExpert",
+    "AdapterTeacher",
+    "CrossTokenizerTeacher",
+    "JoinsBase",
+    "LocalTeacher",
+    "PrivilegedTeacher",
+    "TeacherPool",
+    "attach",
+    "teacher_of",
+]

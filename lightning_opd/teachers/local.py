@@ -65,7 +65,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         self.chat_template_kwargs = chat_template_kwargs
         self._model: LanguageModel | None = None
         self._mesh: DeviceMesh | None = None
-        self._gathered_head: LinearHead | None = None
+        self._has_copied_head = False
 
     @property
     @override
@@ -105,6 +105,15 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         self._model, self._mesh = LanguageModel(model, len(self.tokenizer())), mesh
         if mesh is not None:
             shard(model, mesh)
+
+    def adopt(self, model: LanguageModel, mesh: DeviceMesh | None = None) -> None:
+        """Score with a model that somebody else has loaded, and shards, instead of loading one.
+
+        Args:
+            model: Frozen; in eval mode whenever it scores.
+            mesh: Ranks that its weights are sharded over, or None.
+        """
+        self._model, self._mesh = model, mesh
 
     def _loaded(self) -> LanguageModel:
         if self._model is None:
@@ -228,18 +237,17 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         if self._mesh is None:
             return
         model = self._loaded()
-        if Signal.HIDDEN_STATES in signals and self._gathered_head is None:
-            head = model.head()
-            weight = None if head.weight is None else head.weight.detach().clone()
-            bias = None if head.bias is None else head.bias.detach().clone()
-            self._gathered_head = dataclasses.replace(head, weight=weight, bias=bias, temperature=self.temperature)
+        if Signal.HIDDEN_STATES in signals:
+            model.copied_head()
+            self._has_copied_head = True
         model.model.reshard()  # type: ignore[operator]  # fully_shard made it an FSDPModule
 
     @override
     def output_head(self) -> LinearHead | None:
-        if self._mesh is not None:
-            return self._gathered_head
-        return dataclasses.replace(self._loaded().head(), temperature=self.temperature)
+        if self._mesh is not None and not self._has_copied_head:
+            return None
+        head = self._loaded().head() if self._mesh is None else self._loaded().copied_head()
+        return dataclasses.replace(head, temperature=self.temperature)
 
     @override
     def generator(self) -> torch.nn.Module:
@@ -247,4 +255,4 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
 
     @override
     def close(self) -> None:
-        self._model = self._gathered_head = None
+        self._model, self._has_copied_head = None, False

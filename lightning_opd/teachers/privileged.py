@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
+from lightning_opd.models.shared_base import SharedBases
+from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import LinearHead, Message, Messages, Prompt, SampledTokens, Signal, TeacherScores
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead):
+class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
     """Scores the student's tokens after a prompt of its own, for example one with a hint.
 
     With the student's own weights as the teacher this is self-distillation: the student learns to
@@ -41,7 +43,7 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead):
         '47+38? The answer is 85.'
     """
 
-    def __init__(self, teacher: LocalTeacher, context: str) -> None:
+    def __init__(self, teacher: LocalTeacher | AdapterTeacher, context: str) -> None:
         """Check the template."""
         self._teacher, self.context = teacher, context
         self._fields = [name for _, name, _, _ in Formatter().parse(context) if name is not None]
@@ -57,6 +59,10 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead):
     @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._teacher.tokenizer()
+
+    @override
+    def attach(self, bases: SharedBases) -> None:
+        attach([self._teacher], bases)
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:

@@ -25,11 +25,11 @@ from lightning_opd.functional.outcomes import GRPO
 from lightning_opd.functional.policy_losses import PPOClip
 from lightning_opd.functional.reductions import TrajectorySum
 from lightning_opd.functional.top_k import TopK
-from lightning_opd.interfaces import Objective, Split, Task
+from lightning_opd.interfaces import Objective, Split, Task, Teacher
 from lightning_opd.models import Lora, StudentConfig
 from lightning_opd.modules import Critic, SFTModule
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
-from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
+from lightning_opd.teachers import AdapterTeacher, CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.types import Messages, Prompt, RolloutBatch
 from tests.agents import ScriptedChat
 from tests.world import Letters, Recorder, Warm, make_data, make_module, make_trainer, whole
@@ -41,6 +41,7 @@ RUNS: dict[str, Objective] = {
     "many_turns": PolicyGradient(),
     "another_tokenizer": DistributionMatching(TopK(ReverseKL(), 16), teacher_signal="top_k"),
     "outcome": OutcomeGradient(),
+    "experts_on_one_base": DistributionMatching(),
     "several_updates": PolicyGradient(policy_loss=PPOClip()),
 }
 
@@ -153,7 +154,12 @@ def weights_of(module: L.LightningModule) -> dict[str, torch.Tensor]:
 def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path: str | None) -> dict[str, Any]:
     """Train one of the runs, from a checkpoint if one is given."""
     L.seed_everything(0, verbose=False)
-    teachers = {"math": foreign_teacher(out.parents[1] / "foreign")} if run == "another_tokenizer" else None
+    teachers: dict[str, Teacher] | None = None
+    if run == "another_tokenizer":
+        teachers = {"math": foreign_teacher(out.parents[1] / "foreign")}
+    if run == "experts_on_one_base":
+        experts = out.parents[1] / "experts"
+        teachers = {name: AdapterTeacher(str(experts / name), dtype="float64") for name in ("math", "code")}
     lora = Lora(rank=2) if adapter == "lora" else None
     module = make_module(world, RUNS[run], "float64", teachers, Double, lora=lora)
     module.critic = Critic() if run == "critic" else None

@@ -12,8 +12,9 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
+from lightning_opd.models import Lora
 from tests.integration import run_processes
-from tests.tiny import save_foreign
+from tests.tiny import save_adapter, save_foreign
 from tests.world import largest_difference
 
 SCRIPT = Path(__file__).with_name("run_processes.py")
@@ -34,6 +35,8 @@ def load(path: Path) -> dict[str, Results]:
 def run(double_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("processes")
     save_foreign(folder / "foreign", torch.float64)
+    for seed, name in enumerate(("math", "code")):
+        save_adapter(double_world / "student", folder / "experts" / name, seed, Lora(rank=2))
 
     @cache
     def results(strategy: str, adapter: str, mode: str = "whole") -> dict[str, Results]:
