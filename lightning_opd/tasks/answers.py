@@ -28,7 +28,7 @@ MAX_MEMORY = 1 << 30
 
 
 class AnswerReward(RewardFunction):
-    """1 where the answer of the last reply equals the `answer` column of its row, else 0; 0 for a row without one."""
+    """1 where the last reply's answer equals the `answer` of its row, or one of a list, else 0; 0 for a row without."""
 
     @abstractmethod
     def matches(self, text: str, answer: str) -> bool:
@@ -47,7 +47,19 @@ class AnswerReward(RewardFunction):
     def __call__(self, trajectory: Trajectory) -> float:
         answer = trajectory.prompt.columns.get("answer")
         text = trajectory.turns[-1].text if trajectory.turns else trajectory.text
-        return 0.0 if answer is None else float(self.matches(text, str(answer)))
+        return float(any(self.matches(text, right) for right in answers_of(answer)))
+
+
+def answers_of(answer: object) -> list[str]:
+    """Return the texts of a row's `answer`, each of which is right; none for a row without one.
+
+    Example:
+        >>> answers_of(4), answers_of(["4", "four"]), answers_of(None)
+        (['4'], ['4', 'four'], [])
+    """
+    if answer is None:
+        return []
+    return [str(value) for value in answer] if isinstance(answer, list | tuple) else [str(answer)]
 
 
 @dataclass(frozen=True)

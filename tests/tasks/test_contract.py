@@ -35,7 +35,7 @@ def examples() -> dict[str, list[Task]]:
     both = Mixture({"plus": Arithmetic(), "letters": letters})
     return {
         "Strings": [letters],  # as many questions as the contract needs; the default number is checked beside
-        "Jsonl": [Jsonl(own_rows(), match="numeric")],
+        "Jsonl": [Jsonl(own_rows(), match="numeric", split="hash")],
         "Mixture": [both],
         "Curriculum": [Curriculum([Phase(both, 0.75), Phase(letters, 0.25)])],
     }

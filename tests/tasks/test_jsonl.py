@@ -55,12 +55,12 @@ def test_messages_are_kept_and_a_last_answer_becomes_the_demonstration(write: Wr
 
 def test_teacher_and_domain_come_from_named_columns(write: Write) -> None:
     path = write({"prompt": "x", "expert": "e", "topic": 3})
-    (prompt,) = all_prompts(Jsonl(path, teacher_field="expert", domain_field="topic"))
+    (prompt,) = all_prompts(Jsonl(path, columns={"teacher": "expert", "domain": "topic"}))
     assert (prompt.teacher, prompt.domain) == ("e", "3")
 
 
-def test_without_split_files_questions_are_split_by_hash(write: Write) -> None:
-    task = Jsonl(write(*(row(i % 300) for i in range(600))))
+def test_questions_are_split_by_hash_where_that_is_asked_for(write: Write) -> None:
+    task = Jsonl(write(*(row(i % 300) for i in range(600))), split="hash")
     keys = [{p.key for p in task.prompts(split)} for split in ("train", "validation", "test")]
     assert sum(map(len, keys)) == len(set().union(*keys)) == 300
     assert sum(len(task.prompts(split)) for split in ("train", "validation", "test")) == 600
@@ -84,7 +84,10 @@ BAD_LINES = {
     "a message without a role": ({"messages": [{"content": "x"}], "teacher": "math"}, "`role` and `content`"),
     "a message that is a text": ({"messages": ["x"], "teacher": "math"}, "`role` and `content`"),
     "only an answer": ({"messages": [{"role": "assistant", "content": "x"}], "teacher": "m"}, "assistant first"),
-    "no teacher": ({"prompt": "x", "tutor": "math"}, r"`teacher`, got None.*\['prompt', 'tutor'\].*`teacher_field`"),
+    "no teacher": (
+        {"prompt": "x", "tutor": "a"},
+        r"`teacher`, got .*\['prompt', 'tutor'\].*`columns: {teacher: …}`",
+    ),
     "a teacher that is a number": ({"prompt": "x", "teacher": 7}, "`teacher`, got 7"),
     "a deep nest": ("[" * 100_000, "one JSON object per line"),
 }
@@ -102,7 +105,7 @@ def test_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"prompt": "a", "teacher": "m"}\n{"prompt": "caf\xe9", "teacher": "m"}\n')
     with pytest.raises(ValueError, match=r"latin\.jsonl:2: .*UTF-8"):
-        Jsonl(str(path)).prompts("test")
+        Jsonl(str(path)).prompts("train")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_skipped(tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_a_missing_file_is_an_error_that_names_the_setting(tmp_path: Path) -> No
 
 def test_a_missing_domain_column_is_an_error(write: Write) -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: expected `topic`"):
-        Jsonl(write(row()), domain_field="topic").prompts("train")
+        Jsonl(write(row()), columns={"domain": "topic"}).prompts("train")
 
 
 def test_a_row_without_answer_has_no_reward(write: Write) -> None:

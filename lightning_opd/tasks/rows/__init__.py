@@ -1,0 +1,1 @@
+"""Rows of files, tables and lists, and the prompts that are made of them."""
