@@ -17,6 +17,8 @@ from lightning_opd.tasks.rows.source import Row
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.types import TEMPLATE_SETTINGS, Message, Prompt
 
+_ENCODER = json.JSONEncoder(sort_keys=True)
+
 
 class PromptBuilder:
     """Makes prompts of rows.
@@ -176,7 +178,7 @@ class PromptBuilder:
 
     def _key(self, chat: Sequence[Message], place: str) -> str:
         try:
-            return question_key(json.dumps(chat, sort_keys=True))
+            return question_key(_ENCODER.encode(chat))
         except (TypeError, ValueError) as error:
             msg = f"{place}: the messages hold what JSON cannot ({error}). Use texts, numbers, lists and mappings."
             raise ConfigError(msg) from None

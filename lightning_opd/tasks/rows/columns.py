@@ -63,9 +63,8 @@ class Columns:
         Raises:
             ConfigError: It has both, and neither is mapped.
         """
-        mapped = [name for name in (first, second) if name in self.mapping]
-        found = [(name, self.get(name, row)) for name in mapped or (first, second)]
-        found = [(name, value) for name, value in found if value is not None]
+        names = [name for name in (first, second) if name in self.mapping] or (first, second)
+        found = [(name, value) for name in names if (value := self.get(name, row)) is not None]
         if len(found) > 1:
             msg = (
                 f"{place}: the row has `{first}` and `{second}`. Leave one out, or say which one counts: "
