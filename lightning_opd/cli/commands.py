@@ -24,6 +24,7 @@ SHORT_COMMANDS = {
     "average": "Merge models by averaging weights or by task arithmetic (the baselines).",
     "export": "Turn a training checkpoint into a Hugging Face folder.",
     "script": "Call `main` of a Python file: a recipe's own step.",
+    "copy": "Copy a config or a recipe of the package into the current folder, to edit it.",
     "tokenizer": "Train a small byte-level BPE tokenizer on a task's demonstrations.",
 }
 """Commands that need no Trainer; each is the function of its name in `lightning_opd.cli.<name>`."""

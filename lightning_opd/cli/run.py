@@ -14,6 +14,7 @@ from lightning_opd.cli.commands import TRAINER_COMMANDS, command_line, run_comma
 from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.recipe.step import Step, resolve
+from lightning_opd.cli.shipped import note_origin
 from lightning_opd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def run(
     from rich.table import Table
 
     plan = read_recipe(find_recipe(recipe))
+    note_origin(recipe, plan.folder)
     redo = len(plan.steps) if from_ is None else plan.position(from_)
     last = len(plan.steps) if until is None else plan.position(until) + 1
     if redo >= last and from_ is not None:

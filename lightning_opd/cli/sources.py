@@ -12,7 +12,8 @@ from typing import TypeAlias, cast
 import yaml
 from jsonargparse import get_loader
 
-from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
+from lightning_opd.cli.shipped import find, note_origin
+from lightning_opd.errors import ConfigError, did_you_mean
 
 Tree: TypeAlias = dict[str, object]
 KeyPath: TypeAlias = tuple[str, ...]
@@ -76,7 +77,7 @@ class ConfigSources:
         for index, option, value in _options(words):
             if option in {"--config", "-c"} and value:
                 sources.append(_read_config(value, index))
-                folders += [] if value.lstrip().startswith("{") else [Path(value).parent]
+                folders += [] if value.lstrip().startswith("{") else [_file(value).parent]
             else:
                 sources.append(_read_option(option.removeprefix("--"), value, index))
         if not folders:
@@ -129,14 +130,17 @@ def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 def _read_config(value: str, word: int) -> Source:
     is_inline = value.lstrip().startswith("{")
     name = "an inline --config" if is_inline else f"`{value}`"
-    if not is_inline and not Path(value).is_file():
-        msg = f"config file `{value}` does not exist (looked in `{Path.cwd()}`)."
-        raise MissingFileError(msg)
-    tree = read_yaml(name, value if is_inline else Path(value).read_text(encoding="utf-8"))
+    tree = read_yaml(name, value if is_inline else _file(value).read_text(encoding="utf-8"))
+    if not is_inline:
+        note_origin(value, _file(value))
     if not isinstance(tree, dict):
         msg = f"{name} must be a mapping with keys such as `model`, `data` and `trainer`, got {type(tree).__name__}."
         raise ConfigError(msg)
     return Source(f"in {name}", tree, word)
+
+
+def _file(name: str) -> Path:
+    return find(name, "*.yaml", "config file")
 
 
 def _read_option(key: str, value: str, word: int) -> Source:

@@ -297,4 +297,4 @@ def test_an_unknown_step_gets_a_suggestion(cli: Cli, recipe: Path) -> None:
 def test_an_unknown_recipe_is_named(cli: Cli) -> None:
     code, _, err = cli("run", "nowhere")
     assert code == 2
-    assert "`nowhere` is neither a folder nor a recipe of this package" in err
+    assert "recipe `nowhere` does not exist" in err

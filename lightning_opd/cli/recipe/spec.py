@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from lightning_opd.cli.commands import command_names
+from lightning_opd.cli.shipped import find
 from lightning_opd.cli.sources import read_yaml
 from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
 
@@ -66,16 +66,7 @@ class Recipe:
 
 def find_recipe(recipe: str) -> Path:
     """Return the folder of a recipe, given as a folder or as the name of a recipe that comes with the package."""
-    if Path(recipe).is_dir():
-        return Path(recipe).resolve()
-    package = Path(str(files("lightning_opd")))
-    folders = (package.parent / "recipes", package / "_shipped" / "recipes")
-    shipped = {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob("*/recipe.yaml"))}
-    if recipe not in shipped:
-        cure = f"{did_you_mean(recipe, shipped)} Recipes: {', '.join(sorted(shipped)) or 'none'}."
-        msg = f"`{recipe}` is neither a folder nor a recipe of this package.{cure}"
-        raise MissingFileError(msg)
-    return shipped[recipe]
+    return find(recipe, "recipe.yaml", "recipe").resolve()
 
 
 def read_recipe(folder: Path) -> Recipe:
