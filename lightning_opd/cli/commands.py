@@ -45,12 +45,16 @@ def overview() -> str:
         f"commands:\n{commands}\n\n"
         "options:\n  -h, --help  Show this text; after a command, that command's options.\n"
         "  --version   Show the version.\n"
+        "  --print_shtab SHELL  Print a script for completion by the tab key, for bash, zsh or tcsh.\n"
     )
 
 
 def run_command(argv: Sequence[str]) -> None:
     """Run one command with its words in this process; a `ConfigError` says what is wrong with them."""
     command, words = argv[0], list(argv[1:])
+    if any(word.partition("=")[0] == "--print_shtab" for word in argv):
+        sys.stdout.write(importlib.import_module("lightning_opd.cli.completion").completion_script(argv))
+        return
     if command in SHORT_COMMANDS:
         from lightning_opd.cli.short import run_short_command
 

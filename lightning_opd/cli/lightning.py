@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import Preemption, received_signal
+from lightning_opd.cli.help import help_text, wanted_help
 from lightning_opd.cli.messages import BriefParser, explained
 from lightning_opd.cli.sources import ConfigSources
+from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
+from lightning_opd.modules import OPDModule
 from lightning_opd.modules.checkpoint_files import CheckpointFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from jsonargparse import ArgumentParser
 
 
 class TrainerParser(BriefParser, LightningArgumentParser):
@@ -41,8 +47,10 @@ class SaveConfig(SaveConfigCallback):
 class OPDCommandLine(LightningCLI):
     """Lightning's command line for one command, with the package's modules as default classes."""
 
-    def __init__(self, command: str, words: Sequence[str]) -> None:
-        self._command = command
+    def __init__(
+        self, command: str, words: Sequence[str], instead: Callable[[ArgumentParser], object] | None = None
+    ) -> None:
+        self._command, self._instead = command, instead
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -70,6 +78,9 @@ class OPDCommandLine(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:  # type: ignore[override]  # `run_trainer_command` passes words
+        if self._instead is not None:
+            self._instead(self._parser(self._command))
+            raise SystemExit(0)
         self.config = parser.parse_args(args)
 
     @override
@@ -108,10 +119,13 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     """Run `fit`, `validate`, `test` or `predict` with the words after it.
 
     Raises:
-        SystemExit: With 128 + its number, where a signal ended the run early.
+        SystemExit: With 128 + its number, where a signal ended the run early; with 0, where help was asked for.
     """
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
+    if asked := wanted_help(words):
+        classes = {"model": OPDModule, "data": OPDDataModule}
+        OPDCommandLine(command, [], lambda parser: sys.stdout.write(help_text(parser, command, asked, classes)))
     sources = ConfigSources.read(words)
     with explained(sources):
         trainer = OPDCommandLine(command, sources.inlined()).trainer
