@@ -24,6 +24,7 @@ def completions(script: Path, *words: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_script_for_bash_completes_commands_options_and_classes(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("shtab")
     code, out, _ = cli("fit", "--print_shtab", "bash")
@@ -40,10 +41,10 @@ def test_the_script_for_bash_completes_commands_options_and_classes(cli: Cli, tm
     }
 
 
-@pytest.mark.parametrize("words", [["--print_shtab=zsh"], ["run", "--print_shtab", "zsh"]])
-def test_the_script_for_zsh_is_printed_from_anywhere(cli: Cli, words: list[str]) -> None:
+@pytest.mark.slow
+def test_the_script_for_zsh_is_printed_without_a_command_too(cli: Cli) -> None:
     pytest.importorskip("shtab")
-    code, out, _ = cli(*words)
+    code, out, _ = cli("--print_shtab=zsh")
     assert code == 0
     assert out.startswith("#compdef lightning-opd")
 

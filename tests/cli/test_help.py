@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -8,10 +8,11 @@ import sys
 import pytest
 import yaml
 
+import lightning_opd
 from lightning_opd.cli.help import fitting, wanted_help
 from lightning_opd.interfaces import Task, Teacher
 from tests.commands import Cli
-from tests.implementations import implementations
+from tests.implementations import import_all, subclasses
 
 CLASSES = {
     "--model.teachers": ["LocalTeacher", "CrossTokenizerTeacher", "PrivilegedTeacher"],
@@ -27,10 +28,11 @@ CLASSES = {
 }
 
 
-@functools.cache
-def help_of_fit() -> str:
-    code = "import sys; from lightning_opd.cli.main import main; main(['fit', '--help'])"
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout
+@pytest.fixture
+def help_of_fit(cli: Cli) -> str:
+    code, out, err = cli("fit", "--help")
+    assert (code, err) == (0, "")
+    return out
 
 
 def entries(text: str) -> dict[str, str]:
@@ -39,8 +41,8 @@ def entries(text: str) -> dict[str, str]:
     return {part.split()[0]: " ".join(part.partition("\n\n")[0].split()) for part in parts}
 
 
-def test_help_of_fit_shows_the_packages_options_before_lightnings() -> None:
-    text = help_of_fit()
+def test_help_of_fit_shows_the_packages_options_before_lightnings(help_of_fit: str) -> None:
+    text = help_of_fit
     order = ["--model.teachers", "--model.objective", "--model.student.path", "--data.task", "--data.sampling.top_p"]
     order += ["--data.evaluation.modes", "options of these classes", "--ckpt_path", "--trainer.accelerator"]
     places = [text.index(f"{word} ") for word in order]
@@ -52,13 +54,13 @@ def test_help_of_fit_shows_the_packages_options_before_lightnings() -> None:
 
 
 @pytest.mark.parametrize("option", CLASSES)
-def test_help_of_fit_names_the_classes_that_fit(option: str) -> None:
-    said = entries(help_of_fit())[option]
+def test_help_of_fit_names_the_classes_that_fit(option: str, help_of_fit: str) -> None:
+    said = entries(help_of_fit)[option]
     assert [name for name in CLASSES[option] if name not in said] == []
 
 
-def test_every_option_of_the_packages_own_says_what_it_does() -> None:
-    own = {name: text for name, text in entries(help_of_fit()).items() if name.startswith(("--model", "--data"))}
+def test_every_option_of_the_packages_own_says_what_it_does(help_of_fit: str) -> None:
+    own = {name: text for name, text in entries(help_of_fit).items() if name.startswith(("--model", "--data"))}
     assert len(own) > 30
     for name, text in own.items():
         assert len(re.sub(r"\(.*\)", "", text).split()) > 4, name
@@ -66,8 +68,9 @@ def test_every_option_of_the_packages_own_says_what_it_does() -> None:
 
 @pytest.mark.parametrize("base", [Task, Teacher])
 def test_every_concrete_class_of_the_package_is_a_choice_and_no_abstract_one(base: type) -> None:
-    known = {kind for kind in implementations(base) if kind.__module__.startswith("lightning_opd.")}
-    assert set(fitting(base)) == known
+    import_all(lightning_opd)
+    own = {kind for kind in subclasses(base) if kind.__module__.startswith("lightning_opd.")}
+    assert set(fitting(base)) == {kind for kind in own if not inspect.isabstract(kind)}
 
 
 def test_class_names_in_help_can_be_typed_as_they_stand() -> None:

@@ -80,14 +80,17 @@ def test_help_of_a_short_command_is_quick() -> None:
     assert seconds(["-m", "lightning_opd", "tokenizer", "--help"]) - seconds(["-c", "pass"]) < 1.0
 
 
-def test_help_of_fit_loads_no_model_library() -> None:
+def test_help_of_fit_names_classes_and_loads_no_model_library() -> None:
     code = (
         "import sys; from lightning_opd.cli.main import main\n"
         "try: main(['fit', '--help'])\nexcept SystemExit: pass\n"
         "loaded = [name for name in ('peft', 'transformers.models.qwen3') if name in sys.modules]\n"
         "sys.exit(f'loaded {loaded}' if loaded else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(
+        name in done.stdout for name in ("LocalTeacher", "PolicyGradient", "Jsonl", "HackDetector", "SpanCredit")
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in lightning_opd.__all__ if name != "__version__"])
