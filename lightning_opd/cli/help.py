@@ -89,7 +89,8 @@ def _classes_in(hint: object) -> Iterator[type]:
 
 def _family(kind: type) -> Iterator[type]:
     yield kind
-    for child in type.__subclasses__(kind):
+    children: list[type] = type.__subclasses__(kind)
+    for child in children:
         yield from _family(child)
 
 
