@@ -57,7 +57,7 @@ def test_an_unknown_shell_is_refused_in_one_line(cli: Cli, words: list[str]) -> 
     assert err.count("\n") == 1
 
 
-def test_without_the_package_the_line_that_installs_it_is_given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_shtab_is_answered_with_the_line_that_installs_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = cli("fit", "--print_shtab", "bash")
     assert code == 2

@@ -69,7 +69,8 @@ def test_every_option_of_the_packages_own_says_what_it_does(help_of_fit: str) ->
 @pytest.mark.parametrize("base", [Task, Teacher])
 def test_every_concrete_class_of_the_package_is_a_choice_and_no_abstract_one(base: type) -> None:
     import_all(lightning_opd)
-    own = {kind for kind in subclasses(base) if kind.__module__.startswith("lightning_opd.")}
+    kinds: list[type] = list(subclasses(base))
+    own = {kind for kind in kinds if kind.__module__.startswith("lightning_opd.")}
     assert set(fitting(base)) == {kind for kind in own if not inspect.isabstract(kind)}
 
 
@@ -165,5 +166,5 @@ def test_help_is_shown_beside_other_words_and_files_that_do_not_exist(cli: Cli) 
         ("--model.help=A B", ["--model.help", "A"]),
     ],
 )
-def test_only_options_that_ask_for_help_do(words: str, wanted: list[str]) -> None:
+def test_help_is_asked_for_by_options_alone(words: str, wanted: list[str]) -> None:
     assert wanted_help(words.split()) == wanted
