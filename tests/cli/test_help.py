@@ -10,7 +10,8 @@ import yaml
 
 import lightning_opd
 from lightning_opd.cli.help import fitting, wanted_help
-from lightning_opd.interfaces import Task, Teacher
+from lightning_opd.functional.credit import Credit
+from lightning_opd.interfaces import Objective, Task, Teacher
 from tests.commands import Cli
 from tests.implementations import import_all, subclasses
 
@@ -66,7 +67,7 @@ def test_every_option_of_the_packages_own_says_what_it_does(help_of_fit: str) ->
         assert len(re.sub(r"\(.*\)", "", text).split()) > 4, name
 
 
-@pytest.mark.parametrize("base", [Task, Teacher])
+@pytest.mark.parametrize("base", [Credit, Objective, Task, Teacher])
 def test_every_concrete_class_of_the_package_is_a_choice_and_no_abstract_one(base: type) -> None:
     import_all(lightning_opd)
     kinds: list[type] = list(subclasses(base))
@@ -156,7 +157,7 @@ def test_help_is_shown_beside_other_words_and_files_that_do_not_exist(cli: Cli) 
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "asked"),
     [
         ("--trainer.max_steps 3", []),
         ("--config help --model.student.path x.help", []),
@@ -166,5 +167,5 @@ def test_help_is_shown_beside_other_words_and_files_that_do_not_exist(cli: Cli) 
         ("--model.help=A B", ["--model.help", "A"]),
     ],
 )
-def test_help_is_asked_for_by_options_alone(words: str, wanted: list[str]) -> None:
-    assert wanted_help(words.split()) == wanted
+def test_help_is_asked_for_by_options_alone(words: str, asked: list[str]) -> None:
+    assert wanted_help(words.split()) == asked
