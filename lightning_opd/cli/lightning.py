@@ -119,7 +119,7 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     """Run `fit`, `validate`, `test` or `predict` with the words after it.
 
     Raises:
-        SystemExit: With 128 + its number, where a signal ended the run early; with 0, where help was asked for.
+        SystemExit: With 128 + its number, where a signal ended the run early.
     """
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
