@@ -6,13 +6,14 @@ from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
 from lightning_opd.models.language_model import LanguageModel, context_length
 from lightning_opd.models.loading import (
-    declared_max_length,
     declared_stop_ids,
     load_causal_lm,
+    load_config,
     load_tokenizer,
     torch_dtype,
 )
 from lightning_opd.models.modes import evaluating, remove_dropout
+from lightning_opd.models.outline import Outline, outline
 from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
@@ -21,6 +22,7 @@ __all__ = [
     "LanguageModel",
     "Lora",
     "NonFiniteWeightsError",
+    "Outline",
     "StudentConfig",
     "StudentOwner",
     "any_rank",
@@ -29,15 +31,16 @@ __all__ = [
     "check_finite",
     "check_rows",
     "context_length",
-    "declared_max_length",
     "declared_stop_ids",
     "evaluating",
     "export_student",
     "gather_objects",
     "load_causal_lm",
+    "load_config",
     "load_tokenizer",
     "max_over",
     "num_ranks",
+    "outline",
     "remove_dropout",
     "shard",
     "shard_whole",

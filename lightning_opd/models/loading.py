@@ -12,11 +12,10 @@ import torch
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.checks import check_causal, check_weights
-from lightning_opd.models.language_model import context_length
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_tokenizer(
@@ -118,13 +117,23 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
     return dtype
 
 
-def checkpoint_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype | None:
-    """Return the precision that a checkpoint says its weights have; None where it says nothing."""
+def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Load a model's configuration; that of the base model for an adapter.
+
+    Raises:
+        FileNotFoundError: There is nothing to load at `path`.
+    """
     from transformers import AutoConfig
 
+    path = adapter_base(path) or path
     with _explain_missing("a causal language model", path):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return config.dtype or config.get_text_config().dtype  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+
+
+def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype | None:
+    """Return the precision that a checkpoint says its weights have; None where it says nothing."""
+    dtype = config.dtype or config.get_text_config().dtype
+    return torch_dtype(dtype) if isinstance(dtype, str) else dtype
 
 
 @contextlib.contextmanager
@@ -139,30 +148,20 @@ def _explain_attention(name: str | None) -> Iterator[None]:
         raise ConfigError(msg) from error
 
 
-def declared_max_length(path: str, *, trust_remote_code: bool = False) -> int:
-    """Return the longest sequence in tokens that a model has positions for, from its configuration alone."""
-    from transformers import AutoConfig
-
-    with _explain_missing("a causal language model", path):
-        config = AutoConfig.from_pretrained(adapter_base(path) or path, trust_remote_code=trust_remote_code)
-    return context_length(config)
-
-
-def declared_stop_ids(path: str, *, trust_remote_code: bool = False) -> tuple[int, ...]:
+def declared_stop_ids(path: str, config: PretrainedConfig) -> tuple[int, ...]:
     """Return the tokens at which a model says that it stops: one, or several as Llama 3 and Qwen 3 have.
 
-    Those of its generation configuration, or of its configuration where it has no other.
+    Args:
+        path: Folder or hub name of the model, or folder of an adapter on it: its generation configuration counts.
+        config: The model's configuration, which counts where it has no other.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    path = adapter_base(path) or path
     try:
-        stops = GenerationConfig.from_pretrained(path).eos_token_id
+        stops = GenerationConfig.from_pretrained(adapter_base(path) or path).eos_token_id
     except OSError:  # no generation_config.json
         stops = None
     if stops is None:
-        with _explain_missing("a causal language model", path):
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         stops = getattr(config, "eos_token_id", None)
     return (stops,) if isinstance(stops, int) else tuple(stops or ())
 

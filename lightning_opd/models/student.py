@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,10 +15,10 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.models.adapter_targets import excluded_modules
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.checks import check_causal, check_targets
-from lightning_opd.models.loading import checkpoint_dtype, load_causal_lm, load_tokenizer, torch_dtype
+from lightning_opd.models.loading import checkpoint_dtype, load_causal_lm, load_config, load_tokenizer, torch_dtype
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,19 @@ class StudentConfig:
         """The name of this student in reports."""
         return self.path or f"random {(self.random_init or {}).get('model_type', 'model')}"
 
+    @cached_property
+    def declared(self) -> PretrainedConfig:
+        """The model's configuration, loaded once; of an adapter's folder that of its base."""
+        from transformers import AutoConfig
+
+        if self.path is not None:
+            return load_config(self.path, trust_remote_code=self.trust_remote_code)
+        settings = dict(self.random_init or {})
+        if "model_type" not in settings:
+            msg = f"`student.random_init` needs `model_type` (for example qwen3), got the keys {sorted(settings)}."
+            raise ConfigError(msg)
+        return AutoConfig.for_model(str(settings.pop("model_type")), **settings)
+
 
 def build_student(student: StudentConfig) -> nn.Module:
     """Load or initialise the student, with its adapter, in train mode."""
@@ -108,7 +122,7 @@ def build_student(student: StudentConfig) -> nn.Module:
     if student.path is not None:
         model = load_causal_lm(
             student.path,
-            dtype=_dtype(student, student.path),
+            dtype=_dtype(student),
             attn_implementation=student.attn_implementation,
             trust_remote_code=student.trust_remote_code,
         )
@@ -122,7 +136,7 @@ def build_student(student: StudentConfig) -> nn.Module:
             model.enable_input_require_grads()
     if student.lora is None:
         return train_mode(model)
-    return train_mode(_with_lora(model, student.lora))
+    return train_mode(with_lora(model, student.lora))
 
 
 def _adapter_to_go_on_with(student: StudentConfig, base: str) -> nn.Module:
@@ -135,7 +149,7 @@ def _adapter_to_go_on_with(student: StudentConfig, base: str) -> nn.Module:
         )
         raise ConfigError(msg)
     with explain_base(path, base):
-        saved = checkpoint_dtype(base, trust_remote_code=student.trust_remote_code)
+        saved = checkpoint_dtype(student.declared)
         dtype = student.dtype or (None if saved is None else str(saved).removeprefix("torch."))
         model = build_student(dataclasses.replace(student, path=base, dtype=dtype))
     return put_adapter(causal_lm(model), path, Lora.adapter_name, is_trainable=True)
@@ -146,37 +160,40 @@ def train_mode(model: nn.Module) -> nn.Module:
     return model.train()
 
 
-def _dtype(student: StudentConfig, path: str) -> str | None:
+def _dtype(student: StudentConfig) -> str | None:
     """Return the name of the student's precision; None for the checkpoint's."""
     if student.dtype is not None or student.lora is not None:
         return student.dtype
-    saved = checkpoint_dtype(path, trust_remote_code=student.trust_remote_code)
+    saved = checkpoint_dtype(student.declared)
     is_half = saved is not None and torch.finfo(saved).bits < 32
     return "float32" if is_half else None
 
 
-def _random_model(student: StudentConfig) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = dict(student.random_init or {})
-    if "model_type" not in settings:
-        msg = f"`student.random_init` needs `model_type` (for example qwen3), got the keys {sorted(settings)}."
-        raise ConfigError(msg)
+def random_config(student: StudentConfig) -> PretrainedConfig:
+    """Return the configuration of a new model, with the tokenizer's vocabulary and control tokens."""
     tokenizer = load_tokenizer(str(student.tokenizer), trust_remote_code=student.trust_remote_code)
-    settings.setdefault("vocab_size", len(tokenizer))
-    settings |= {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
+    own = {"vocab_size": len(tokenizer)} if "vocab_size" not in (student.random_init or {}) else {}
+    own |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return dataclasses.replace(student, random_init={**(student.random_init or {}), **own}).declared
+
+
+def _random_model(student: StudentConfig) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=torch_dtype(student.dtype) or torch.float32, attn_implementation=student.attn_implementation
+        random_config(student),
+        dtype=torch_dtype(student.dtype) or torch.float32,
+        attn_implementation=student.attn_implementation,
     )
     return model
 
 
-def _with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
+def with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
+    """Return the model with a new adapter on it.
+
+    Raises:
+        ConfigError: The model has no such target.
+    """
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, lora.targets)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # Lightning's own convention
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -25,7 +26,7 @@ from lightning_opd.models import (
     build_student,
     causal_lm,
     check_rows,
-    declared_max_length,
+    context_length,
     declared_stop_ids,
     load_tokenizer,
     shard,
@@ -90,16 +91,12 @@ class StudentModule(L.LightningModule, StudentOwner):
         config = self.student_config
         if config.path is None:
             return stop_token_ids(self.tokenizer)
-        declared = declared_stop_ids(config.path, trust_remote_code=config.trust_remote_code)
-        return stop_token_ids(self.tokenizer, declared)
+        return stop_token_ids(self.tokenizer, declared_stop_ids(config.path, config.declared))
 
     @property
     def declared_max_length(self) -> int:
         """Longest sequence in tokens that the student's configuration has positions for."""
-        config = self.student_config
-        if config.path is None:
-            return int(str((config.random_init or {}).get("max_position_embeddings") or 2**31))
-        return declared_max_length(config.path, trust_remote_code=config.trust_remote_code)
+        return context_length(self.student_config.declared)
 
     @property
     @override
@@ -161,6 +158,19 @@ class StudentModule(L.LightningModule, StudentOwner):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is optimised, as torch's optimisers take it."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def learning_rates(self) -> list[float]:
+        """Return the learning rates with which the optimiser would begin; there before any weight is loaded.
+
+        Raises:
+            ConfigError: The optimiser refuses its settings.
+        """
+        try:
+            groups = self._optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).param_groups
+        except (TypeError, ValueError) as error:
+            msg = f"`model.optimizer` refuses its settings: {error}. Correct its `init_args`."
+            raise ConfigError(msg) from error
+        return [float(group["lr"]) for group in groups if "lr" in group]
 
     @override
     def configure_optimizers(self) -> Any:

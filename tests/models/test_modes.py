@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_opd.models import Lora, evaluating, remove_dropout
-from lightning_opd.models.student import _with_lora
+from lightning_opd.models.student import with_lora
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ def test_a_model_without_dropout_computes_the_same_in_both_modes(family: str) ->
 
 
 def test_dropout_of_an_adapter_is_removed_too() -> None:
-    student = _with_lora(model_of("llama"), Lora(rank=2, dropout=0.5))
+    student = with_lora(model_of("llama"), Lora(rank=2, dropout=0.5))
     assert 0.5 in remove_dropout(student).values()
     assert remove_dropout(student) == {}
 
