@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class ConfigError(ValueError):
@@ -16,6 +17,56 @@ class ConfigError(ValueError):
 
     The command line prints the text without a traceback.
     """
+
+
+class CombinedConfigError(ConfigError):
+    """Several things that are wrong with the settings.
+
+    Args:
+        problems: A text for each; they become lines.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Join the lines."""
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class Problems:
+    """Collects what is wrong with the settings, so that a user reads all of it at once."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._errors: list[ConfigError] = []
+
+    def add(self, *texts: str) -> None:
+        """Add problems, each once."""
+        self._errors += [ConfigError(text) for text in texts if text not in self.found]
+
+    @property
+    def found(self) -> list[str]:
+        """The text of each problem."""
+        parts = (error.problems if isinstance(error, CombinedConfigError) else [str(error)] for error in self._errors)
+        return list(dict.fromkeys(text for texts in parts for text in texts))
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Go on after a settings error, and keep it."""
+        try:
+            yield
+        except ConfigError as error:
+            self._errors.append(error)
+
+    def raise_all(self) -> None:
+        """Raise what was found, several errors as one; return where nothing was.
+
+        Raises:
+            ConfigError: The only one, or `CombinedConfigError` with a line for each.
+        """
+        if len(self.found) == 1:
+            raise self._errors[0]
+        if self.found:
+            raise CombinedConfigError(self.found)
 
 
 class ConfigTypeError(ConfigError, TypeError):

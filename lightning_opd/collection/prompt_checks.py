@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from typing_extensions import override
-
+from lightning_opd.collection.prompt_report import Found, PromptReport
 from lightning_opd.errors import ConfigError
+from lightning_opd.models import gather_objects
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Message, Prompt
 
@@ -18,123 +19,185 @@ if TYPE_CHECKING:
 LongPrompts: TypeAlias = Literal["error", "drop", "truncate_left"]
 """What becomes of a prompt that leaves no space for the reply."""
 
-NUM_SHOWN = 3
+TEMPLATE_MARGIN = 64
+"""Tokens that a template may add to a prompt beyond what it adds to those that were measured."""
 
 
 @dataclass(frozen=True)
-class PromptCounts:
-    """What a split's prompts look like to the student.
+class PromptLimits:
+    """How long a prompt may be, and what becomes of a longer one.
 
     Args:
-        num_prompts: All of them.
-        num_long: Those that leave no space for a reply of `max_new_tokens`.
-        num_empty: Those whose last message has no words.
-        num_repeated: Those that ask what an earlier one asks.
-        lengths: Shortest, median and longest prompt in tokens.
-    """
-
-    num_prompts: int
-    num_long: int
-    num_empty: int
-    num_repeated: int
-    lengths: tuple[int, int, int]
-
-    @override
-    def __str__(self) -> str:
-        """Say it in one line."""
-        few, median, most = self.lengths
-        odd = {"too long": self.num_long, "without words": self.num_empty, "repeated": self.num_repeated}
-        parts = [f"{count:,} {name}" for name, count in odd.items() if count]
-        return f"{self.num_prompts:,} prompts of {few:,} to {most:,} tokens (median {median:,})" + "".join(
-            f", {part}" for part in parts
-        )
-
-
-def fitting_prompts(
-    prompts: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    max_length: int,
-    long_prompts: LongPrompts = "error",
-) -> tuple[list[Prompt], PromptCounts]:
-    """Return the prompts that leave space for a reply, and counts of all.
-
-    Args:
-        prompts: Of one split.
-        tokenizer: The student's.
         max_new_tokens: Longest reply in tokens.
         max_length: Longest sequence in tokens.
         long_prompts: Refuse too long ones (`error`), leave them out (`drop`), or leave out the beginning of their
             longest message (`truncate_left`).
-
-    Raises:
-        ConfigError: The chat template refuses a prompt, or one is too long; with the file and line.
+        max_measured: Prompts that are rendered, evenly spread, beside those with so many bytes that they might be too
+            long; None for all.
     """
-    space = max_length - max_new_tokens
-    kept: list[Prompt] = []
-    long: list[tuple[Prompt, int]] = []
-    lengths: list[int] = []
-    for prompt in prompts:
-        lengths.append(_length(tokenizer, prompt))
-        if lengths[-1] <= space:
-            kept.append(prompt)
-            continue
-        long.append((prompt, lengths[-1]))
-        if long_prompts == "truncate_left":
-            kept.append(_truncated(tokenizer, prompt, space))
-    if long and long_prompts == "error":
-        some = "; ".join(f"{_name(prompt)} has {length:,} tokens" for prompt, length in long[:NUM_SHOWN])
-        msg = (
-            f"{len(long):,} of {len(prompts):,} prompts are too long: {some}. With `max_new_tokens` "
-            f"{max_new_tokens:,} they exceed the student's context of {max_length:,} tokens. Set `data.long_prompts` "
-            "to `drop` or `truncate_left`, shorten them, or lower `max_new_tokens`."
-        )
-        raise ConfigError(msg)
-    ordered = sorted(lengths) or [0]
-    counts = PromptCounts(
-        len(prompts),
-        len(long),
-        sum(not _words(prompt.messages[-1]).strip() for prompt in prompts),
-        len(prompts) - len({prompt.key for prompt in prompts}),
-        (ordered[0], ordered[len(ordered) // 2], ordered[-1]),
-    )
-    return kept, counts
+
+    max_new_tokens: int
+    max_length: int
+    long_prompts: LongPrompts = "error"
+    max_measured: int | None = None
+
+    @property
+    def space(self) -> int:
+        """Longest prompt in tokens that leaves space for a reply."""
+        return self.max_length - self.max_new_tokens
 
 
-def _length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+@dataclass(frozen=True)
+class _Measured:
+    """One rendered prompt: its length in tokens, why it cannot be used, characters to leave out."""
+
+    length: int = 0
+    error: str = ""
+    num_cut: int = 0
+
+
+def examine_prompts(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: PromptLimits,
+    teacher_names: Sequence[str] = (),
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> tuple[Sequence[Prompt], PromptReport]:
+    """Return the prompts that leave space for a reply, and a report on all.
+
+    Each rank renders its own part of the prompts; all ranks must call it, and all get the same answer.
+
+    Args:
+        prompts: Of one split.
+        tokenizer: The student's.
+        limits: How long they may be.
+        teacher_names: Of the teachers there are; empty where nothing is scored.
+        rank: This process among those that measure.
+        num_ranks: How many there are.
+    """
+    measured = _measure(prompts, range(len(prompts)), tokenizer, limits, rank, num_ranks)
+    long = [i for i, m in measured.items() if m.length > limits.space]
+    kept: Sequence[Prompt] = prompts
+    if long and limits.long_prompts == "drop":
+        left_out = set(long)
+        kept = [prompt for i, prompt in enumerate(prompts) if i not in left_out]
+    elif long and limits.long_prompts == "truncate_left":
+        cut = {i: measured[i].num_cut for i in long}
+        kept = [_without(prompt, cut[i]) if i in cut else prompt for i, prompt in enumerate(prompts)]
+    return kept, _report(prompts, measured, long, limits, tuple(teacher_names))
+
+
+def _measure(
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: PromptLimits,
+    rank: int,
+    num_ranks: int,
+) -> dict[int, _Measured]:
+    """Return what all ranks together find out about the prompts at some indices, in their order."""
+    if limits.max_measured is not None and limits.max_measured < len(indices):
+        step = len(indices) / limits.max_measured
+        some = [indices[int(i * step)] for i in range(limits.max_measured)]
+        everything = replace(limits, max_measured=None)
+        found = _measure(prompts, some, tokenizer, everything, rank, num_ranks)
+        margin = TEMPLATE_MARGIN + max(0, *(m.length - _num_bytes(prompts[i]) for i, m in found.items()))
+        doubtful = [i for i in indices if i not in found and _num_bytes(prompts[i]) + margin > limits.space]
+        return dict(sorted((found | _measure(prompts, doubtful, tokenizer, everything, rank, num_ranks)).items()))
+    own = {i: _measured(prompts[i], tokenizer, limits) for i in indices[rank::num_ranks]}
+    return dict(sorted(item for part in gather_objects(own) for item in part.items()))
+
+
+def _measured(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits) -> _Measured:
     try:
-        return len(render_prompt(tokenizer, prompt.messages))
+        length = len(render_prompt(tokenizer, prompt.messages))
+        is_cut = length > limits.space and limits.long_prompts == "truncate_left"
+        return _Measured(length, num_cut=_num_to_cut(tokenizer, prompt, limits.space) if is_cut else 0)
     except ConfigError as error:
-        if not prompt.place:
-            raise
-        msg = f"{prompt.place}: {error}"
-        raise ConfigError(msg) from error
+        return _Measured(error=f"{_name(prompt)}: {error}")
 
 
-def _truncated(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, space: int) -> Prompt:
-    """Return the prompt without the beginning of its longest message, as little of it as fits."""
-    index = max(range(len(prompt.messages)), key=lambda i: len(_words(prompt.messages[i])))
-    words = _words(prompt.messages[index])
+def _report(
+    prompts: Sequence[Prompt],
+    measured: dict[int, _Measured],
+    long: Sequence[int],
+    limits: PromptLimits,
+    teacher_names: tuple[str, ...],
+) -> PromptReport:
+    lengths = sorted(m.length for m in measured.values() if not m.error) or [0]
+    teachers = Counter(prompt.teacher for prompt in prompts)
+    unknown = sorted(set(teachers) - set(teacher_names)) if teacher_names else []
+    errors = [m.error for m in measured.values() if m.error]
+    return PromptReport(
+        len(prompts),
+        len(measured),
+        (lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+        teachers,
+        Counter(prompt.domain for prompt in prompts),
+        Found.of([f"{_name(prompts[i])} has {measured[i].length:,} tokens" for i in long]),
+        Found.of(errors),
+        Found.of([prompt.place for prompt in prompts if any(map(_is_null, prompt.messages))]),
+        Found.of([prompt.place for prompt in prompts if not _words(prompt.messages[-1]).strip()]),
+        Found.of(list(_repeated(prompts))),
+        {name: Found.of([prompt.place for prompt in prompts if prompt.teacher == name]) for name in unknown},
+        limits.max_new_tokens,
+        limits.max_length,
+        limits.long_prompts == "error",
+        teacher_names,
+    )
 
-    def without(num_characters: int) -> Prompt:
-        message: Message = {**prompt.messages[index], "content": words[num_characters:]}
-        return replace(prompt, messages=(*prompt.messages[:index], message, *prompt.messages[index + 1 :]))
 
-    low, high = 0, len(words)
-    if _length(tokenizer, without(high)) > space:
-        msg = f"{prompt.place or prompt.key}: too long even without its longest message; `truncate_left` cannot help."
+def _repeated(prompts: Sequence[Prompt]) -> Iterator[str]:
+    """Yield the place of each prompt whose question was there before; empty where it has none."""
+    first: dict[str, str] = {}
+    for prompt in prompts:
+        if prompt.key in first:
+            yield f"{prompt.place} as {first[prompt.key]}" if prompt.place else ""
+        first.setdefault(prompt.key, prompt.place)
+
+
+def _num_to_cut(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, space: int) -> int:
+    """Return how many characters at the beginning of its longest message a prompt must lose, as few as fit."""
+
+    def fits(num_characters: int) -> bool:
+        return len(render_prompt(tokenizer, _without(prompt, num_characters).messages)) <= space
+
+    low, high = 0, len(_words(prompt.messages[_longest(prompt)]))
+    if not fits(high):
+        msg = "too long even without its longest message; `truncate_left` cannot help."
         raise ConfigError(msg)
     while low < high:
         middle = (low + high) // 2
-        if _length(tokenizer, without(middle)) <= space:
+        if fits(middle):
             high = middle
         else:
             low = middle + 1
-    return without(high)
+    return high
+
+
+def _without(prompt: Prompt, num_characters: int) -> Prompt:
+    """Return the prompt without the beginning of its longest message."""
+    index = _longest(prompt)
+    message: Message = {**prompt.messages[index], "content": _words(prompt.messages[index])[num_characters:]}
+    return replace(prompt, messages=(*prompt.messages[:index], message, *prompt.messages[index + 1 :]))
+
+
+def _longest(prompt: Prompt) -> int:
+    return max(range(len(prompt.messages)), key=lambda i: len(_words(prompt.messages[i])))
+
+
+def _num_bytes(prompt: Prompt) -> int:
+    """Return a number of bytes that the words of a prompt do not exceed; a token has at least one."""
+    return len(str(prompt.messages).encode("utf-8", "surrogatepass"))
 
 
 def _name(prompt: Prompt) -> str:
     return prompt.place or f"the prompt that begins with {_words(prompt.messages[-1])[:60]!r}"
+
+
+def _is_null(message: Message) -> bool:
+    return message.get("content") is None and not message.get("tool_calls")
 
 
 def _words(message: Message) -> str:

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
-from lightning_opd.collection.prompt_checks import LongPrompts, fitting_prompts
+from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts
+from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
@@ -21,7 +22,7 @@ from lightning_opd.data.limits import batches_per_epoch, check_training
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
 from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
-from lightning_opd.errors import ConfigError
+from lightning_opd.errors import ConfigError, Problems
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
@@ -45,9 +46,14 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         seed: Of prompt order and noise; by default that of `seed_everything`, or 0.
         long_prompts: What becomes of a prompt that leaves no space for the reply, decided before any weight is
             loaded: `error`, `drop`, or `truncate_left` (the beginning of its longest message is left out).
+        max_measured_prompts: Prompts of each split that are rendered and measured at the start, evenly spread, beside
+            those with so many bytes that they might be too long; null for all. The processes share the work.
+
+    Attributes:
+        prompt_reports: What the prompts of each split look like; there from `connect` on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # settings, each a key in YAML
         self,
         task: Task,
         prompts_per_batch: int = 64,
@@ -59,19 +65,23 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         off_policy_responses: OffPolicyResponses | None = None,
         seed: int | None = None,
         long_prompts: LongPrompts = "error",
+        max_measured_prompts: int | None = None,
     ) -> None:
         """Check the numbers; prompts are read in `connect`."""
         super().__init__()
         self.task, self.sampling, self.evaluation = task, sampling, evaluation
         self.prompts_per_batch, self.samples_per_prompt = prompts_per_batch, samples_per_prompt
         self.updates_per_batch = updates_per_batch
-        for name in ("prompts_per_batch", "samples_per_prompt", "updates_per_batch"):
-            if getattr(self, name) < 1:
+        self.max_measured_prompts = max_measured_prompts
+        for name in ("prompts_per_batch", "samples_per_prompt", "updates_per_batch", "max_measured_prompts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 msg = f"`data.{name}` must be at least 1, got {getattr(self, name)}."
                 raise ConfigError(msg)
         self.engine = engine if engine is not None else InProcessEngine()
         self.off_policy_responses, self.seed = off_policy_responses, seed
         self.long_prompts: LongPrompts = long_prompts
+        self.prompt_reports: dict[Split, PromptReport] = {}
         self._fitting: dict[Split, Sequence[Prompt]] = {}
         self._collector: Collector | None = None
         self._micro_batches: list[RolloutBatch] = []
@@ -99,30 +109,52 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             self._stage,
             RolloutProgress(trainer).show,
         )
-        if trainer.state.fn == "fit":
-            check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
-            self._check_prompts("train", "validation")
-            check_enough(len(self._prompts("train")), self.prompts_per_batch)
-            if not self._prompts("validation", may_be_empty=True):
-                trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
-        else:
-            self._check_prompts(*(["validation"] if trainer.state.fn == "validate" else self.evaluation.splits))
+        is_training, problems = trainer.state.fn == "fit", Problems()
+        with problems.collecting():
+            if is_training:
+                check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
+        with problems.collecting():
+            evaluated = ["validation"] if trainer.state.fn == "validate" else self.evaluation.splits
+            self._check_prompts(*(["train", "validation", "test"] if is_training else evaluated))
+        with problems.collecting():
+            if is_training:
+                check_enough(len(self._prompts("train")), self.prompts_per_batch)
+        problems.raise_all()
+        if is_training and not self._prompts("validation", may_be_empty=True):
+            trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
         return sampling.stop_token_ids
 
+    @property
+    def collector(self) -> Collector:
+        """What makes the rollout batches; there from `connect` on."""
+        return self._connected()
+
+    def fitting_prompts(self, split: Split) -> Sequence[Prompt]:
+        """Return the prompts of a split that leave space for a reply; from `connect` on."""
+        return self._prompts(split, may_be_empty=True)
+
     def _check_prompts(self, *splits: Split) -> None:
-        collector, self._fitting = self._connected(), {}
-        teachers, learner = collector.learner.teachers, collector.learner
-        max_length = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
+        """Render and measure the prompts of some splits, and choose those that fit.
+
+        Raises:
+            ConfigError: With all that is wrong with them.
+        """
+        learner, problems = self.collector.learner, Problems()
+        most = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
+        limits = PromptLimits(self.sampling.max_new_tokens, most, self.long_prompts, self.max_measured_prompts)
+        self._fitting, self.prompt_reports = {}, {}
         for split in splits:
             prompts = self._prompts(split, may_be_empty=split != "train")
-            self._fitting[split], counts = fitting_prompts(
-                prompts, learner.tokenizer, self.sampling.max_new_tokens, max_length, self.long_prompts
+            self._fitting[split], report = examine_prompts(
+                prompts, learner.tokenizer, limits, learner.teachers.names, *self._data_rank()
             )
-            rank_zero_info(f"{split}: {counts}.")
-        for split in splits if len(teachers) else ():  # without any, an evaluation scores nothing
-            teachers.check_routes(self._prompts(split, may_be_empty=split != "train"))
+            self.prompt_reports[split] = report
+            if len(prompts) or split == "train":
+                rank_zero_info(f"{split}: {report}.")
+            problems.add(*report.problems())
+        problems.raise_all()
         for split in splits:
-            check_tool_turns(self.task, self._prompts(split, may_be_empty=split != "train"), self._connected().learner)
+            check_tool_turns(self.task, self._fitting[split], learner)
 
     @override
     def train_dataloader(self) -> PromptLoader:

@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lightning_opd.collection.prompt_checks import LongPrompts, fitting_prompts
+from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts
+from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.errors import ConfigError
 from lightning_opd.tasks import Jsonl
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.types import Prompt
+from lightning_opd.types import Message, Prompt
 from tests.tokenization.templates import tokenizer_with
 from tests.world import make_data, make_module, make_trainer
 
 
-def prompts(*texts: str) -> list[Prompt]:
+def prompts(*texts: str | None) -> list[Prompt]:
     return [
-        Prompt(({"role": "user", "content": text},), text, "math", "math", {}, f"rows.jsonl:{i}")
+        Prompt(({"role": "user", "content": text},), str(text), "math", "math", {}, f"rows.jsonl:{i}")
         for i, text in enumerate(texts, 1)
     ]
 
@@ -28,34 +29,78 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_counts_are_those_of_all_prompts(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = prompts("a", "bb", "", "a", "c" * 40)
-    kept, counts = fitting_prompts(rows, tokenizer, 8, 40, "drop")
+    rows = prompts("a", "bb", "", "a", "c" * 40, None)
+    kept, report = examine_prompts(rows, tokenizer, PromptLimits(8, 40, "drop"))
     lengths = sorted(len(render_prompt(tokenizer, row.messages)) for row in rows)
-    assert kept == rows[:4]
-    assert (counts.num_prompts, counts.num_long, counts.num_empty, counts.num_repeated) == (5, 1, 1, 1)
-    assert counts.lengths == (lengths[0], lengths[2], lengths[-1])
-    assert str(counts).endswith("1 too long, 1 without words, 1 repeated")
+    assert kept == [*rows[:4], rows[5]]
+    assert report.lengths == (lengths[0], lengths[3], lengths[-1])
+    assert str(report) == (
+        f"6 prompts of {lengths[0]} to {lengths[-1]} tokens (median {lengths[3]}); by teacher math 6; 1 too long "
+        f"(rows.jsonl:5 has {lengths[-1]} tokens); 1 with a message without content (rows.jsonl:6); 2 without words "
+        "(rows.jsonl:3, rows.jsonl:6); 1 repeated (rows.jsonl:4 as rows.jsonl:1)"
+    )
+    assert report.problems() == []
+
+
+def test_domains_are_counted_where_they_are_no_teachers(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [Prompt(row.messages, row.key, "one", row.key[0], {}) for row in prompts("a1", "b1", "a2")]
+    _, report = examine_prompts(rows, tokenizer, PromptLimits(8, 40), ["one"])
+    assert "by teacher one 3; by domain a 2, b 1" in str(report)
+
+
+def problems(report: PromptReport, number: int) -> list[str]:
+    found = report.problems()
+    assert len(found) == number, found
+    return found
 
 
 def test_too_long_prompts_are_refused_with_their_lines(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ConfigError, match=r"2 of 3 prompts are too long: rows\.jsonl:2 has \d+ tokens; rows\.jsonl:3"):
-        fitting_prompts(prompts("a", "b" * 50, "c" * 60), tokenizer, 8, 40)
+    _, report = examine_prompts(prompts("a", "b" * 50, "c" * 60), tokenizer, PromptLimits(8, 40))
+    [problem] = problems(report, 1)
+    assert problem.startswith("2 of 3 prompts are too long: rows.jsonl:2 has ")
+    assert "; rows.jsonl:3 has" in problem
 
 
 def test_as_little_as_needed_is_truncated(tokenizer: PreTrainedTokenizerBase) -> None:
     [row] = prompts("abcdefghijklmnopqrstuvwxyz" * 2)
-    [kept], _ = fitting_prompts([row], tokenizer, 8, 40, "truncate_left")
+    [kept], report = examine_prompts([row], tokenizer, PromptLimits(8, 40, "truncate_left"))
     text = str(kept.messages[0]["content"])
     assert row.messages[0]["content"].endswith(text)  # type: ignore[attr-defined]  # a text
     assert len(render_prompt(tokenizer, kept.messages)) == 32
-    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: too long even without its longest message"):
-        fitting_prompts([row], tokenizer, 8, 10, "truncate_left")
+    assert report.problems() == []
+    _, report = examine_prompts([row], tokenizer, PromptLimits(8, 10, "truncate_left"))
+    assert problems(report, 1)[0].startswith("rows.jsonl:1: too long even without its longest message")
 
 
-def test_a_prompt_that_the_template_refuses_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
-    twice = [Prompt(({"role": "user", "content": "a"}, {"role": "user", "content": "b"}), "k", "t", "d", {}, "f:7")]
-    with pytest.raises(ConfigError, match=r"f:7: .*Roles must alternate"):
-        fitting_prompts(twice, tokenizer_with("alternates"), 8, 40)
+def test_prompts_that_the_template_refuses_are_named() -> None:
+    twice: tuple[Message, ...] = ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})
+    rows = [Prompt(twice, f"k{i}", "t", "d", {}, f"f:{i}") for i in range(7)]
+    _, report = examine_prompts([*rows, *prompts("a")], tokenizer_with("alternates"), PromptLimits(8, 40))
+    [problem] = problems(report, 1)
+    assert problem.startswith("f:0: ")
+    assert "Roles must alternate" in problem
+    assert problem.endswith("So for 6 more of 8 prompts (f:1, f:2).")
+    assert report.num_measured == 8
+
+
+def test_unknown_teachers_are_counted_and_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    _, report = examine_prompts(prompts("a", "b", "c", "d"), tokenizer, PromptLimits(8, 40), ["code", "maths"])
+    [problem] = problems(report, 1)
+    assert "4 of 4 prompts ask for teacher `math` (rows.jsonl:1, rows.jsonl:2, rows.jsonl:3, …)" in problem
+    assert "Did you mean `maths`?" in problem
+
+
+@pytest.mark.parametrize("long_prompts", ["error", "drop", "truncate_left"])
+def test_a_sample_finds_every_prompt_that_is_too_long(
+    tokenizer: PreTrainedTokenizerBase, long_prompts: LongPrompts
+) -> None:
+    rows = prompts(*("x" * (900 if i % 97 == 3 else i % 7) for i in range(1, 400)))
+    kept, everything = examine_prompts(rows, tokenizer, PromptLimits(8, 400, long_prompts))
+    same, report = examine_prompts(rows, tokenizer, PromptLimits(8, 400, long_prompts, max_measured=10))
+    assert (same, report.long) == (kept, everything.long)
+    assert report.long.num == 5
+    assert report.num_measured <= 15
+    assert f"{report.num_measured} of them measured" in str(report)
 
 
 @pytest.mark.parametrize(("long_prompts", "num"), [("drop", 8), ("truncate_left", 9)])
