@@ -100,13 +100,6 @@ class OutcomeReward(OPDCallback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        num_samples = trainer.datamodule.samples_per_prompt  # type: ignore[attr-defined]  # set by Lightning
-        if num_samples < 2:
-            msg = (
-                f"OutcomeReward compares the siblings of a prompt, got `data.samples_per_prompt` {num_samples}. "
-                "Set it to 2 or more."
-            )
-            raise ConfigError(msg)
         if self.final_coef is not None and trainer.estimated_stepping_batches == float("inf"):
             msg = "`final_coef` needs the length of training; set `trainer.max_steps` or `trainer.max_epochs`."
             raise ConfigError(msg)
@@ -114,6 +107,11 @@ class OutcomeReward(OPDCallback):
     @property
     @override
     def adds_outcome(self) -> bool:
+        return True
+
+    @property
+    @override
+    def needs_siblings(self) -> bool:
         return True
 
     @override

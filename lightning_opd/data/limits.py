@@ -26,6 +26,14 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: i
         raise ConfigError(msg)
     callbacks = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
     learner, off_policy = collector.learner, collector.off_policy
+    comparing = [type(callback).__name__ for callback in callbacks if callback.needs_siblings]
+    comparing += [f"The baseline of {type(learner.objective).__name__}"] if learner.objective.needs_siblings else []
+    if comparing and collector.samples_per_prompt < 2:
+        msg = (
+            f"{comparing[0]} compares the siblings of a prompt, got `data.samples_per_prompt` "
+            f"{collector.samples_per_prompt}. Set it to 2 or more."
+        )
+        raise ConfigError(msg)
     learner.objective.check(
         RunSettings(
             updates_per_batch=collector.updates_per_batch,

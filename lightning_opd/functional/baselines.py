@@ -30,10 +30,12 @@ class Baseline(ABC):
         needs_kl: Whether `kl` must be given.
         needs_other_rows: Whether it reads other rows, so that it must get the whole rollout batch before the
             split into micro-batches.
+        needs_siblings: Whether it compares the responses to one prompt, of which there must be two or more.
     """
 
     needs_kl: ClassVar[bool] = False
     needs_other_rows: ClassVar[bool] = False
+    needs_siblings: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -81,6 +83,7 @@ class LeaveOneOut(Baseline):
     """
 
     needs_other_rows: ClassVar[bool] = True
+    needs_siblings: ClassVar[bool] = True
 
     @override
     def __call__(

@@ -24,5 +24,10 @@ class OPDCallback(Callback):
         """Whether it sets outcome advantages."""
         return False
 
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether it compares the responses to one prompt, of which there must be two or more."""
+        return False
+
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         """Called once per rollout batch, on every rank, after generation, rewards and scores."""

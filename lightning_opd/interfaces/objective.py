@@ -91,6 +91,11 @@ class Objective(ABC):
         """Whether `reference_logprobs` of the batch must be there."""
         return False
 
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether it compares the responses to one prompt, of which there must be two or more."""
+        return False
+
     def check(self, settings: RunSettings) -> None:
         """Refuse settings under which this objective would learn something else than it says.
 

@@ -86,6 +86,11 @@ class PolicyGradient(Objective):
         )
 
     @property
+    @override
+    def needs_siblings(self) -> bool:
+        return self.baseline is not None and self.baseline.needs_siblings
+
+    @property
     def _needs_kl(self) -> bool:
         return self.estimator.needs_kl or (self.baseline is not None and self.baseline.needs_kl)
 
