@@ -21,7 +21,8 @@ LAYERS = {
     4: {"rollouts", "teachers", "objectives"},
     5: {"collection"},
     6: {"modules", "data", "callbacks", "analysis"},
-    7: {"cli", "__main__"},
+    7: {"preflight"},
+    8: {"cli", "__main__"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in sorted(names)}
 TOP_LEVEL = {

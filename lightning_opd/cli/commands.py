@@ -16,6 +16,7 @@ TRAINER_COMMANDS = {
     "fit": "Train a model: distil on policy, or supervised.",
     "validate": "Sample, reward and score a model on the validation prompts.",
     "test": "Evaluate a model on train and test prompts and write `scores.json`.",
+    "preflight": "Check everything that `fit` needs, and train nothing; exit status 1 if a check fails.",
     "predict": "Let a model answer prompts and write `predictions.jsonl`.",
 }
 SHORT_COMMANDS = {

@@ -6,6 +6,7 @@ import os
 
 from lightning_opd.errors import ConfigError
 
+FAILED_CHECK_EXIT_CODE = 1
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 _BUILT_IN = (ValueError, ImportError, FileNotFoundError)

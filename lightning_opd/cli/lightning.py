@@ -1,4 +1,4 @@
-"""Lightning's commands: `fit`, `validate`, `test`, `predict`."""
+"""Lightning's commands: `fit`, `validate`, `test`, `predict`, and our own `preflight`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import Preemption, received_signal
+from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE
 from lightning_opd.cli.help import help_text, wanted_help
 from lightning_opd.cli.messages import BriefParser, explained
 from lightning_opd.cli.sources import ConfigSources
@@ -22,6 +23,8 @@ from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
 from lightning_opd.modules.checkpoint_files import CheckpointFiles
+from lightning_opd.preflight import Preflight, PreflightTrainer
+from lightning_opd.preflight.callback import check_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,11 +57,12 @@ class OPDCommandLine(LightningCLI):
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
-            save_config_callback=SaveConfig,
+            save_config_callback=None if command == "preflight" else SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             seed_everything_default=0,
             parser_kwargs={"prog": "python -m lightning_opd", "allow_abbrev": False},
             parser_class=TrainerParser,
+            trainer_class=PreflightTrainer if command == "preflight" else pl.Trainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=[command, *words],
@@ -68,10 +72,11 @@ class OPDCommandLine(LightningCLI):
 
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # not static: no parser for other commands
-        return {self._command: super().subcommands()[self._command]}
+        return {self._command: super().subcommands()["fit" if self._command == "preflight" else self._command]}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--preflight", type=bool, default=True, help="Whether `fit` checks the run first.")
         parser.set_defaults(
             {"model": {"class_path": "lightning_opd.OPDModule"}, "data": {"class_path": "lightning_opd.OPDDataModule"}}
         )
@@ -92,9 +97,16 @@ class OPDCommandLine(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user chose no other
             trainer.strategy.checkpoint_io = CheckpointFiles()
+        if self._command == "preflight" or (self._command == "fit" and self._get(self.config, "preflight")):
+            trainer.callbacks.insert(0, Preflight())  # type: ignore[attr-defined]  # set by Lightning
         return trainer
 
     def before_fit(self) -> None:
+        """Refuse what would otherwise be noticed too late."""
+        self.before_preflight()
+        check_start(self.trainer)
+
+    def before_preflight(self) -> None:
         """Refuse to start anew where the user wants to go on: Lightning would, with a warning."""
         saving = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         is_there = any(callback._find_last_checkpoints(self.trainer) for callback in saving)  # its own search
@@ -116,10 +128,10 @@ class OPDCommandLine(LightningCLI):
 
 
 def run_trainer_command(command: str, words: Sequence[str]) -> None:
-    """Run `fit`, `validate`, `test` or `predict` with the words after it.
+    """Run `fit`, `validate`, `test`, `predict` or `preflight` with the words after it.
 
     Raises:
-        SystemExit: With 128 + its number, where a signal ended the run early.
+        SystemExit: With 128 + its number, where a signal ended the run early; with 1, where a check failed.
     """
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
@@ -129,6 +141,8 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     sources = ConfigSources.read(words)
     with explained(sources):
         trainer = OPDCommandLine(command, sources.inlined()).trainer
+    if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
+        raise SystemExit(FAILED_CHECK_EXIT_CODE)
     number = received_signal(trainer)
     if number is not None:
         raise SystemExit(128 + number)

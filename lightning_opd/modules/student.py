@@ -165,16 +165,19 @@ class StudentModule(L.LightningModule, StudentOwner):
         Raises:
             ConfigError: The optimiser refuses its settings.
         """
+        optimizer = self._make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+        return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+
+    def _make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         try:
-            groups = self._optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]).param_groups
+            return self._optimizer(groups)
         except (TypeError, ValueError) as error:
             msg = f"`model.optimizer` refuses its settings: {error}. Correct its `init_args`."
             raise ConfigError(msg) from error
-        return [float(group["lr"]) for group in groups if "lr" in group]
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(self.parameter_groups())
+        optimizer = self._make_optimizer(self.parameter_groups())
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
