@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from lightning_opd.collection.prompt_report import Found, PromptReport
 from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Task
 from lightning_opd.models import gather_objects
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Message, Prompt
@@ -34,17 +35,25 @@ class PromptLimits:
             longest message (`truncate_left`).
         max_measured: Prompts that are rendered, evenly spread, beside those with so many bytes that they might be too
             long; None for all.
+        teacher_lengths: Longest sequence in tokens of each teacher that has fewer positions than the student.
+        opening_tokens: Tokens that an episode's opening has beyond its prompt, by domain and teacher.
     """
 
     max_new_tokens: int
     max_length: int
     long_prompts: LongPrompts = "error"
     max_measured: int | None = None
+    teacher_lengths: Mapping[str, int] = field(default_factory=dict)
+    opening_tokens: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
-    @property
-    def space(self) -> int:
-        """Longest prompt in tokens that leaves space for a reply."""
-        return self.max_length - self.max_new_tokens
+    def extra(self, prompt: Prompt) -> int:
+        """Return the tokens that are added to a prompt, such as those of the tools."""
+        return self.opening_tokens.get((prompt.domain, prompt.teacher), 0)
+
+    def space(self, prompt: Prompt) -> int:
+        """Return how many tokens a prompt may have, what is added included, so that a reply has space."""
+        most = min(self.max_length, self.teacher_lengths.get(prompt.teacher, self.max_length))
+        return most - self.max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def examine_prompts(
         num_ranks: How many there are.
     """
     measured = _measure(prompts, range(len(prompts)), tokenizer, limits, rank, num_ranks)
-    long = [i for i, m in measured.items() if m.length > limits.space]
+    long = [i for i, m in measured.items() if m.length > limits.space(prompts[i])]
     kept: Sequence[Prompt] = prompts
     if long and limits.long_prompts == "drop":
         left_out = set(long)
@@ -86,6 +95,28 @@ def examine_prompts(
         cut = {i: measured[i].num_cut for i in long}
         kept = [_without(prompt, cut[i]) if i in cut else prompt for i, prompt in enumerate(prompts)]
     return kept, _report(prompts, measured, long, limits, tuple(teacher_names))
+
+
+def opening_tokens(
+    task: Task, prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> dict[tuple[str, str], int]:
+    """Return the tokens that the opening of an episode has beyond its prompt, such as those of the tools.
+
+    Looked at for the first prompt of each domain and teacher: environments may be costly to make.
+    """
+    first: dict[tuple[str, str], Prompt] = {}
+    for prompt in prompts:
+        first.setdefault((prompt.domain, prompt.teacher), prompt)
+    more: dict[tuple[str, str], int] = {}
+    for group, prompt in first.items():
+        opening = task.environment(prompt).reset()
+        if opening is not prompt.messages:
+            try:
+                lengths = [len(render_prompt(tokenizer, messages)) for messages in (prompt.messages, opening)]
+            except ConfigError:
+                continue  # the check of all prompts, or that of tools, says so
+            more[group] = lengths[1] - lengths[0]
+    return more
 
 
 def _measure(
@@ -102,8 +133,9 @@ def _measure(
         some = [indices[int(i * step)] for i in range(limits.max_measured)]
         everything = replace(limits, max_measured=None)
         found = _measure(prompts, some, tokenizer, everything, rank, num_ranks)
-        margin = TEMPLATE_MARGIN + max(0, *(m.length - _num_bytes(prompts[i]) for i, m in found.items()))
-        doubtful = [i for i in indices if i not in found and _num_bytes(prompts[i]) + margin > limits.space]
+        margin = TEMPLATE_MARGIN + max(0, *(m.length - _most_tokens(prompts[i], limits) for i, m in found.items()))
+        rest = (i for i in indices if i not in found)
+        doubtful = [i for i in rest if _most_tokens(prompts[i], limits) + margin > limits.space(prompts[i])]
         return dict(sorted((found | _measure(prompts, doubtful, tokenizer, everything, rank, num_ranks)).items()))
     own = {i: _measured(prompts[i], tokenizer, limits) for i in indices[rank::num_ranks]}
     return dict(sorted(item for part in gather_objects(own) for item in part.items()))
@@ -111,9 +143,10 @@ def _measure(
 
 def _measured(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits) -> _Measured:
     try:
-        length = len(render_prompt(tokenizer, prompt.messages))
-        is_cut = length > limits.space and limits.long_prompts == "truncate_left"
-        return _Measured(length, num_cut=_num_to_cut(tokenizer, prompt, limits.space) if is_cut else 0)
+        length = len(render_prompt(tokenizer, prompt.messages)) + limits.extra(prompt)
+        is_cut = length > limits.space(prompt) and limits.long_prompts == "truncate_left"
+        space = limits.space(prompt) - limits.extra(prompt)
+        return _Measured(length, num_cut=_num_to_cut(tokenizer, prompt, space) if is_cut else 0)
     except ConfigError as error:
         return _Measured(error=f"{_name(prompt)}: {error}")
 
@@ -145,6 +178,7 @@ def _report(
         limits.max_length,
         limits.long_prompts == "error",
         teacher_names,
+        limits.teacher_lengths,
     )
 
 
@@ -187,9 +221,9 @@ def _longest(prompt: Prompt) -> int:
     return max(range(len(prompt.messages)), key=lambda i: len(_words(prompt.messages[i])))
 
 
-def _num_bytes(prompt: Prompt) -> int:
-    """Return a number of bytes that the words of a prompt do not exceed; a token has at least one."""
-    return len(str(prompt.messages).encode("utf-8", "surrogatepass"))
+def _most_tokens(prompt: Prompt, limits: PromptLimits) -> int:
+    """Return as many tokens as a prompt has bytes: each has at least one."""
+    return len(str(prompt.messages).encode("utf-8", "surrogatepass")) + limits.extra(prompt)
 
 
 def _name(prompt: Prompt) -> str:

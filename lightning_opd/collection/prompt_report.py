@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from typing_extensions import override
 
@@ -55,6 +55,7 @@ class PromptReport:
         max_length: Longest sequence in tokens.
         refuses_long: Whether a too long prompt is an error.
         known_teachers: Names of the teachers there are.
+        teacher_lengths: Longest sequence in tokens of each teacher that has fewer positions than the student.
     """
 
     num_prompts: int
@@ -72,6 +73,7 @@ class PromptReport:
     max_length: int
     refuses_long: bool
     known_teachers: tuple[str, ...] = ()
+    teacher_lengths: Mapping[str, int] = field(default_factory=dict)
 
     @override
     def __str__(self) -> str:
@@ -101,10 +103,12 @@ class PromptReport:
         """Return what is wrong with some prompts: a line each, with its cure."""
         found = []
         if self.long.num and self.refuses_long:
+            teachers = "".join(f" or teacher `{name}`'s of {n:,}" for name, n in self.teacher_lengths.items())
             found.append(
                 f"{self.long.num:,} of {self.num_prompts:,} prompts are too long: {self.long.listed('; ')}. With "
                 f"`max_new_tokens` {self.max_new_tokens:,} they exceed the student's context of {self.max_length:,} "
-                "tokens. Set `data.long_prompts` to `drop` or `truncate_left`, shorten them, or lower `max_new_tokens`."
+                f"tokens{teachers}. Set `data.long_prompts` to `drop` or `truncate_left`, shorten them, or lower "
+                "`max_new_tokens`."
             )
         if self.refused.num:
             first, *others = self.refused.examples

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
-from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts
+from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts, opening_tokens
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
@@ -142,11 +142,14 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         learner, problems = self.collector.learner, Problems()
         most = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
         limits = PromptLimits(self.sampling.max_new_tokens, most, self.long_prompts, self.max_measured_prompts)
+        limits = dataclasses.replace(limits, teacher_lengths=learner.teachers.shorter_than(most))
         self._fitting, self.prompt_reports = {}, {}
         for split in splits:
             prompts = self._prompts(split, may_be_empty=split != "train")
+            openings = opening_tokens(self.task, prompts, learner.tokenizer)
+            own = dataclasses.replace(limits, opening_tokens=openings)
             self._fitting[split], report = examine_prompts(
-                prompts, learner.tokenizer, limits, learner.teachers.names, *self._data_rank()
+                prompts, learner.tokenizer, own, learner.teachers.names, *self._data_rank()
             )
             self.prompt_reports[split] = report
             if len(prompts) or split == "train":

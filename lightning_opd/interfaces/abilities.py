@@ -23,6 +23,10 @@ class ReadsStudentTokens(ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer to compare with the student's."""
 
+    def declared_max_length(self) -> int:
+        """Return the longest sequence in tokens that it can score, known before it loads; by default no limit."""
+        return 2**31
+
 
 class ReadsOwnTokens(ABC):
     """A teacher that reads the student's text in the tokens of its own tokenizer."""

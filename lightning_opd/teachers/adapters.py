@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import MissingFileError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
-from lightning_opd.models import LanguageModel, load_tokenizer, torch_dtype
+from lightning_opd.models import LanguageModel, context_length, load_config, load_tokenizer, torch_dtype
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
 from lightning_opd.models.shared_base import BaseSettings, SharedBase, SharedBases
 from lightning_opd.teachers.local import LocalTeacher
@@ -120,6 +120,13 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         if path is None:
             path = self._joined().path
         return load_tokenizer(path, trust_remote_code=self._settings.trust_remote_code)
+
+    @override
+    def declared_max_length(self) -> int:
+        path = self._base_path()
+        if path is None:
+            return super().declared_max_length()
+        return context_length(load_config(path, trust_remote_code=self._settings.trust_remote_code))
 
     @override
     def attach(self, bases: SharedBases) -> None:

@@ -17,7 +17,16 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
-from lightning_opd.models import LanguageModel, load_causal_lm, load_tokenizer, max_over, shard, torch_dtype
+from lightning_opd.models import (
+    LanguageModel,
+    context_length,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    max_over,
+    shard,
+    torch_dtype,
+)
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
@@ -87,6 +96,10 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         return load_tokenizer(
             self.path, trust_remote_code=self.trust_remote_code, chat_template_kwargs=self.chat_template_kwargs
         )
+
+    @override
+    def declared_max_length(self) -> int:
+        return context_length(load_config(self.path, trust_remote_code=self.trust_remote_code))
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:

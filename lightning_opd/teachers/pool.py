@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import HasOutputHead, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class TeacherPool:
                     "Add it under `model.teachers`, or correct the prompt's teacher field."
                 )
                 raise ConfigError(msg)
+
+    def shorter_than(self, max_length: int) -> dict[str, int]:
+        """Return the longest sequence in tokens of each teacher that cannot read one of `max_length`."""
+        lengths = {n: t.declared_max_length() for n, t in self._teachers.items() if isinstance(t, ReadsStudentTokens)}
+        return {name: length for name, length in lengths.items() if length < max_length}
 
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load every distinct model once."""

@@ -65,6 +65,10 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         attach([self._teacher], bases)
 
     @override
+    def declared_max_length(self) -> int:
+        return self._teacher.declared_max_length()
+
+    @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         self._teacher.setup(device, mesh)
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts
+from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, _measure, examine_prompts, opening_tokens
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.errors import ConfigError
-from lightning_opd.tasks import Jsonl
+from lightning_opd.interfaces import Environment, SingleTurn
+from lightning_opd.tasks import CalculatorAgent, Jsonl
+from lightning_opd.teachers import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.types import Message, Prompt
+from lightning_opd.types import Message, Messages, Prompt
+from tests.tiny import save_model
 from tests.tokenization.templates import tokenizer_with
 from tests.world import make_data, make_module, make_trainer
 
@@ -113,3 +116,44 @@ def test_a_run_decides_before_it_loads(world: Path, tmp_path: Path, long_prompts
     data = make_data(task, long_prompts=long_prompts)
     make_trainer(tmp_path, max_steps=1).fit(make_module(world), data)
     assert len(data._prompts("train")) == num  # what the loader gets
+
+
+def test_what_an_environment_adds_to_its_prompts_counts() -> None:
+    class WithManual(CalculatorAgent):
+        def environment(self, prompt: Prompt) -> Environment:
+            class Manual(SingleTurn):
+                def reset(self) -> Messages:
+                    return ({"role": "system", "content": "a manual of some length"}, *prompt.messages)
+
+            return Manual(self, prompt)
+
+    task, tokenizer = WithManual(), tokenizer_with("ChatML")
+    rows = [*task.prompts("train")[:20]]
+    opened = [len(render_prompt(tokenizer, task.environment(row).reset())) for row in rows]
+    openings = opening_tokens(task, rows, tokenizer)
+    for most in (None, 5):
+        limits = PromptLimits(8, max(opened) + 7, "drop", most, opening_tokens=openings)
+        kept, report = examine_prompts(rows, tokenizer, limits)
+        assert report.long.num == sum(length == max(opened) for length in opened)
+        assert report.lengths[2] == max(opened)
+        assert len(kept) == len(rows) - report.long.num
+
+
+def test_a_teacher_with_fewer_positions_than_the_student_limits_its_own_prompts(world: Path, tmp_path: Path) -> None:
+    short = save_model(tmp_path / "short", max_position_embeddings=64)
+    rows = [{"prompt": "x" * length, "teacher": name} for length in (1, 2, 60) for name in ("math", "code")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Jsonl(str(tmp_path / "rows.jsonl"), validation_path=str(tmp_path / "rows.jsonl"))
+    module = make_module(world, teachers={"math": LocalTeacher(str(short))})
+    with pytest.raises(ConfigError, match=r"1 of 6 prompts are too long: .*rows\.jsonl:5 .* or teacher `math`'s of 64"):
+        make_trainer(tmp_path).fit(module, make_data(task))
+
+
+def test_ranks_share_the_work_and_find_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = prompts(*("x" * (90 if i % 5 == 3 else i) for i in range(1, 12)))
+    own = [_measure(rows, range(len(rows)), tokenizer, PromptLimits(8, 60), rank, 3) for rank in range(3)]
+    assert sorted(i for part in own for i in part) == list(range(11))
+    assert {len(part) for part in own} == {3, 4}
+    assert {i: m for part in own for i, m in part.items()} == _measure(
+        rows, range(len(rows)), tokenizer, PromptLimits(8, 60), 0, 1
+    )
