@@ -76,7 +76,7 @@ class FirstBatchProof:
             return
         self.is_done = True
         rows = _rows_of_all_lengths(rollouts)
-        dtype = _precision(learner, rollouts)
+        dtype = forward_precision(learner, rollouts)
         tolerance = TOLERANCES[dtype]
         name = type(engine).__name__
         gap = _gap(rollouts, rows, learner, sampling)
@@ -134,7 +134,7 @@ def _rows_of_all_lengths(rollouts: RolloutBatch) -> Tensor:
     return order[places]
 
 
-def _precision(learner: Learner, rollouts: RolloutBatch) -> torch.dtype:
+def forward_precision(learner: Learner, rollouts: RolloutBatch) -> torch.dtype:
     """Return the precision in which the student computes here."""
     device = rollouts.token_ids.device.type
     if torch.is_autocast_enabled(device):

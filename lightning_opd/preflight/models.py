@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_opd.collection import Collector
-from lightning_opd.collection.proof import FirstBatchProof
+from lightning_opd.collection.proof import FirstBatchProof, forward_precision
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.models import evaluating
@@ -64,10 +64,10 @@ def check_self_distillation(collector: Collector, module: OPDModule, batch: Prom
         difference = torch.where(rollouts.response_mask, ours.logprobs - rollouts.teacher_logprobs, 0.0)
         kl = float(difference.double().sum() / rollouts.response_mask.sum().clamp(min=1))
         logged = learner.objective.loss(rollouts, ours).metrics.get("teacher_kl")
-        dtype = ours.hidden_states.dtype
+        dtype = forward_precision(learner, rollouts)
     if logged is not None:
         kl = max(kl, float(logged[0] / logged[1].clamp(min=1)), key=abs)
-    tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+    tolerance = TOLERANCES[dtype]
     if not abs(kl) <= tolerance:
         msg = (
             f"The student as its own teacher has a KL of {kl:.2g} nats per token, expected 0 (up to {tolerance:g} in "
