@@ -42,9 +42,9 @@ def check_models(report: Report, module: OPDModule, data: OPDDataModule) -> None
     prompts = _first_of_each_teacher(data.fitting_prompts("train"), module.teachers.names)
     batch = PromptBatch(prompts, range(len(prompts)))
     with evaluating(module.language_model.model):
+        report.run("rollouts and scores", lambda: check_rollouts(collector, batch))
         if len(module.teachers):
             report.run("student as teacher", lambda: check_self_distillation(collector, module, batch))
-        report.run("rollouts and scores", lambda: check_rollouts(collector, batch))
 
 
 def check_self_distillation(collector: Collector, module: OPDModule, batch: PromptBatch) -> Check:
@@ -58,6 +58,7 @@ def check_self_distillation(collector: Collector, module: OPDModule, batch: Prom
     learner = dataclasses.replace(
         collector.learner, teachers=TeacherPool(dict.fromkeys(module.teachers.names, own)), reference=None
     )
+    collector.proof.is_done = True  # another check's
     rollouts = _collect(dataclasses.replace(collector, learner=learner), batch)
     with collector.stage("preflight"):
         ours = learner.forward_student(rollouts)
