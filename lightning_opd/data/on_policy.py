@@ -142,7 +142,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         learner, problems = self.collector.learner, Problems()
         most = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
         limits = PromptLimits(self.sampling.max_new_tokens, most, self.long_prompts, self.max_measured_prompts)
-        limits = dataclasses.replace(limits, teacher_lengths=learner.teachers.shorter_than(most))
+        with problems.collecting():
+            limits = dataclasses.replace(limits, teacher_lengths=learner.teachers.shorter_than(most))
         self._fitting, self.prompt_reports = {}, {}
         for split in splits:
             prompts = self._prompts(split, may_be_empty=split != "train")
@@ -155,9 +156,9 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             if len(prompts) or split == "train":
                 rank_zero_info(f"{split}: {report}.")
             problems.add(*report.problems())
+            with problems.collecting():
+                check_tool_turns(self.task, self._fitting[split], learner)
         problems.raise_all()
-        for split in splits:
-            check_tool_turns(self.task, self._fitting[split], learner)
 
     @override
     def train_dataloader(self) -> PromptLoader:
