@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+import re
+
 import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich import get_console
+from rich.table import Table
+from rich.text import Text
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
+from lightning_opd.tokenization.visible import shortened, visible
 from lightning_opd.types import RolloutBatch
+
+MAX_LINES = 40
+"""Most lines of one cell in the console."""
+MAX_LOGGED_CHARACTERS = 100_000
+"""Most characters of one cell in TensorBoard."""
 
 
 class RolloutTable(OPDCallback):
     """Show sampled responses with reward, format errors and KL, in the console and in TensorBoard.
 
+    Control characters in prompts and responses are written out, so that they do nothing to a terminal.
+
     Args:
         num_samples: Responses per table, spread over the rollout batch.
         every_n_batches: Rollout batches from one table to the next.
         console: Whether to print the table as well.
+        max_characters: Most characters of a prompt or a response in the console; its beginning and end are shown.
     """
 
-    def __init__(self, num_samples: int = 4, every_n_batches: int = 50, console: bool = True) -> None:  # a key in YAML
+    def __init__(
+        self,
+        num_samples: int = 4,
+        every_n_batches: int = 50,
+        console: bool = True,  # a key in YAML
+        max_characters: int = 1000,
+    ) -> None:
         """Check the numbers."""
-        for name, value in (("num_samples", num_samples), ("every_n_batches", every_n_batches)):
+        numbers = {"num_samples": num_samples, "every_n_batches": every_n_batches, "max_characters": max_characters}
+        for name, value in numbers.items():
             if value < 1:
                 msg = f"`{name}` must be at least 1, got {value}."
                 raise ConfigError(msg)
         self.num_samples, self.every_n_batches, self.console = num_samples, every_n_batches, console
+        self.max_characters = max_characters
         self._num_batches = 0
 
     @override
@@ -38,12 +60,14 @@ class RolloutTable(OPDCallback):
             return
         rows = rollout_rows(rollouts, self.num_samples)
         if self.console:
-            _print(rows, trainer.global_step)
+            print_rows(rows, trainer.global_step, self.max_characters)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("rollouts", markdown(rows), trainer.global_step)
 
 
+RATIOS = {"prompt": 1, "response": 2}
+"""How the columns of text divide the width that the others leave."""
 HEADER = ("prompt", "response", "teacher", "reward", "format", "KL (nats/token)")
 
 
@@ -69,20 +93,27 @@ def rollout_rows(rollouts: RolloutBatch, num_samples: int) -> list[tuple[str, ..
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
-    """Return the rows as a Markdown table; tags and line breaks stay visible."""
+    """Return the rows as a Markdown table; tags, line breaks and control characters stay visible."""
     lines = [HEADER, ("---",) * len(HEADER)]
-    lines += [tuple(f"`{cell}`".replace("|", "\\|").replace("\n", "⏎") for cell in row) for row in rows]
+    lines += [
+        tuple(_code(shortened(cell, MAX_LOGGED_CHARACTERS, MAX_LOGGED_CHARACTERS)) for cell in row) for row in rows
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _print(rows: list[tuple[str, ...]], step: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _code(text: str) -> str:
+    """Return a text as Markdown's code, in more backticks than it has in a row."""
+    text = shortened(text, MAX_LOGGED_CHARACTERS, MAX_LOGGED_CHARACTERS)
+    fence = "`" * (1 + max((len(found) for found in re.findall("`+", text)), default=0))
+    padding = " " if "`" in text else ""
+    return f"{fence}{padding}{visible(text)}{padding}{fence}".replace("|", "\\|").replace("\n", "⏎")
 
-    table = Table(title=f"rollouts at step {step}", title_justify="left", show_lines=True)
+
+def print_rows(rows: list[tuple[str, ...]], step: int, max_characters: int) -> None:
+    """Print the rows as a table as wide as the terminal."""
+    table = Table(title=f"rollouts at step {step}", title_justify="left", show_lines=True, expand=True)
     for name in HEADER:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", ratio=RATIOS.get(name))
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(shortened(visible(cell), max_characters, MAX_LINES)) for cell in row))
+    get_console().print(table)
