@@ -218,7 +218,9 @@ def _normalised(text: str) -> str:
     """Return a text whose numbers are written out, since math-verify reads 2e5 as 2 and 3 1/2 as 1."""
     text = text.replace("\N{MINUS SIGN}", "-")
     text = re.sub(rf"(?<![\d.]){GROUPED}", lambda found: re.sub(rf"[{SPACES}~]|\\[,; ]|\{{,\}}", "", found[0]), text)
-    text = re.sub(r"(?<![\w.\\])(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,4}(?![\w.]*\w)", lambda x: plain_decimal(x[0]), text)
+    text = re.sub(
+        r"(?<![\w.\\])(?:\d++(?:\.\d*+)?|\.\d++)[eE][+-]?\d{1,4}(?![\w.]*\w)", lambda x: plain_decimal(x[0]), text
+    )
     return re.sub(
         r"(?<![\d./^])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d/])",
         lambda x: f"{int(x[1]) * int(x[3]) + int(x[2])}/{x[3]}",

@@ -62,19 +62,34 @@ def split_thoughts(text: str, tags: Tags = THINK, *, is_open: bool = False) -> t
         ('Perhaps. </think>', 'Yes.')
     """
     open_tag, close_tag = tags
-    thoughts, said, rest = "", "", text
+    thoughts, said, start = [], [], 0
     while True:
         if not is_open:
-            before, found, rest = rest.partition(open_tag)
-            said += before
+            before, found, end = until(text, open_tag, start)
+            said.append(before)
             if not found:
-                return thoughts, said
-            thoughts += found
-        before, found, rest = rest.partition(close_tag)
-        thoughts += before + found
-        is_open = False
+                return "".join(thoughts), "".join(said)
+            thoughts.append(open_tag)
+            start = end
+        _, found, end = until(text, close_tag, start)
+        thoughts.append(text[start:end])
+        is_open, start = False, end
         if not found:
-            return thoughts, said
+            return "".join(thoughts), "".join(said)
+
+
+def until(text: str, tag: str, start: int) -> tuple[str, bool, int]:
+    """Return the text from `start` up to the next tag, whether there is one, and where it ends; else all the rest.
+
+    Nothing but the text between is copied, so that reading a reply tag by tag stays linear in its length.
+
+    Args:
+        text: A whole reply.
+        tag: What to look for.
+        start: Where to begin.
+    """
+    found = text.find(tag, start)
+    return (text[start:], False, len(text)) if found < 0 else (text[start:found], True, found + len(tag))
 
 
 def count_thoughts(text: str, tags: Tags = THINK, *, is_open: bool = False) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from lightning_opd.tokenization.thoughts import until
 from lightning_opd.tokenization.tool_calls import (
     DECODER,
     TaggedCalls,
@@ -24,6 +25,8 @@ MAX_CHARACTERS = 20_000
 
 BAR, LOW = "\N{FULLWIDTH VERTICAL LINE}", "\N{LOWER ONE EIGHTH BLOCK}"
 """In DeepSeek's control tokens."""
+
+_WHITE_SPACE = re.compile(r"\s*")
 
 _CONSTANTS = {"true": True, "false": False, "null": None}
 """What JSON writes otherwise than Python; some templates mix the two."""
@@ -45,15 +48,15 @@ class XmlParameters(TaggedCalls):
         if found is None or not is_closed or after.strip():
             return None
         pairs: list[tuple[str, str]] = []
-        rest = inner.strip()
-        while rest:
-            key, has_key, after_key = rest.partition(">")
-            value, has_value, rest = after_key.partition("</parameter>")
+        start = _next(inner, 0)
+        while start < len(inner):
+            key, has_key, start = until(inner, ">", start)
+            value, has_value, start = until(inner, "</parameter>", start)
             is_whole = key.startswith("<parameter=") and has_key and has_value
             if not is_whole or "<parameter=" in value:  # the latter: one before it is not closed
                 return None
             pairs.append((key.removeprefix("<parameter=").strip(), value.removeprefix("\n").removesuffix("\n")))
-            rest = rest.lstrip()
+            start = _next(inner, start)
         return _plain_call(found[1].strip(), pairs)
 
 
@@ -68,26 +71,33 @@ class XmlArguments(TaggedCalls):
 
     @override
     def read_body(self, body: str) -> ToolCall | None:
-        name, has_arguments, rest = body.partition("<arg_key>")
-        name, rest = name.strip(), has_arguments + rest
+        name = body.partition("<arg_key>")[0]
+        start, name = len(name), name.strip()
         if not name or not re.fullmatch(r"[^\s<>{}]+", name):
             return None
         pairs: list[tuple[str, str]] = []
-        while rest.strip():
-            opened, key, closed, rest = _element(rest, "arg_key")
-            value_opened, value, value_closed, rest = _element(rest, "arg_value")
-            is_whole = opened and closed and value_opened and value_closed
-            if not is_whole or "<arg_" in key + value:  # the latter: one before it is not closed
+        while _next(body, start) < len(body):
+            key, is_key, start = _element(body, "arg_key", start)
+            value, is_value, start = _element(body, "arg_value", start)
+            if not (is_key and is_value) or "<arg_" in key + value:  # the latter: one before it is not closed
                 return None
             pairs.append((key.strip(), value))
         return _plain_call(name, pairs)
 
 
-def _element(text: str, tag: str) -> tuple[bool, str, bool, str]:
-    """Return whether a text begins with an element, its content, whether it ends, and the rest."""
-    text = text.lstrip()
-    content, is_closed, rest = text.removeprefix(f"<{tag}>").partition(f"</{tag}>")
-    return text.startswith(f"<{tag}>"), content, bool(is_closed), rest
+def _element(text: str, tag: str, start: int) -> tuple[str, bool, int]:
+    """Return the content of the element that a text has from `start` on, whether it is one, and where it ends."""
+    start = _next(text, start)
+    is_open = text.startswith(f"<{tag}>", start)
+    content, is_closed, end = until(text, f"</{tag}>", start + is_open * len(f"<{tag}>"))
+    return content, is_open and is_closed, end
+
+
+def _next(text: str, start: int) -> int:
+    """Return where the next character stands that is no white space."""
+    found = _WHITE_SPACE.match(text, start)
+    assert found is not None  # it matches nothing, too
+    return found.end()
 
 
 def _plain_call(name: str, pairs: list[tuple[str, str]]) -> ToolCall | None:
@@ -117,8 +127,12 @@ class FencedJson(TaggedCalls):
     @override
     def read_body(self, body: str) -> ToolCall | None:
         before, found, after = body.partition(self.separator)
-        fenced = re.fullmatch(r"\s*(\S+)\s*```(?:json)?\s*(.*?)\s*```\s*", after, flags=re.DOTALL)
-        name, arguments = (fenced[1], fenced[2]) if fenced else (before.strip(), after.strip())
+        after = after.strip()
+        opened, has_fence, fenced = after.removesuffix("```").partition("```")
+        if after.endswith("```") and has_fence and len(opened.split()) == 1:
+            name, arguments = opened.strip(), fenced.removeprefix("json").strip()
+        else:
+            name, arguments = before.strip(), after
         read = arguments_of(arguments) if found and name else None
         return None if read is None else ToolCall(name, read)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from lightning_opd.tokenization.thoughts import split_thoughts
+from lightning_opd.tokenization.thoughts import split_thoughts, until
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -21,6 +21,7 @@ MAX_DEPTH = 32
 _KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
 """What a call as JSON may hold; another key is an argument in the wrong place, or no call at all."""
 
+_SEPARATORS = re.compile(r"[ \t\r\n;]*")
 _BEGINS_CALL = re.compile(r'\{\s*"(?:name"|function"|type"\s*:\s*"function")')
 
 
@@ -103,15 +104,13 @@ class TaggedCalls(ToolCallParser):
 
     def _parts(self, text: str) -> tuple[list[str], list[str]]:
         """Return the text outside of calls and the calls' bodies."""
-        outside, bodies = [], []
-        before, found, rest = text.partition(self.open_tag)
-        outside.append(before)
+        outside, bodies, start, found = [], [], 0, True
         while found:
-            body, is_closed, rest = rest.partition(self.close_tag)
-            if is_closed or self.is_lenient:
-                bodies.append(body)
-            before, found, rest = rest.partition(self.open_tag)
+            before, found, start = until(text, self.open_tag, start)
             outside.append(before)
+            if found:
+                body, is_closed, start = until(text, self.close_tag, start)
+                bodies += [body] if is_closed or self.is_lenient else []
         return outside, bodies
 
 
@@ -165,15 +164,16 @@ class BareJson(ToolCallParser):
         if not is_meant and not _BEGINS_CALL.match(rest):
             return []
         calls: list[ToolCall | None] = []
-        while rest:
+        start = 0
+        while start < len(rest):
             try:
-                value, end = DECODER.raw_decode(rest)
+                value, end = DECODER.raw_decode(rest, start)
             except (ValueError, RecursionError):
                 return [*calls, None]
             if not calls and not is_meant and not _is_meant_as_call(value):
                 return []
             calls.append(call_from_json(value))
-            rest = rest[end:].lstrip(" \t\r\n;")
+            start = _SEPARATORS.match(rest, end).end()  # type: ignore[union-attr]  # it matches nothing, too
         return calls or [None]
 
 

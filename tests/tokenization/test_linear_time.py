@@ -1,0 +1,61 @@
+"""Whatever a model generates, reading it takes time in proportion to its length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lightning_opd.tasks.answers import ChoiceAnswer, NumberAnswer, _normalised
+from lightning_opd.tokenization.replies import FORMS, ReplyReader
+from lightning_opd.tokenization.thoughts import count_thoughts, split_thoughts
+from lightning_opd.tokenization.tool_call_forms import FencedJson, XmlArguments, XmlParameters
+from lightning_opd.tokenization.tool_calls import BareJson, TaggedJson, only_call
+
+SMALL, FACTOR = 20_000, 10
+FENCED = FencedJson()
+COMMON = ("{", "[", "\n", "\\", "7", "<tool_call>", "<tool_call></tool_call>", "<think></think>", '{"name":', '"')
+CASES: list[tuple[str, Callable[[str], Any], str, str]] = [
+    *((f"{type(form).__name__} of {unit!r}", form, "", unit) for form in FORMS for unit in COMMON),
+    ("calls that are left open", TaggedJson(is_lenient=True), "", "<tool_call>"),
+    ("whole calls", TaggedJson().content, "", '<tool_call>{"name":"a"}</tool_call>'),
+    ("calls as bare JSON", BareJson(), "", '{"name":"a"};'),
+    ("parameters", XmlParameters().read_body, "<function=a>", "<parameter=a></parameter>"),
+    ("closed functions", XmlParameters().read_body, "<function=a>", "</function>"),
+    ("arguments", XmlArguments().read_body, "a", "<arg_key>a</arg_key><arg_value></arg_value>"),
+    ("white space of arguments", XmlArguments().read_body, "a<arg_key>", " "),
+    ("a fence", FENCED.read_body, f"a{FENCED.separator} b```", " "),
+    ("fences", FENCED.read_body, f"a{FENCED.separator}", "```json"),
+    ("thoughts", split_thoughts, "", "<think></think>"),
+    ("thoughts that are counted", count_thoughts, "", "<think></think>"),
+    ("a reply", ReplyReader().content, "", "<think></think><tool_call></tool_call>"),
+    ("one call", only_call, "", "<tool_call>{"),
+    ("digits", NumberAnswer(), "", "7"),
+    ("groups of digits", NumberAnswer(), "", "1 000 "),
+    ("LaTeX", NumberAnswer(), "", "\\frac{ "),
+    ("spaces", NumberAnswer(), "1", " "),
+    ("boxes", ChoiceAnswer(), "", "\\boxed{"),
+    ("answers", ChoiceAnswer(), "", "answer is ("),
+    ("digits without a power", _normalised, "", "7"),
+    ("decimals without a power", _normalised, "", "7.7"),
+]
+
+
+@pytest.mark.parametrize(("read", "begin", "unit"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_reading_ten_times_the_text_takes_about_ten_times_as_long(
+    read: Callable[[str], Any], begin: str, unit: str
+) -> None:
+    of_text = (lambda text: read.matches(text, "3")) if isinstance(read, NumberAnswer | ChoiceAnswer) else read
+
+    def seconds(length: int) -> float:
+        text, times = begin + unit * (length // len(unit)), []
+        for _ in range(2):
+            started = time.process_time()
+            of_text(text)
+            times.append(time.process_time() - started)
+        return min(times)
+
+    seconds(100)  # warm
+    assert seconds(SMALL * FACTOR) < 3 * FACTOR * max(seconds(SMALL), 0.001)
