@@ -7,7 +7,9 @@ from lightning_opd.callbacks.hack_detector import HackDetector
 from lightning_opd.callbacks.last_checkpoint import LastCheckpoint
 from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskReward, WeightedReward, WellFormed
 from lightning_opd.callbacks.preemption import Preemption
+from lightning_opd.callbacks.progress_bar import RolloutProgressBar
 from lightning_opd.callbacks.rollout_table import RolloutTable
+from lightning_opd.callbacks.run_summary import RunSummary
 
 __all__ = [
     "ExportHuggingFace",
@@ -17,7 +19,9 @@ __all__ = [
     "LastCheckpoint",
     "OutcomeReward",
     "Preemption",
+    "RolloutProgressBar",
     "RolloutTable",
+    "RunSummary",
     "TaskReward",
     "WeightedReward",
     "WellFormed",

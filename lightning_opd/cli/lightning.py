@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import Preemption, received_signal
+from lightning_opd.cli.console import with_console
 from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE
 from lightning_opd.cli.help import help_text, wanted_help
 from lightning_opd.cli.messages import BriefParser, explained
@@ -94,7 +95,7 @@ class OPDCommandLine(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**with_console(self._get(self.config_init, "trainer")), **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user chose no other
             trainer.strategy.checkpoint_io = CheckpointFiles()
         if self._command == "preflight" or (self._command == "fit" and self._get(self.config, "preflight")):

@@ -1,7 +1,7 @@
 """One rollout batch from prompts to micro-batches, without Lightning; begin to read in `collect.py`."""
 
 from lightning_opd.collection.collect import Collector
-from lightning_opd.collection.learner import Learner, RolloutProducer
+from lightning_opd.collection.learner import Learner, RolloutPlan, RolloutProducer
 from lightning_opd.collection.off_policy import DatasetResponses, OffPolicyResponses, ResponseSource, TeacherResponses
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Learner",
     "OffPolicyResponses",
     "ResponseSource",
+    "RolloutPlan",
     "RolloutProducer",
     "TeacherResponses",
 ]

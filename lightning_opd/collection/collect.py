@@ -134,7 +134,7 @@ class Collector:
             seeds,
             sampling,
             self.learner.load_language_model().max_length,
-            lambda num_done: self.on_progress("rollout", num_done, num_all),
+            lambda num_done: self.on_progress("generate", num_done, num_all),
         )
 
     def _reward(self, episodes: Sequence[Episode], batch: PromptBatch, sampling: Sampling) -> SampledTokens:

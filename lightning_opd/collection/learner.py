@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_opd.interfaces import Objective, StudentForward, Teacher
 from lightning_opd.models import LanguageModel
 from lightning_opd.teachers import TeacherPool
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import Prompt, RolloutBatch, Sampling, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,8 +47,35 @@ class Learner:
     value: Callable[[Tensor], Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What a run will do, known before its first rollout batch.
+
+    Args:
+        learner: The student, its teachers and the objective.
+        splits: Name → the prompts that are used.
+        prompts_per_batch: Over all processes.
+        samples_per_prompt: Sibling rollouts per prompt.
+        updates_per_batch: Optimiser steps per rollout batch.
+        sampling: With the stop tokens filled in.
+    """
+
+    learner: Learner
+    splits: Mapping[Split, Sequence[Prompt]]
+    prompts_per_batch: int
+    samples_per_prompt: int
+    updates_per_batch: int
+    sampling: Sampling
+
+
 class RolloutProducer(ABC):
-    """A data module that produces the rollouts of a learner."""
+    """A data module that produces the rollouts of a learner.
+
+    Attributes:
+        updates_per_batch: Optimiser steps per rollout batch.
+    """
+
+    updates_per_batch: int
 
     @abstractmethod
     def connect(self, learner: Learner) -> tuple[int, ...]:
@@ -56,3 +83,7 @@ class RolloutProducer(ABC):
 
         Called by its module in `setup`, before any weight is loaded.
         """
+
+    @abstractmethod
+    def plan(self) -> RolloutPlan:
+        """Return what the run will do; there after `connect`."""

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutProducer
+from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutPlan, RolloutProducer
 from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts, opening_tokens
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.tool_checks import check_tool_turns
@@ -95,8 +95,6 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             stop_token_ids=self.sampling.stop_token_ids or learner.stop_token_ids,
             vocab_size=self.sampling.vocab_size or len(learner.tokenizer),
         )
-        stops = ", ".join(f"{learner.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in sampling.stop_token_ids)
-        rank_zero_info(f"Responses end at {stops}.")
         self._collector = Collector(
             learner,
             self.task,
@@ -159,6 +157,18 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             with problems.collecting():
                 check_tool_turns(self.task, self._fitting[split], learner)
         problems.raise_all()
+
+    @override
+    def plan(self) -> RolloutPlan:
+        collector = self._connected()
+        return RolloutPlan(
+            collector.learner,
+            self._fitting,
+            self.prompts_per_batch,
+            self.samples_per_prompt,
+            self.updates_per_batch,
+            collector.sampling,
+        )
 
     @override
     def train_dataloader(self) -> PromptLoader:
@@ -244,6 +254,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
     def _stage(self, name: str) -> Iterator[None]:
         """Profile a stage inside the precision that the training step will use, without gradients."""
         trainer = self._trainer()
+        RolloutProgress(trainer).begin(name)
         with trainer.profiler.profile(name), trainer.precision_plugin.forward_context(), torch.no_grad():  # type: ignore[attr-defined]  # set by Lightning at run time
             yield
 

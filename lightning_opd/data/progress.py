@@ -7,29 +7,46 @@ import time
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
+from lightning_opd.interfaces import PhaseObserver
+
 SECONDS_BETWEEN_UPDATES = 0.2
 
 
+PHASES = {"rollout": "generate", "score": "score", "prepare": "prepare"}
+"""Stage of a rollout batch → what the user reads."""
+
+
 class RolloutProgress:
-    """Puts `rollout done/total` into Lightning's own progress bar, whichever it is."""
+    """Tells callbacks what a rollout batch is doing, and puts it into Lightning's own progress bars."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         """Bind to the trainer whose bar to move."""
         self._trainer = trainer
         self._last = 0.0
 
-    def show(self, stage: str, num_done: int, num_total: int) -> None:
-        """Show how far a stage is, a few times a second; finished stages clear the text."""
+    def begin(self, stage: str) -> None:
+        """Tell the callbacks that a stage of the rollout batch begins."""
+        if stage in PHASES:
+            self._tell(PHASES[stage], 0, 0)
+
+    def show(self, phase: str, num_done: int, num_total: int) -> None:
+        """Show how far a phase is, a few times a second; finished phases clear the text."""
+        self._tell(phase, num_done, num_total)
         now = time.monotonic()
         if num_done < num_total and now - self._last < SECONDS_BETWEEN_UPDATES:
             return
         self._last = now
-        text = f"{stage} {num_done}/{num_total}" if num_done < num_total else ""
+        text = f"{phase} {num_done}/{num_total}" if num_done < num_total else ""
         bar = self._trainer.progress_bar_callback
         if isinstance(bar, TQDMProgressBar) and bar.is_enabled:
             self._on_tqdm(bar, text)
         elif isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
             self._on_rich(bar, text)
+
+    def _tell(self, phase: str, num_done: int, num_total: int) -> None:
+        for callback in self._trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning at run time
+            if isinstance(callback, PhaseObserver):
+                callback.on_phase(phase, num_done, num_total)
 
     def _on_tqdm(self, bar: TQDMProgressBar, text: str) -> None:
         if self._trainer.training:

@@ -1,7 +1,7 @@
 """The abstract classes: one file for each thing that a user may write anew."""
 
 from lightning_opd.interfaces.abilities import Generates, HasOutputHead, ReadsOwnTokens, ReadsStudentTokens, ReadsTrees
-from lightning_opd.interfaces.callback import OPDCallback
+from lightning_opd.interfaces.callback import OPDCallback, PhaseObserver
 from lightning_opd.interfaces.engine import RolloutEngine
 from lightning_opd.interfaces.environment import Environment
 from lightning_opd.interfaces.format_rule import FormatRule
@@ -19,6 +19,7 @@ __all__ = [
     "HasOutputHead",
     "OPDCallback",
     "Objective",
+    "PhaseObserver",
     "PrepareContext",
     "ReadsOwnTokens",
     "ReadsStudentTokens",

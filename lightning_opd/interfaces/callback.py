@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
@@ -31,3 +32,17 @@ class OPDCallback(Callback):
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         """Called once per rollout batch, on every rank, after generation, rewards and scores."""
+
+
+class PhaseObserver(ABC):
+    """A callback that is told what a run is doing while no batch ends, such as a progress bar."""
+
+    @abstractmethod
+    def on_phase(self, phase: str, num_done: int, num_total: int) -> None:
+        """Called when a phase begins, and while it goes on, on every rank.
+
+        Args:
+            phase: `generate`, `score`, or `prepare`.
+            num_done: Of its responses, those that are finished.
+            num_total: All of them; 0 where they are not counted.
+        """

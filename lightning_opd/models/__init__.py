@@ -16,6 +16,7 @@ from lightning_opd.models.modes import evaluating, remove_dropout
 from lightning_opd.models.outline import Outline, outline
 from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
+from lightning_opd.models.sizes import ParameterCounts, parameter_counts
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Lora",
     "NonFiniteWeightsError",
     "Outline",
+    "ParameterCounts",
     "StudentConfig",
     "StudentOwner",
     "any_rank",
@@ -41,6 +43,7 @@ __all__ = [
     "max_over",
     "num_ranks",
     "outline",
+    "parameter_counts",
     "remove_dropout",
     "shard",
     "shard_whole",

@@ -216,9 +216,10 @@ class _Decoding:
             self._is_stopped[rows[stops]] = True
             is_alive &= ~stops
             num_alive = int(is_alive.sum())
+            is_last = num_alive == 0 or step + 1 == self._sampling.max_new_tokens
             if on_progress is not None:
-                on_progress(num_done + len(self._seeds) - num_alive)
-            if num_alive == 0 or step + 1 == self._sampling.max_new_tokens:
+                on_progress(num_done + len(self._seeds) - (0 if is_last else num_alive))  # a truncated one is done, too
+            if is_last:
                 self._keep(rows, self._is_stopped[rows], cache)
                 break
             if num_alive <= (1 - RETIRE_FRACTION) * len(rows):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
@@ -127,6 +127,11 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             mesh: Ranks that its weights are sharded over, or None.
         """
         self._model, self._mesh = model, mesh
+
+    @property
+    def loaded_model(self) -> nn.Module:
+        """The model; there from `setup` on."""
+        return self._loaded().model
 
     def _loaded(self) -> LanguageModel:
         if self._model is None:

@@ -62,7 +62,9 @@ def split_thoughts(text: str, tags: Tags = THINK, *, is_open: bool = False) -> t
         ('Perhaps. </think>', 'Yes.')
     """
     open_tag, close_tag = tags
-    thoughts, said, start = [], [], 0
+    thoughts: list[str] = []
+    said: list[str] = []
+    start = 0
     while True:
         if not is_open:
             before, found, end = until(text, open_tag, start)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
-_ACTING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, delete, C1: escape sequences, returns, backspaces
-    "\N{ARABIC LETTER MARK}\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}"
-    "\u2028-\u202e\u2066-\u2069"  # separators of lines and paragraphs; embeddings, overrides and isolates
-    "\ufff9-\ufffb\U000e0000-\U000e007f"  # annotations; tags, which are not seen at all
-    "\ud800-\udfff]"  # halves of a pair: no encoding has them
+_ACTING = (
+    *(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"),  # escape, return, backspace
+    *(0x061C, 0x200E, 0x200F),  # marks of direction
+    *range(0x2028, 0x202F),  # separators of lines and paragraphs; embeddings and overrides of direction
+    *range(0x2066, 0x206A),  # isolates
+    *range(0xFFF9, 0xFFFC),  # annotations
+    *range(0xD800, 0xE000),  # halves of a pair: no encoding has them
+    *range(0xE0000, 0xE0080),  # tags, which are not seen at all
 )
+_WRITTEN_OUT = {code: chr(code).encode("unicode_escape").decode("ascii") for code in _ACTING}
 
 
 def visible(text: str) -> str:
@@ -26,7 +27,7 @@ def visible(text: str) -> str:
         >>> visible("red: \x1b[31m!\r"), visible("two\nlines")
         ('red: \\x1b[31m!\\r', 'two\nlines')
     """
-    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return text.translate(_WRITTEN_OUT)
 
 
 def shortened(text: str, max_characters: int, max_lines: int) -> str:

@@ -48,7 +48,7 @@ def test_a_markdown_cell_cannot_leave_its_code() -> None:
     assert line.startswith("| ``` `<script>` \\| ``![x](http://x)`` ``` | `a⏎b` | `math` |")
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_table_fits_the_terminal_and_leaves_the_text_its_width(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

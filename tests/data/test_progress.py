@@ -54,10 +54,9 @@ class Rich(RichProgressBar):
 
 
 def finished(rollouts: RolloutBatch) -> list[int]:
-    """Return after each token but the last how many replies are finished."""
-    mask, cut = rollouts.response_mask, rollouts.is_truncated
-    lengths = mask.sum(1)
-    counts = [int(((lengths <= step) & ~cut).sum()) for step in range(1, int(lengths.max()) + 1)]
+    """Return after each token but the last how many replies are finished; with the last one all are, cut or not."""
+    lengths = rollouts.response_mask.sum(1)
+    counts = [int((lengths <= step).sum()) for step in range(1, int(lengths.max()) + 1)]
     return [count for count in counts if count < len(rollouts)]
 
 
@@ -80,8 +79,8 @@ def test_the_bar_moves_during_generation(
     )
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
-    shown = [text for text in texts if "rollout" in text]
-    in_training = [text.split(" rollout ")[1] for text in shown if text.startswith(("_train", "Epoch"))]
+    shown = [text for text in texts if "generate" in text]
+    in_training = [text.split(" generate ")[1] for text in shown if text.startswith(("_train", "Epoch"))]
     assert in_training == [f"{n}/8" for rollouts in recorder.rollout_batches for n in finished(rollouts)]
     totals = {(text.split()[0], text.rpartition("/")[2]) for text in shown}
     names = ("_train", "_val", "_test") if make is Tqdm else ("Epoch", "Validation", "Testing")
