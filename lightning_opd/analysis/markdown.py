@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_opd.tokenization.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -71,7 +73,8 @@ def _experts(report: Report) -> list[str]:
 
 
 def _grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
+    shown = [[visible(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (header, *lines)]
+    rows = [shown[0], ["---"] * len(header), *shown[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
