@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from rich import get_console
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -52,7 +52,7 @@ class LiveLines:
             handler.setStream(stream)
         self._live.stop()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         """Draw both lines in the width of the terminal; figures that do not fit are left out from the end."""
         counts, phase, fraction, figures = self._state()
         width = options.max_width

@@ -140,7 +140,8 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
         self._end_evaluation(trainer)
         shown = {name: value for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
         metrics = [f"{name} {float(value):.3f}" for name, value in shown.items() if name.startswith("val/")]
-        if self._is_plain() and trainer.training and metrics:
+        is_shown = self._is_plain() and trainer.state.fn == "fit" and not trainer.sanity_checking
+        if is_shown and metrics:
             self._print_line([f"validation after step {trainer.global_step}", *metrics])
 
     @override

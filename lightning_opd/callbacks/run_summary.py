@@ -217,7 +217,7 @@ def scores_table(metrics: Mapping[str, float], stage: str) -> Table:
         table.add_column(name, overflow="fold")
     table.add_column("domain", overflow="fold")
     for part in parts:
-        table.add_column(part.replace("_", " "), justify="right")
+        table.add_column(part.replace("_", " "), justify="right", min_width=len("-0.000"))
     for row, values in sorted(cells.items()):
         names = [visible(name) for name in row[:-1]] + [visible(row[-1]) or "all"]
         numbers = [f"{values[part]:.3f}" if part in values else "–" for part in parts]

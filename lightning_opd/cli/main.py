@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_opd import __version__
 from lightning_opd.cli.commands import command_line, overview, run_command
 from lightning_opd.cli.errors import USAGE_EXIT_CODE, settings_message, wants_traceback
+from lightning_opd.tokenization.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None or wants_traceback():
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"error: {message}\n")
+            sys.stderr.write(f"error: {visible(message)}\n")
         return USAGE_EXIT_CODE
     return 0
