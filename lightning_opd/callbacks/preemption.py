@@ -37,6 +37,7 @@ class Preemption(Callback):
         self.checkpoint: Path | None = None
         self._flag = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._limit_val_batches: int | float | None = None
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # after Lightning's own
@@ -59,6 +60,12 @@ class Preemption(Callback):
             return
         self.received, self.checkpoint = signal.Signals(agreed), _last_checkpoint(trainer)
         trainer.save_checkpoint(self.checkpoint, weights_only=False)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = trainer.global_step  # the end of a cut epoch is nothing to save
+        if not trainer._logger_connector.should_update_logs:
+            trainer.log_every_n_steps = 0  # Lightning would log a stop's step even between two logged ones
+        self._limit_val_batches, trainer.limit_val_batches = trainer.limit_val_batches, 0  # ... and validate at a stop
         trainer.should_stop = True
         rank_zero_info(
             f"{self.received.name} after step {trainer.global_step}: saved. To go on, run the same command with "
@@ -70,6 +77,8 @@ class Preemption(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        if self._limit_val_batches is not None:
+            trainer.limit_val_batches = self._limit_val_batches
         if self.received == signal.SIGUSR1 and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -64,6 +65,14 @@ class RolloutTable(OPDCallback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("rollouts", markdown(rows), trainer.global_step)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_batches": self._num_batches}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_batches = state_dict["num_batches"]
 
 
 RATIOS = {"prompt": 1, "response": 2}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -19,6 +18,7 @@ from lightning_opd.cli.console import with_console
 from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE
 from lightning_opd.cli.help import help_text, wanted_help
 from lightning_opd.cli.messages import BriefParser, explained
+from lightning_opd.cli.resume import prepare_resume
 from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
@@ -103,18 +103,14 @@ class OPDCommandLine(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Refuse what would otherwise be noticed too late."""
-        self.before_preflight()
+        """Refuse folders that cannot be written, and find the checkpoint to go on from."""
         check_start(self.trainer)
+        self.before_preflight()
 
     def before_preflight(self) -> None:
-        """Refuse to start anew where the user wants to go on: Lightning would, with a warning."""
-        saving = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        is_there = any(callback._find_last_checkpoints(self.trainer) for callback in saving)  # its own search
-        if self._get(self.config, "ckpt_path") == "last" and not is_there:
-            folders = ", ".join(f"`{callback.dirpath}`" for callback in saving if callback.dirpath) or "no folder"
-            msg = f"`--ckpt_path last`: there is no last checkpoint in {folders}. Leave the option out to start anew."
-            raise ConfigError(msg)
+        """Find the checkpoint to go on from, which `last` and `auto` stand for."""
+        settings = self.config_init[self._command]
+        settings.ckpt_path = prepare_resume(self.trainer, settings.ckpt_path)
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models import check_finite
+
+PARTIAL = ".partial"
+"""Ends the name of a checkpoint that is being written; a point begins it."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -38,7 +42,7 @@ class CheckpointFiles(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{target.name}{PARTIAL}")
         try:
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -82,6 +86,26 @@ class CheckpointFiles(TorchCheckpointIO):
 def previous_of(path: Path) -> Path:
     """Return where the checkpoint before this one stays."""
     return path.with_name(f"{path.name}.previous")
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, its tensors left on the disk; empty where it cannot be read without its classes.
+
+    Where the last one is torn, the one before it is read, as `CheckpointFiles` will load that.
+    """
+    for candidate in (path / "meta.pt" if path.is_dir() else path, previous_of(path)):
+        try:
+            content = torch.load(candidate, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            continue
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove the temporary files of saves that were killed."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def damage(path: Path) -> str | None:

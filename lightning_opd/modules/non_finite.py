@@ -36,6 +36,14 @@ class NonFiniteGuard:
         self.num_skipped = self._in_a_row = 0
         self._causes: list[dict[str, object]] = []
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts, for a run that goes on."""
+        return {"num_skipped": self.num_skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting from a saved state."""
+        self.num_skipped, self._in_a_row = state.get("num_skipped", 0), state.get("in_a_row", 0)
+
     def note(self, loss: Tensor, batch: object) -> None:
         """Remember what a micro-batch with a loss that is not finite was made of."""
         if bool(loss.detach().isfinite()):

@@ -230,6 +230,10 @@ class OPDModule(EvaluationModule):
             self.log("time/update", self._update_seconds, batch_size=len(batch))
             self._update_seconds = 0.0
 
+    @override
+    def late_metrics(self) -> dict[str, float]:
+        return {"time/update": self._update_seconds + time.perf_counter() - self._update_started}
+
     def _log_step(self, batch_size: int) -> None:
         """Log every quotient of the optimiser step over all ranks."""
         values = self._step_metrics.compute()

@@ -31,6 +31,7 @@ from lightning_opd.models import (
     load_tokenizer,
     shard,
 )
+from lightning_opd.modules import logged_points
 from lightning_opd.modules.non_finite import NonFiniteGuard
 from lightning_opd.modules.schedules import WarmupCosine
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
@@ -65,6 +66,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._language_model: LanguageModel | None = None
         self.non_finite = NonFiniteGuard()
+        self._max_steps: int | None = None  # of a resumed run
 
     def configure_student(self) -> nn.Module:
         """Return the student in train mode; a hook for students that are built differently."""
@@ -207,6 +209,8 @@ class StudentModule(L.LightningModule, StudentOwner):
         Lightning forgets it; they would save the same step again in the middle of the next accumulation, without the
         gradients accumulated so far.
         """
+        if self._max_steps is None:
+            logged_points.begin(self.trainer)
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 callback._last_global_step_saved = self.trainer.global_step
@@ -215,9 +219,28 @@ class StudentModule(L.LightningModule, StudentOwner):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self._trainable_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint[logged_points.KEY] = logged_points.points_to_come(self.trainer, self.late_metrics())
+        checkpoint["non_finite"] = self.non_finite.state_dict()
+
+    @override
+    def on_train_end(self) -> None:
+        self._max_steps = None  # another `fit` is a run of its own
+
+    def late_metrics(self) -> dict[str, float]:
+        """Return the metrics of an optimiser step that are logged after its checkpoint is saved."""
+        return {}
+
+    @override
+    def on_validation_start(self) -> None:
+        if self._max_steps is not None:  # a validation that was due at the run's last step may begin only below it
+            self.trainer.fit_loop.epoch_loop.max_steps = self._max_steps
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self._trainer.state.fn == "fit":  # an export has no trainer
+            self.non_finite.load_state_dict(checkpoint.get("non_finite", {}))
+            self._max_steps = self.trainer.max_steps
+            logged_points.go_on(self.trainer, checkpoint)
         if "state_dict" not in checkpoint:  # a sharding strategy has already loaded it into the shards
             return
         kept, own = checkpoint["state_dict"], self.state_dict()

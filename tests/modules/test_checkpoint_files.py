@@ -10,7 +10,7 @@ import torch
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models import NonFiniteWeightsError
-from lightning_opd.modules.checkpoint_files import CheckpointFiles, damage, previous_of
+from lightning_opd.modules.checkpoint_files import CheckpointFiles, damage, peek, previous_of, remove_partial_files
 
 
 def content(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -96,3 +96,20 @@ def test_a_full_disk_leaves_the_last_checkpoint(saved: Path) -> None:
     assert done.returncode == 1
     assert value_of(CheckpointFiles().load_checkpoint(saved)) == 2.0
     assert not list(saved.parent.glob(".*"))
+
+
+def test_temporary_files_of_a_killed_save_are_removed_and_nothing_else(saved: Path) -> None:
+    before = sorted(saved.parent.iterdir())
+    for name in (".last.ckpt.partial", ".step=3.ckpt.partial"):
+        (saved.parent / name).write_bytes(b"half")
+    (saved.parent / "notes.partial").write_text("mine")
+    remove_partial_files(saved.parent)
+    remove_partial_files(saved.parent / "none")
+    assert sorted(saved.parent.iterdir()) == sorted([*before, saved.parent / "notes.partial"])
+
+
+def test_a_peek_reads_what_will_be_loaded(saved: Path) -> None:
+    assert value_of(peek(saved)) == 2.0
+    saved.write_bytes(b"torn")
+    assert value_of(peek(saved)) == 1.0
+    assert peek(saved.with_name("none.ckpt")) == {}

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as Tables
+
+from lightning_opd.analysis.curves import read_curves
+from lightning_opd.callbacks import Preemption, RolloutTable
+from tests.callbacks.test_preemption import Sender
+from tests.world import make_data, make_module, make_trainer
+
+Points = dict[str, list[tuple[int, float]]]
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own
+
+
+class KilledError(Exception):
+    """Ends a run at once, as SIGKILL does."""
+
+
+class Kill(Callback):
+    """Ends the run somewhere; the callbacks that save come before it."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.hook, self.step = hook, step
+
+    def _kill(self, hook: str, trainer: L.Trainer) -> None:
+        if hook == self.hook and trainer.global_step == self.step:
+            raise KilledError
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._kill("validation", trainer)
+
+    def on_before_zero_grad(self, trainer: L.Trainer, *_: Any) -> None:
+        self._kill("update", trainer)
+
+
+class Saves(ModelCheckpoint):
+    """Saves after every step, and may kill the run right after that, before Lightning logs the step's points."""
+
+    def __init__(self, folder: Path, kill_after: int = -1) -> None:
+        super().__init__(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        self.kill_after = kill_after
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        super().on_train_batch_end(trainer, *arguments)
+        if trainer.global_step == self.kill_after:
+            raise KilledError
+
+
+def train(world: Path, folder: Path, *callbacks: Callback, kill_after: int = -1, every: int = 4, **fit: Any) -> None:
+    table = RolloutTable(every_n_batches=2, console=False)
+    trainer = make_trainer(
+        folder,
+        table,
+        *callbacks,
+        Saves(folder, kill_after),
+        logger=TensorBoardLogger(folder, "", "logs"),
+        enable_checkpointing=True,
+        max_steps=6,
+        accumulate_grad_batches=2,
+        limit_val_batches=1,
+        val_check_interval=every,
+    )
+    try:
+        trainer.fit(make_module(world), make_data(), **fit)
+    except KilledError:
+        for logger in trainer.loggers:
+            logger.save()
+
+
+def points(folder: Path) -> Points:
+    """Return every point that a reader of the event files sees, but for times."""
+    # TensorBoard reads tables with the second one; the first one forgets to hide them
+    scalars, tables = event_accumulator.EventAccumulator(str(folder / "logs")), Tables(str(folder / "logs"))
+    scalars.Reload()
+    tables.Reload()
+    seen = {tag: [(e.step, e.value) for e in scalars.Scalars(tag)] for tag in scalars.Tags()["scalars"]}
+    seen |= {tag: [(e.step, 0.0) for e in tables.Tensors(tag)] for tag in tables.Tags()["tensors"] if "text" in tag}
+    return {tag: found if not tag.startswith("time/") else [(s, 0.0) for s, _ in found] for tag, found in seen.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Points]:
+    """The points by the number of micro-batches from one validation to the next; an epoch has six."""
+    found = {}
+    for every, validated in ((4, [1, 4]), (6, [2, 5])):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        train(world, folder, every=every)
+        found[every] = points(folder)
+        assert [step for step, _ in found[every]["train/loss"]] == list(range(6))
+        assert [step for step, _ in found[every]["val/reward"]] == validated
+    return found
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "checkpoint", "every"),
+    [
+        pytest.param("saved", 2, 2, 4, marks=pytest.mark.slow),  # before its point and its validation
+        pytest.param("saved", 3, 3, 4, marks=pytest.mark.slow),  # at the end of an epoch
+        ("saved", 3, 3, 6),  # ... and before its validation
+        pytest.param("validation", 2, 2, 4, marks=pytest.mark.slow),
+        pytest.param("validation", 3, 3, 6, marks=pytest.mark.slow),
+        ("validation", 6, 6, 6),  # the last one
+        pytest.param("saved", 6, 6, 6, marks=pytest.mark.slow),
+        pytest.param("update", 2, 1, 4, marks=pytest.mark.slow),
+        ("update", 4, 2, 4),  # points were logged that are logged again
+        pytest.param("saved", 5, 3, 6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_logs_every_point_once(
+    hook: str, step: int, checkpoint: int, every: int, world: Path, tmp_path: Path, undisturbed: dict[int, Points]
+) -> None:
+    kill = Kill(hook, step)
+    train(world, tmp_path, kill, kill_after=step if hook == "saved" else -1, every=every)
+    train(world, tmp_path, ckpt_path=tmp_path / f"step={checkpoint}.ckpt", every=every)
+    found = points(tmp_path)
+    assert found.keys() == undisturbed[every].keys()
+    for tag, expected in undisturbed[every].items():
+        assert found[tag] == expected, tag
+    curves = {curve.tag: list(zip(curve.steps, curve.values, strict=True)) for curve in read_curves(tmp_path)}
+    assert curves["train/loss"] == undisturbed[every]["train/loss"]
+
+
+@pytest.mark.parametrize(
+    "batch", [pytest.param(2, marks=pytest.mark.slow), 4]
+)  # the fourth micro-batch ends with a validation
+def test_a_preempted_run_logs_every_point_once(
+    batch: int, world: Path, tmp_path: Path, undisturbed: dict[int, Points]
+) -> None:
+    preemption = Preemption()
+    train(world, tmp_path, Sender(signal.SIGTERM, batch), preemption)
+    assert preemption.received == signal.SIGTERM
+    train(world, tmp_path, ckpt_path=preemption.checkpoint)
+    assert points(tmp_path) == undisturbed[4]
