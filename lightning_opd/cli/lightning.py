@@ -110,7 +110,7 @@ class OPDCommandLine(LightningCLI):
     def before_preflight(self) -> None:
         """Find the checkpoint to go on from, which `last` and `auto` stand for."""
         settings = self.config_init[self._command]
-        settings.ckpt_path = prepare_resume(self.trainer, settings.ckpt_path)
+        settings.ckpt_path = prepare_resume(self.trainer, self.model, self.datamodule, settings.ckpt_path)
 
     @override
     def before_instantiate_classes(self) -> None:

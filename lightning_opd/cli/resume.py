@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_opd.collection.resume import check_resume
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules.checkpoint_files import peek, remove_partial_files
 from lightning_opd.modules.logged_points import enter_folders
+from lightning_opd.modules.student import StudentModule
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-def prepare_resume(trainer: pl.Trainer, ckpt_path: str | None) -> str | None:
+def prepare_resume(trainer: pl.Trainer, module: pl.LightningModule, data: object, ckpt_path: str | None) -> str | None:
     """Return the checkpoint that `fit` goes on from, or None to start anew.
 
     Temporary files of a save that was killed are removed, and the loggers go on in their folders.
 
     Args:
         trainer: Not yet started.
+        module: What it will train; settings that do not fit the checkpoint are refused before anything is loaded.
+        data: Its data module.
         ckpt_path: A path; `last` for the newest last checkpoint; `auto` for the same, or none where there is none yet.
 
     Raises:
-        ConfigError: `last` is asked for, and there is none.
+        ConfigError: `last` is asked for, and there is none; or the checkpoint is of a run with other settings.
     """
     unnamed = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger) and not logger._version]
     folders = _checkpoint_folders(trainer)
@@ -46,7 +50,10 @@ def prepare_resume(trainer: pl.Trainer, ckpt_path: str | None) -> str | None:
     for logger in unnamed:
         logger._version = None  # asking for a folder names it
     if ckpt_path is not None:
-        enter_folders(trainer, peek(Path(ckpt_path)))
+        checkpoint = peek(Path(ckpt_path))
+        if isinstance(module, StudentModule):
+            check_resume(checkpoint.get("settings", {}), module.resume_settings(trainer, data), module.allow_changed)
+        enter_folders(trainer, checkpoint)
     return ckpt_path
 
 

@@ -6,10 +6,11 @@ import os
 
 import lightning as L  # Lightning's own convention
 
+from lightning_opd.collection.resume import RecordsSettings
 from lightning_opd.errors import ConfigError
 
 
-class TrainerDataModule(L.LightningDataModule):
+class TrainerDataModule(L.LightningDataModule, RecordsSettings):
     """A data module that works inside a trainer.
 
     Attributes:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutPlan, RolloutProducer
 from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts, opening_tokens
 from lightning_opd.collection.prompt_report import PromptReport
+from lightning_opd.collection.resume import describe, fingerprint
 from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
@@ -86,6 +87,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         self._collector: Collector | None = None
         self._micro_batches: list[RolloutBatch] = []
         self._is_restored = False
+        self._num_served = 0
+        self._hash = ""
 
     @override
     def connect(self, learner: Learner) -> tuple[int, ...]:
@@ -229,25 +232,50 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             heads = collector.learner.teachers.heads()
             self._micro_batches = [with_heads(micro_batch, heads) for micro_batch in self._micro_batches]
         self._is_restored = False
+        self._num_served = batch.micro_batch + 1
         return self._micro_batches[batch.micro_batch]
+
+    @override
+    def resume_settings(self) -> dict[str, object]:
+        settings: dict[str, object] = {"data.task": type(self.task).__qualname__, "data.seed": self._run_seed()}
+        names = ("prompts_per_batch", "samples_per_prompt", "updates_per_batch", "off_policy_responses", "sampling")
+        settings |= {f"data.{name}": describe(getattr(self, name)) for name in names}
+        if self.updates_per_batch > 1 and self.trainer is not None:  # each process deals its own rows into updates
+            settings["trainer.devices"] = self.trainer.world_size
+        if "train" in self._fitting:
+            self._hash = self._hash or fingerprint(self._fitting["train"])
+            settings["data.task.prompts"] = self._hash
+        return settings
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Keep the rest of a rollout batch that serves several updates; its tensors, never its texts."""
-        if self.updates_per_batch == 1 or not self._micro_batches:
+        if not self._micro_batches[self._num_served :]:
             return {}
-        return {"micro_batches": gather_objects([as_mapping(micro_batch) for micro_batch in self._micro_batches])}
+        rest = [as_mapping(micro_batch) for micro_batch in self._micro_batches[self._num_served :]]
+        return {"first": self._num_served, "micro_batches": gather_objects(rest)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "micro_batches" in state_dict:
-            rank, _ = self._data_rank()
-            self._micro_batches = [from_mapping(state) for state in state_dict["micro_batches"][rank]]
-            self._is_restored = True
+        if "micro_batches" not in state_dict:
+            return
+        trainer, (rank, num_ranks), parts = self._trainer(), self._data_rank(), state_dict["micro_batches"]
+        first = state_dict.get("first", 0)
+        expected = trainer.accumulate_grad_batches * self.updates_per_batch
+        if len(parts) != num_ranks or first + len(parts[0]) != expected:
+            msg = (
+                f"the checkpoint was saved inside a rollout batch of {first + len(parts[0])} micro-batches on "
+                f"{len(parts)} processes, and this run has {expected} on {num_ranks}. Set `trainer.devices`, "
+                "`trainer.accumulate_grad_batches` and `data.updates_per_batch` as they were, or go on from a "
+                "checkpoint between two rollout batches."
+            )
+            raise ConfigError(msg)
+        rest = [from_mapping(state, trainer.strategy.root_device) for state in parts[rank]]
+        self._micro_batches, self._num_served, self._is_restored = [*rest[:1] * first, *rest], first, True
 
     @override
     def teardown(self, stage: str) -> None:
-        self._micro_batches = []
+        self._micro_batches, self._hash = [], ""
         self.engine.close()
 
     @contextmanager

@@ -87,6 +87,8 @@ class PromptLoader:
         """Go on from a saved place."""
         self._epoch, self._position = state["epoch"], state["position"]
         self._micro, self._delivered = state["micro_batch"], state["delivered"]
+        if self._position >= self._last:  # of a run that had more of them
+            self._position, self._epoch = 0, self._epoch + (not self._is_repeating)
 
 
 class PromptBatches:

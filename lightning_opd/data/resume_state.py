@@ -5,22 +5,27 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
 from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores
 
 
 def as_mapping(batch: RolloutBatch) -> dict[str, Any]:
-    """Return a micro-batch's fields, without its texts, its metrics, and the teachers' weights."""
+    """Return a micro-batch's fields on the CPU, without its texts, its metrics, and the teachers' weights."""
     own = dataclasses.replace(batch, trajectories=(), metrics={})
     state = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
     scores = batch.teacher_scores
     if scores is not None:
         state["teacher_scores"] = {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
         state["teacher_scores"]["heads"] = ()
-    return state
+    moved: dict[str, Any] = move_data_to_device(state, "cpu")
+    return moved
 
 
-def from_mapping(state: dict[str, Any]) -> RolloutBatch:
+def from_mapping(state: dict[str, Any], device: torch.device) -> RolloutBatch:
     """Return the micro-batch that `as_mapping` took apart; `with_heads` completes it once the teachers are loaded."""
+    state = move_data_to_device(state, device)
     scores = state["teacher_scores"]
     return RolloutBatch(**{**state, "teacher_scores": None if scores is None else TeacherScores(**scores)})
 

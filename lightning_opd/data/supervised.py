@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_opd.collection.resume import describe
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split, Task
@@ -83,6 +85,16 @@ class SFTDataModule(TrainerDataModule):
             )
             raise ConfigError(msg)
         return examples
+
+    @override
+    def resume_settings(self) -> dict[str, object]:
+        names = ("batch_size", "num_examples", "shuffle")
+        settings = {f"data.{name}": describe(getattr(self, name)) for name in names}
+        settings |= {"data.task": type(self.task).__qualname__, "data.seed": self._run_seed()}
+        if self._train:
+            digest = hashlib.blake2b(repr(self._train).encode(), digest_size=8).hexdigest()
+            settings["data.task.demonstrations"] = f"{len(self._train)} examples with hash {digest}"
+        return settings
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return student_owner(self._trainer().lightning_module).tokenizer

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import lightning as L  # Lightning's own convention
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_opd.collection import Learner, RolloutProducer
+from lightning_opd.collection.resume import describe
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import (
     Objective,
@@ -51,6 +53,8 @@ class OPDModule(EvaluationModule):
         lr_scheduler: Makes a learning-rate schedule, stepped after every optimiser step.
         critic: Learns the value that a policy gradient subtracts from its returns; null for none.
         reference: A model, or its path, that reward extrapolation starts from; null for none.
+        allow_changed: Settings that a run may change where it goes on from a checkpoint, for example
+            `model.optimizer` (it then begins anew, with its schedule) or `data.prompts_per_batch`.
 
     Example:
         >>> module = OPDModule(StudentConfig("runs/base"), teachers={"math": "runs/math", "code": "runs/code"})
@@ -67,6 +71,7 @@ class OPDModule(EvaluationModule):
         lr_scheduler: SchedulerFactory | None = None,
         critic: Critic | None = None,
         reference: str | AdapterExpert | Teacher | None = None,
+        allow_changed: Sequence[str] = (),
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         if student.lora is not None and student.lora.dropout > 0:
@@ -76,6 +81,7 @@ class OPDModule(EvaluationModule):
             )
             raise ConfigError(msg)
         super().__init__(student, optimizer, lr_scheduler)
+        self.allow_changed = tuple(allow_changed)
         self.critic = critic
         self.reference = None if reference is None else teacher_of(reference)
         self.teachers = TeacherPool({k: teacher_of(v) for k, v in (teachers or {}).items() if v is not None})
@@ -156,6 +162,12 @@ class OPDModule(EvaluationModule):
         """Return the tokens that end a reply as such; text at which a run lets replies end stays text."""
         control = (i for i in self._response_ends if i in self.tokenizer.added_tokens_decoder)
         return tuple(dict.fromkeys([*self.stop_token_ids, *control]))
+
+    @override
+    def resume_settings(self, trainer: L.Trainer, data: object) -> dict[str, object]:
+        own = {"model.objective": self.objective, "model.critic": self.critic, "model.reference": self.reference}
+        own |= {"model.teachers": {name: self.teachers[name] for name in self.teachers.names}}
+        return {**super().resume_settings(trainer, data), **{name: describe(value) for name, value in own.items()}}
 
     @override
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, is_allowed
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.models import (
@@ -54,6 +55,7 @@ class StudentModule(L.LightningModule, StudentOwner):
     Checkpoints contain the trainable weights only, and load strictly for these.
     """
 
+    allow_changed: tuple[str, ...] = ()
     strict_loading = False  # frozen weights are not in the checkpoint; `on_load_checkpoint` is strict for the rest
 
     def __init__(
@@ -198,6 +200,41 @@ class StudentModule(L.LightningModule, StudentOwner):
         if self.non_finite.num_skipped:
             self.log("train/skipped_updates", float(self.non_finite.num_skipped), batch_size=1)
 
+    def resume_settings(self, trainer: L.Trainer, data: object) -> dict[str, object]:
+        """Return by name what a resumed run must share with this one; more is known once the prompts are read.
+
+        Args:
+            trainer: The one that trains.
+            data: Its data module.
+        """
+        optimizer = self._optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))]}])  # for its settings alone
+        schedule = None if self._lr_scheduler is None else self._lr_scheduler(optimizer)
+        config = self.student_config
+        settings: dict[str, object] = {
+            "model.optimizer": {"class_path": type(optimizer).__qualname__, **_plain(optimizer.defaults)},
+            "model.lr_scheduler": schedule and {"class_path": type(schedule).__qualname__, **_plain(vars(schedule))},
+            "model.student.lora": describe(config.lora),
+            "model.student.path": None if config.lora is None else describe(config.path),
+            "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "trainer.gradient_clip_val": trainer.gradient_clip_val,
+            "trainer.precision": trainer.precision,
+        }
+        return settings | (data.resume_settings() if isinstance(data, RecordsSettings) else {})
+
+    def _own_settings(self) -> dict[str, object]:
+        return self.resume_settings(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]  # set by Lightning
+
+    def _check_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run; begin anew with an optimiser that is allowed to be another one."""
+        changed = check_resume(checkpoint.get("settings", {}), self._own_settings(), self.allow_changed)
+        for name, (old, new) in changed.items():
+            rank_zero_warn(f"Going on with another `{name}`: it was {old}, and is {new}.")
+        if any(is_allowed(name, ("model.optimizer", "model.lr_scheduler")) for name in changed):
+            if "state_dict" not in checkpoint:
+                msg = "A sharded run cannot go on with another optimiser or schedule; set them as they were."
+                raise ConfigError(msg)
+            checkpoint["optimizer_states"] = checkpoint["lr_schedulers"] = []
+
     def _trainable_names(self) -> set[str]:
         """Names of everything a checkpoint keeps; tied weights under all their names."""
         return {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -221,6 +258,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint[logged_points.KEY] = logged_points.points_to_come(self.trainer, self.late_metrics())
         checkpoint["non_finite"] = self.non_finite.state_dict()
+        checkpoint["settings"] = self._own_settings()
 
     @override
     def on_train_end(self) -> None:
@@ -238,6 +276,7 @@ class StudentModule(L.LightningModule, StudentOwner):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self._trainer.state.fn == "fit":  # an export has no trainer
+            self._check_settings(checkpoint)
             self.non_finite.load_state_dict(checkpoint.get("non_finite", {}))
             self._max_steps = self.trainer.max_steps
             logged_points.go_on(self.trainer, checkpoint)
@@ -266,3 +305,10 @@ class StudentModule(L.LightningModule, StudentOwner):
     def loss_scale(self) -> float:
         """Undo Lightning's averages: gradients of ranks and micro-batches must add up, not average."""
         return float(self.trainer.world_size * self.trainer.accumulate_grad_batches)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, object]:
+    """Return the settings among an optimiser's defaults or a schedule's attributes: what is public and plain."""
+    state = {"last_epoch", "base_lrs", "optimizer", "params"}
+    plain = {k: v for k, v in values.items() if not k.startswith("_") and k not in state and not callable(v)}
+    return {name: describe(value) for name, value in plain.items()}

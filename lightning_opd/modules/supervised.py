@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class SFTModule(StudentModule):
         student: The model to train.
         optimizer: Makes the optimiser from the trainable parameters.
         lr_scheduler: Makes a learning-rate schedule, stepped after every optimiser step.
+        allow_changed: Settings that a run may change where it goes on from a checkpoint; see `OPDModule`.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class SFTModule(StudentModule):
         student: StudentConfig,
         optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         lr_scheduler: SchedulerFactory | None = None,
+        allow_changed: Sequence[str] = (),
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         super().__init__(student, optimizer, lr_scheduler)
+        self.allow_changed = tuple(allow_changed)
         self._first_tokens: Tensor | None = None
         self._step_tokens = self._step_loss = torch.zeros(())
 
