@@ -8,6 +8,7 @@ from lightning_opd.callbacks.last_checkpoint import LastCheckpoint
 from lightning_opd.callbacks.outcome_reward import OutcomeReward, TaskReward, WeightedReward, WellFormed
 from lightning_opd.callbacks.preemption import Preemption
 from lightning_opd.callbacks.progress_bar import RolloutProgressBar
+from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.callbacks.rollout_table import RolloutTable
 from lightning_opd.callbacks.run_summary import RunSummary
 
@@ -19,6 +20,7 @@ __all__ = [
     "LastCheckpoint",
     "OutcomeReward",
     "Preemption",
+    "RankWatch",
     "RolloutProgressBar",
     "RolloutTable",
     "RunSummary",

@@ -14,10 +14,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import Preemption, received_signal
+from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.cli.console import with_console
 from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE
 from lightning_opd.cli.help import help_text, wanted_help
 from lightning_opd.cli.messages import BriefParser, explained
+from lightning_opd.cli.processes import wait_for_ranks
 from lightning_opd.cli.resume import prepare_resume
 from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.data import OPDDataModule
@@ -67,7 +69,7 @@ class OPDCommandLine(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=[command, *words],
-            trainer_defaults={"callbacks": [Preemption()]},
+            trainer_defaults={"callbacks": [Preemption(), RankWatch()]},
             auto_configure_optimizers=False,
         )
 
@@ -138,6 +140,7 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     sources = ConfigSources.read(words)
     with explained(sources):
         trainer = OPDCommandLine(command, sources.inlined()).trainer
+    wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
         raise SystemExit(FAILED_CHECK_EXIT_CODE)
     number = received_signal(trainer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_opd import __version__
 from lightning_opd.cli.commands import command_line, overview, run_command
 from lightning_opd.cli.errors import USAGE_EXIT_CODE, settings_message, wants_traceback
+from lightning_opd.cli.processes import end_with_launcher
 from lightning_opd.tokenization.visible import visible
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (by default that of the process); return 0, or 2 for wrong settings. A crash raises."""
+    end_with_launcher()
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of old names
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help", "help"}:

@@ -199,6 +199,10 @@ class OPDModule(EvaluationModule):
 
     @override
     def on_train_batch_start(self, batch: RolloutBatch, batch_idx: int) -> None:
+        if not self._update_seconds:  # a new update: Lightning would log what only the last one has measured once more
+            for name, result in self.trainer.fit_loop.epoch_loop._results.items():
+                if name.startswith("training_step.") and not result.meta.on_epoch:
+                    result.reset()
         self.trainer.profiler.start("update")  # type: ignore[attr-defined]  # set by Lightning at run time
         self._update_started = time.perf_counter()
 

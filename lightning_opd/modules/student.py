@@ -213,12 +213,12 @@ class StudentModule(L.LightningModule, StudentOwner):
         settings: dict[str, object] = {
             "model.optimizer": {"class_path": type(optimizer).__qualname__, **_plain(optimizer.defaults)},
             "model.lr_scheduler": schedule and {"class_path": type(schedule).__qualname__, **_plain(vars(schedule))},
-            "model.student.lora": describe(config.lora),
-            "model.student.path": None if config.lora is None else describe(config.path),
             "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
             "trainer.gradient_clip_val": trainer.gradient_clip_val,
             "trainer.precision": trainer.precision,
         }
+        if config.lora is not None:  # its names tell it from a whole student
+            settings |= {"model.student.lora": describe(config.lora), "model.student.path": describe(config.path)}
         return settings | (data.resume_settings() if isinstance(data, RecordsSettings) else {})
 
     def _own_settings(self) -> dict[str, object]:

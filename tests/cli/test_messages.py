@@ -14,7 +14,10 @@ from tests.commands import Cli, Write
         ("--model.student.lora.rnk=3", ["`model.student.lora.rnk`", "Did you mean `rank`?"]),
         (
             "--model.lr=3",
-            ["`model.lr`", "Known: critic, lr_scheduler, objective, optimizer, reference, student, teachers."],
+            [
+                "`model.lr`",
+                "Known: allow_changed, critic, lr_scheduler, objective, optimizer, reference, student, teachers.",
+            ],
         ),
         ("--trainer.max_stps=3", ["`trainer.max_stps`", "Did you mean `max_steps`?"]),
         ("--trainr.max_steps=3", ["`trainr`", "Did you mean `trainer`?"]),

@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from lightning_opd.analysis.curves import read_curves
 from lightning_opd.callbacks import Preemption, RolloutTable
+from lightning_opd.functional.policy_losses import PPOClip
+from lightning_opd.objectives import PolicyGradient
 from tests.callbacks.test_preemption import Sender
 from tests.world import make_data, make_module, make_trainer
 
@@ -140,3 +142,12 @@ def test_a_preempted_run_logs_every_point_once(
     assert preemption.received == signal.SIGTERM
     train(world, tmp_path, ckpt_path=preemption.checkpoint)
     assert points(tmp_path) == undisturbed[4]
+
+
+def test_a_point_is_logged_only_where_it_was_measured(world: Path, tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, "", "logs")
+    trainer = make_trainer(tmp_path, logger=logger, max_steps=4)
+    trainer.fit(make_module(world, PolicyGradient(policy_loss=PPOClip())), make_data(updates_per_batch=2))
+    found = points(tmp_path)
+    assert [step for step, _ in found["train/loss"]] == [0, 1, 2, 3]
+    assert [step for step, _ in found["train/reward"]] == [0, 2]  # of a rollout batch, not of each of its updates

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.models import Lora
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher
@@ -79,7 +78,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "`trainer.accumulate_grad_batches` was `1`, is `2`": {"trainer": {"accumulate_grad_batches": 2}},
     "`trainer.gradient_clip_val` was `None`, is `0.5`": {"trainer": {"gradient_clip_val": 0.5}},
     "`data.task.prompts` was `12 prompts with hash": {"task": Letters(11)},
-    "`model.student.lora` was `None`, is `lightning_opd": {"module": {"lora": Lora(rank=2)}},
 }
 
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from torch.distributed import TCPStore
+
+from lightning_opd.callbacks.rank_watch import Beats
+
+
+class Lost:
+    """Remembers what it was told of."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+        self.ranks: list[int] = []
+        self.line = ""
+
+    def __call__(self, rank: int, line: str) -> None:
+        self.ranks.append(rank)
+        self.line = line
+        self.told.set()
+
+
+@pytest.fixture
+def store() -> Callable[[], TCPStore]:
+    port = find_free_network_port()
+    first = TCPStore("127.0.0.1", port, is_master=True, timeout=timedelta(seconds=10), wait_for_workers=False)
+    others: list[TCPStore] = [first]
+
+    def another() -> TCPStore:
+        others.append(TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=10)))
+        return others[-1]
+
+    return another
+
+
+def test_a_process_that_never_answers_is_named(store: Callable[[], TCPStore]) -> None:
+    lost = [Lost() for _ in range(3)]
+    beats = [Beats(store(), rank, 3, 1.0, lost[rank]) for rank in (0, 1)]  # the third one is stopped
+    assert all(one.told.wait(10) for one in lost[:2])
+    for one in beats:
+        one.stop()
+    assert [one.ranks for one in lost[:2]] == [[2], [2]]
+    assert "rank 2 has not answered for 1 s (the strategy's `timeout` is 1 s)" in lost[0].line
+    assert "Rank 0 ends" in lost[0].line
+
+
+def test_processes_that_answer_or_have_left_are_left_alone(store: Callable[[], TCPStore]) -> None:
+    lost = [Lost(), Lost()]
+    beats = [Beats(store(), rank, 2, 1.5, lost[rank]) for rank in (0, 1)]
+    time.sleep(0.5)
+    beats[1].stop()
+    time.sleep(2.5)  # longer than the timeout
+    beats[0].stop()
+    assert [one.ranks for one in lost] == [[], []]

@@ -1,0 +1,73 @@
+"""Processes that are killed or stopped, at any moment: the others end, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.chaos import Chaos, command, processes_of, start, wait_for_end
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def ranks_of(session: int, number: int, seconds: float = 60.0) -> list[int]:
+    """Return the processes of a run once there are as many as asked."""
+    deadline = time.monotonic() + seconds
+    while len(found := sorted(pid for pid, _ in processes_of(session))) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def wait_for_checkpoint(folder: Path, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("is_training", "victim"), [(False, 0), (True, 0), (True, 1)], ids=["starting", "training", "training, the other"]
+)
+def test_no_process_outlives_one_that_is_killed(is_training: bool, victim: int, world: Path, tmp_path: Path) -> None:
+    words = command(world, tmp_path / "run", "ddp", "full", "--trainer.max_steps=1000")
+    process = start(words, tmp_path / "log")
+    ranks = ranks_of(process.pid, 2)
+    if is_training:
+        wait_for_checkpoint(tmp_path / "run")
+    os.kill(ranks[victim], signal.SIGKILL)
+    assert wait_for_end(process) < 30
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_is_named_by_the_others_which_end(victim: int, world: Path, tmp_path: Path) -> None:
+    timeout = "--trainer.strategy.init_args.timeout=0:00:20"
+    words = command(world, tmp_path / "run", "ddp", "full", timeout, "--trainer.max_steps=1000")
+    process = start(words, tmp_path / "log")
+    wait_for_checkpoint(tmp_path / "run")
+    ranks = ranks_of(process.pid, 2)
+    os.kill(ranks[victim], signal.SIGSTOP)
+    began = time.monotonic()
+    if victim == 0:  # the one that has started the others, whose end it cannot see
+        while len(list(processes_of(process.pid))) > 1:
+            assert time.monotonic() - began < 60
+            time.sleep(0.1)
+        process.kill()
+    wait_for_end(process)
+    assert time.monotonic() - began < 60
+    said = (tmp_path / "log").read_text()
+    [line] = [line for line in said.splitlines() if "has not answered" in line]
+    assert line.startswith(f"error: rank {victim} has not answered for ")
+    assert "--ckpt_path last" in line
+
+
+@pytest.mark.parametrize(("strategy", "adapter", "seed"), [("cpu", "lora", 1), ("ddp", "full", 2), ("fsdp", "lora", 3)])
+def test_a_run_that_is_killed_at_random_ends_as_the_undisturbed_one(
+    strategy: str, adapter: str, seed: int, world: Path, tmp_path: Path
+) -> None:
+    print("\n".join(Chaos(world, tmp_path, strategy, adapter, random.Random(seed)).run(2)))  # noqa: T201  # on failure
