@@ -64,7 +64,8 @@ class Preemption(Callback):
             if isinstance(callback, ModelCheckpoint):
                 callback._last_global_step_saved = trainer.global_step  # the end of a cut epoch is nothing to save
         if not trainer._logger_connector.should_update_logs:
-            trainer.log_every_n_steps = 0  # Lightning would log a stop's step even between two logged ones
+            # Lightning would log a stop's step even between two logged ones
+            trainer.log_every_n_steps = 0  # type: ignore[attr-defined]  # set by Lightning at run time
         self._limit_val_batches, trainer.limit_val_batches = trainer.limit_val_batches, 0  # ... and validate at a stop
         trainer.should_stop = True
         rank_zero_info(

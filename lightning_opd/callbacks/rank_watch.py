@@ -13,8 +13,7 @@ from datetime import timedelta
 import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.distributed import Store
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import Store, _get_default_store
 from typing_extensions import override
 
 from lightning_opd.models import num_ranks
@@ -39,7 +38,8 @@ class RankWatch(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if num_ranks() > 1 and self._beats is None:
             timeout = getattr(trainer.strategy, "_timeout", None) or timedelta(minutes=30)
-            store, rank = _get_default_store().clone(), torch.distributed.get_rank()
+            store = _get_default_store().clone()  # type: ignore[attr-defined]  # torch's stub lacks it
+            rank = torch.distributed.get_rank()
             self._beats = Beats(store, rank, num_ranks(), timeout.total_seconds(), _end)
 
     @override
@@ -68,25 +68,28 @@ class Beats:
         self._interval = min(MOST_SECONDS_BETWEEN_BEATS, timeout / 20)
         self._seen = dict.fromkeys(range(num_ranks), time.monotonic())
         self._words = dict.fromkeys(range(num_ranks), "")
-        self._stopped = threading.Event()
+        self._lock, self._leaving, self._stopped = threading.Lock(), threading.Event(), threading.Event()
         for target in (self._tell, self._watch):
             threading.Thread(target=target, daemon=True, name="rank-watch").start()
 
     def stop(self) -> None:
         """Tell the others that this process ends as it should."""
+        with self._lock, contextlib.suppress(torch.distributed.DistError):  # the first process may have left
+            self._leaving.set()
+            self._store.set(self._key(self._rank), LEFT)
         self._stopped.set()
-        with contextlib.suppress(torch.distributed.DistError):  # the first process has the store, and may be gone
-            self._store.clone().set(self._key(self._rank), LEFT)
 
     def _key(self, rank: int) -> str:
         return f"lightning_opd/alive/{rank}"
 
     def _tell(self) -> None:
         count = 0
-        while not self._stopped.wait(self._interval):
+        while not self._leaving.wait(self._interval):
             count += 1
             try:
-                self._store.set(self._key(self._rank), str(count))
+                with self._lock:
+                    if not self._leaving.is_set():
+                        self._store.set(self._key(self._rank), str(count))
                 for rank in self._words:
                     known = self._store.check([self._key(rank)])
                     word = self._store.get(self._key(rank)).decode() if known else ""

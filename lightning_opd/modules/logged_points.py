@@ -24,8 +24,10 @@ def points_to_come(trainer: L.Trainer, late_metrics: Mapping[str, float]) -> dic
         late_metrics: Metrics of the step that the module logs after a checkpoint.
     """
     loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
-    progress, fetcher = loop.batch_progress.total, trainer.fit_loop._data_fetcher
-    is_inside = trainer.training and progress.processed == progress.completed + 1 and not loop._should_accumulate()
+    progress: dict[str, int] = loop.batch_progress.total.state_dict()
+    fetcher = trainer.fit_loop._data_fetcher
+    is_processed = progress["processed"] == progress["completed"] + 1
+    is_inside = trainer.training and is_processed and not loop._should_accumulate()
     metrics: dict[str, float] = {}
     if is_inside and connector.should_update_logs:
         logged = {name: float(value) for name, value in connector.metrics["log"].items()}
@@ -83,8 +85,9 @@ def enter_folders(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
     """
     folders = checkpoint.get(KEY, {}).get("folders", [])
     for logger, folder in zip(trainer.loggers, folders, strict=False):
-        is_open = isinstance(logger, TensorBoardLogger) and logger._version is None
-        if is_open and folder is not None and Path(folder["root"]).resolve() == Path(logger.root_dir).resolve():
+        if not isinstance(logger, TensorBoardLogger) or logger._version is not None or folder is None:
+            continue
+        if Path(folder["root"]).resolve() == Path(logger.root_dir).resolve():
             logger._version = folder["version"]
 
 

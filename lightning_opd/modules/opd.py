@@ -165,7 +165,11 @@ class OPDModule(EvaluationModule):
 
     @override
     def resume_settings(self, trainer: L.Trainer, data: object) -> dict[str, object]:
-        own = {"model.objective": self.objective, "model.critic": self.critic, "model.reference": self.reference}
+        own: dict[str, object] = {
+            "model.objective": self.objective,
+            "model.critic": self.critic,
+            "model.reference": self.reference,
+        }
         own |= {"model.teachers": {name: self.teachers[name] for name in self.teachers.names}}
         return {**super().resume_settings(trainer, data), **{name: describe(value) for name, value in own.items()}}
 

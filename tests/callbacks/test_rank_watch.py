@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore  # where its types are
 
 from lightning_opd.callbacks.rank_watch import Beats
 

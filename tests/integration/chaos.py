@@ -87,6 +87,15 @@ def processes_of(session: int) -> Iterator[tuple[int, str]]:
                 yield int(stat.parent.name), state
 
 
+def ranks(session: int) -> list[int]:
+    """Return the training processes of a session, the first rank first; not what they start for a moment."""
+    found = []
+    for pid, _ in processes_of(session):
+        with contextlib.suppress(OSError):
+            found += [pid] if b"lightning_opd" in Path(f"/proc/{pid}/cmdline").read_bytes() else []
+    return sorted(found)
+
+
 def start(words: list[str], log: Path) -> subprocess.Popen[str]:
     """Start a run in a session of its own; what it says is added to a file."""
     with log.open("a") as file:
@@ -179,7 +188,7 @@ class Chaos:
                     done += 1
                     said.append(f"  kill {done}: {report}")
                     continue
-                code = process.wait(timeout=120)
+                code = process.wait(timeout=400)
                 wait_for_end(process)
                 break
             assert code == 0, (self.folder / "run.log").read_text()[-3000:]
@@ -195,7 +204,7 @@ class Chaos:
         process = start(words, self.folder / "whole.log")
         self._wait_for_save(process, self.folder / "whole", None)
         began = time.monotonic()
-        assert process.wait(timeout=120) == 0, (self.folder / "whole.log").read_text()[-3000:]
+        assert process.wait(timeout=400) == 0, (self.folder / "whole.log").read_text()[-3000:]
         wait_for_end(process)
         return outcome(self.folder / "whole"), time.monotonic() - began
 
@@ -214,13 +223,13 @@ class Chaos:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=moment)
             return ""
-        ranks = sorted(pid for pid, _ in processes_of(process.pid))
-        to_all = picks < 0.25
-        for pid in ranks if to_all else [ranks[int(picks * len(ranks)) % len(ranks)]]:
+        own = ranks(process.pid)
+        to_all, rank = picks < 0.25, int(picks * len(own))
+        for pid in own if to_all else own[rank : rank + 1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         waited = wait_for_end(process)
-        whom = "all" if to_all else f"rank {int(picks * len(ranks)) % len(ranks)} of {len(ranks)}"
+        whom = "all" if to_all else f"rank {rank} of {len(own)}"
         when = f"{moment:.1f} s after {'a checkpoint' if is_training else 'the start'}"
         return f"{number.name} to {whom} {when}; status {process.returncode}, ended in {waited:.1f} s"
 

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chaos import Chaos, command, processes_of, start, wait_for_end
+from tests.integration.chaos import Chaos, command, processes_of, ranks, start, wait_for_end
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-def ranks_of(session: int, number: int, seconds: float = 60.0) -> list[int]:
+def ranks_of(session: int, number: int, seconds: float = 120.0) -> list[int]:
     """Return the processes of a run once there are as many as asked."""
     deadline = time.monotonic() + seconds
-    while len(found := sorted(pid for pid, _ in processes_of(session))) < number:
+    while len(found := ranks(session)) < number:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
 
 
-def wait_for_checkpoint(folder: Path, seconds: float = 90.0) -> None:
+def wait_for_checkpoint(folder: Path, seconds: float = 200.0) -> None:
     deadline = time.monotonic() + seconds
     while not (folder / "checkpoints" / "last.ckpt").exists():
         assert time.monotonic() < deadline
@@ -37,21 +37,21 @@ def wait_for_checkpoint(folder: Path, seconds: float = 90.0) -> None:
 def test_no_process_outlives_one_that_is_killed(is_training: bool, victim: int, world: Path, tmp_path: Path) -> None:
     words = command(world, tmp_path / "run", "ddp", "full", "--trainer.max_steps=1000")
     process = start(words, tmp_path / "log")
-    ranks = ranks_of(process.pid, 2)
     if is_training:
         wait_for_checkpoint(tmp_path / "run")
-    os.kill(ranks[victim], signal.SIGKILL)
+    own = ranks_of(process.pid, 2)
+    os.kill(own[victim], signal.SIGKILL)
     assert wait_for_end(process) < 30
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_is_named_by_the_others_which_end(victim: int, world: Path, tmp_path: Path) -> None:
-    timeout = "--trainer.strategy.init_args.timeout=0:00:20"
+    timeout = "--trainer.strategy.init_args.timeout=0:00:30"
     words = command(world, tmp_path / "run", "ddp", "full", timeout, "--trainer.max_steps=1000")
     process = start(words, tmp_path / "log")
     wait_for_checkpoint(tmp_path / "run")
-    ranks = ranks_of(process.pid, 2)
-    os.kill(ranks[victim], signal.SIGSTOP)
+    own = ranks_of(process.pid, 2)
+    os.kill(own[victim], signal.SIGSTOP)
     began = time.monotonic()
     if victim == 0:  # the one that has started the others, whose end it cannot see
         while len(list(processes_of(process.pid))) > 1:
