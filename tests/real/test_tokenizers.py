@@ -7,6 +7,7 @@ import pytest
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.tokenization.chat import render_prompt
 from tests.real import fetch, report, tokenizers
+from tests.teachers.cross_tokenizer.test_beginnings import differences
 
 QUESTION = {"role": "user", "content": "What is 27 + 48?"}
 
@@ -49,3 +50,12 @@ def test_a_llama_students_prompt_is_rendered_by_the_teacher() -> None:
 
 def test_the_table_of_tokenizers_is_what_the_code_does() -> None:
     assert tokenizers.markdown() == report.written("tokenizers", report.README.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", tokenizers.FAMILIES)
+def test_beginnings_of_real_texts_have_the_tokens_of_the_whole_beginning(name: str) -> None:
+    both = translator(name, name)
+    text = "\n".join(tokenizers.TEXTS).encode()
+    for part in (text[:2000], text[2001:4000], *(one.encode() for one in tokenizers.TEXTS)):
+        wrong, _ = differences(both.teacher_spelling, both.teacher_beginnings, part)
+        assert not wrong

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_opd.teachers.cross_tokenizer.opening import Opening
 from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import TextSegment
-from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
+from lightning_opd.teachers.cross_tokenizer.spelling import spans_of
 from lightning_opd.teachers.cross_tokenizer.translation import Translator, without_lead
 
 
@@ -105,7 +105,7 @@ def _add_text(
     ours, theirs = translator.student_spelling, translator.teacher_spelling
     token_bytes = without_lead([ours.token_bytes(i) for i in token_ids], own_lead)
     text = b"".join(token_bytes)
-    nodes = _nodes(tree, root, theirs, lead + text)
+    nodes = _nodes(tree, root, translator, lead + text)
     end = nodes[-1]
     if end is None:
         return tree.descendant(root, theirs.encode(lead + text))
@@ -114,7 +114,7 @@ def _add_text(
         return end
     spans = spans_of(token_bytes[num_lead:], text)
     canonical = without_lead([ours.token_bytes(i) for i in ours.encode(own_lead + text)], own_lead)
-    canonical_spans = spans_of(canonical, text)
+    canonical_spans = set(spans_of(canonical, text))
     tree.segments.append(
         TextSegment(
             text=lead + text,
@@ -128,27 +128,26 @@ def _add_text(
     return end
 
 
-def _nodes(tree: PrefixTree, root: int, spelling: ByteSpelling, text: bytes) -> list[int | None]:
+def _nodes(tree: PrefixTree, root: int, both: Translator, text: bytes) -> list[int | None]:
     """Add the tokenisations of all beginnings of a text; return the node at the end of each, by number of bytes."""
-    nodes = [root, *(_node(tree, root, spelling, text[:length]) for length in range(1, len(text) + 1))]
-    end, length = nodes[-1], len(text)
-    if end is None:
-        return nodes
+    spelling = both.teacher_spelling
+    whole = spelling.encode(text)
+    if b"".join(map(spelling.token_bytes, whole)) != text:
+        return [root, *([None] * len(text))]
+    nodes: list[int | None] = [root]
+    base = root
+    for length, (start, passed, last_ids) in enumerate(both.teacher_beginnings(text, whole), 1):
+        for token_ids in passed:
+            base = tree.descendant(base, token_ids)
+        is_spelt = b"".join(map(spelling.token_bytes, last_ids)) == text[start:length]
+        nodes.append(tree.descendant(base, last_ids) if is_spelt else None)
     # A beginning that ends inside a character may be tokenised otherwise than the whole text. The nodes on the path
     # of the whole text take precedence: the sum of a token's scores must be the log-prob of that path.
-    node = end
+    node, length = tree.descendant(root, whole), len(text)
     while node != root:
         nodes[length] = node
         node, length = tree.parents[node], length - len(spelling.token_bytes(tree.token_ids[node]))
     return nodes
-
-
-def _node(tree: PrefixTree, root: int, spelling: ByteSpelling, text: bytes) -> int | None:
-    """Return the node at the end of a text, or None where the tokenizer does not spell it."""
-    token_ids = spelling.encode(text)
-    if b"".join(spelling.token_bytes(i) for i in token_ids) != text:
-        return None
-    return tree.descendant(root, token_ids)
 
 
 class Packed(NamedTuple):

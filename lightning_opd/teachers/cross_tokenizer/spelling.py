@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lightning_opd.errors import ConfigError
@@ -148,6 +149,23 @@ class ByteSpelling:
         normal = text if normalizer is None else str(normalizer.normalize_str(text))
         return normal if self._is_byte_level else normal.replace(METASPACE, " ")
 
+    def splits(self, before: str, after: str) -> bool:
+        """Whether no token reaches from one character to another one that follows it.
+
+        The tokenizer's own rules split there, or no token has the last byte of the one and the first of the other.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in before + after):  # bytes that are no characters
+            return False
+        if (before.encode()[-1], after.encode()[0]) not in self._byte_pairs:
+            return True
+        normalizer, rules = self._encoder.normalizer, self._encoder.pre_tokenizer
+        one, both = (
+            text if normalizer is None else normalizer.normalize_str(text) for text in (before, before + after)
+        )
+        if rules is None or not both.startswith(one):
+            return False
+        return any(start == len(one) for _, (start, _) in rules.pre_tokenize_str(both))
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids if text else []
         return [self._original_ids.get(token_id, token_id) for token_id in ids]
@@ -156,6 +174,11 @@ class ByteSpelling:
     def _byte_ids(self) -> dict[int, int]:
         known = {token_id: self.token_bytes(token_id) for token_id in self._vocabulary}
         return {of_token[0]: token_id for token_id, of_token in known.items() if len(of_token) == 1}
+
+    @cached_property
+    def _byte_pairs(self) -> set[tuple[int, int]]:
+        """Bytes that follow each other inside some token."""
+        return {pair for token_id in self._vocabulary for pair in pairwise(self.token_bytes(token_id))}
 
     @cached_property
     def _encoder(self) -> Tokenizer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.alignment import Alignment, align
+from lightning_opd.teachers.cross_tokenizer.beginnings import Beginnings
 from lightning_opd.teachers.cross_tokenizer.opening import Opening, Openings
 from lightning_opd.teachers.cross_tokenizer.roles import RoleTable, role_table
 from lightning_opd.teachers.cross_tokenizer.spelling import ByteSpelling, spans_of
@@ -61,6 +62,7 @@ class Translator:
         is_identity: Whether both have one vocabulary.
         is_verbatim: Whether whole episodes have the same tokens on both sides.
         opening: Returns how a reply begins for the teacher.
+        teacher_beginnings: Returns the teacher's tokens of all beginnings of a text.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Translator:
         )
         self.student_spelling = ByteSpelling(student, self.roles.student_ids)
         self.teacher_spelling = ByteSpelling(teacher, self.roles.teacher_ids)
+        self.teacher_beginnings = Beginnings(self.teacher_spelling)
         self.opening = Openings((student, self.student_spelling), (teacher, self.teacher_spelling), self.roles)
 
     def shared_tokens(self) -> dict[int, int]:
