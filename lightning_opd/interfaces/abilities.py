@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from lightning_opd.types import LinearHead
+from lightning_opd.types import LinearHead, TokenTree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,16 +74,9 @@ class ReadsTrees(HasOutputHead):
         """
 
     @abstractmethod
-    def tree_hidden_states(
-        self,
-        token_ids: Int[Tensor, "batch time"],
-        attention_mask: Bool[Tensor, "batch time time"],
-        position_ids: Int[Tensor, "batch time"],
-    ) -> Float[Tensor, "batch time hidden"]:
-        """Return its states after each token of a tree of continuations.
+    def tree_hidden_states(self, trees: Iterable[TokenTree]) -> Iterator[Float[Tensor, "time hidden"]]:
+        """Yield its states after each token of one tree after the other; to be read to the end on every rank.
 
         Args:
-            token_ids: Prompts, and after each a tree of continuations.
-            attention_mask: `attention_mask[b, t, u]` where token t reads token u; each reads itself.
-            position_ids: Of each token in its own continuation.
+            trees: Prompts, each with a tree of continuations; asked for as they are needed.
         """

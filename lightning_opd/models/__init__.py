@@ -1,5 +1,6 @@
 """Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
+from lightning_opd.models.caches import cache_argument
 from lightning_opd.models.checks import check_rows
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.export import export_student
@@ -18,8 +19,10 @@ from lightning_opd.models.owner import StudentOwner, student_owner
 from lightning_opd.models.sharding import shard, shard_whole, unsharded
 from lightning_opd.models.sizes import ParameterCounts, parameter_counts
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
+from lightning_opd.models.tree_reading import READ_AT_ONCE, TreeReading
 
 __all__ = [
+    "READ_AT_ONCE",
     "LanguageModel",
     "Lora",
     "NonFiniteWeightsError",
@@ -27,8 +30,10 @@ __all__ = [
     "ParameterCounts",
     "StudentConfig",
     "StudentOwner",
+    "TreeReading",
     "any_rank",
     "build_student",
+    "cache_argument",
     "causal_lm",
     "check_finite",
     "check_rows",

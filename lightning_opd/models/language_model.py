@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_opd.functional.logprobs import shift_right
+from lightning_opd.models.caches import CACHE_ARGUMENTS, cache_argument
 from lightning_opd.models.output_scaling import explain, probing_states
 from lightning_opd.models.tree_masks import obstacle_to_trees, tree_masks
-from lightning_opd.types import LinearHead
+from lightning_opd.models.tree_reading import TreeReading
+from lightning_opd.types import LinearHead, TokenTree
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 
 LENGTH_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
@@ -92,6 +95,7 @@ class LanguageModel:
         token_ids: Int[Tensor, "batch time"],
         attention_mask: Tensor | dict[str, Tensor],
         position_ids: Int[Tensor, "batch time"] | None = None,
+        cache: DynamicCache | None = None,
     ) -> Float[Tensor, "batch time hidden"]:
         captured: list[Tensor] = []
 
@@ -100,7 +104,7 @@ class LanguageModel:
 
         handle = self.model.get_decoder().register_forward_hook(capture)
         try:
-            self._call(token_ids, attention_mask, position_ids, **self._keep_one)
+            self._call(token_ids, attention_mask, position_ids, cache, **self._keep_one)
         finally:
             handle.remove()
         return captured[0]
@@ -110,6 +114,7 @@ class LanguageModel:
         token_ids: Tensor,
         attention_mask: Tensor | dict[str, Tensor],
         position_ids: Tensor | None = None,
+        cache: DynamicCache | None = None,
         **settings: int,
     ) -> Tensor:
         if position_ids is None:
@@ -120,7 +125,8 @@ class LanguageModel:
             input_ids=token_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            use_cache=False,
+            use_cache=cache is not None,
+            **({} if cache is None else {cache_argument(self.model) or CACHE_ARGUMENTS[0]: cache}),
             **settings,
         ).logits
         return logits
@@ -136,52 +142,59 @@ class LanguageModel:
             return shift_right(self._decoder_states(token_ids, attention_mask))
         return shift_right(self._call(token_ids, attention_mask))
 
-    def tree_hidden_states(
-        self,
-        token_ids: Int[Tensor, "batch time"],
-        attention_mask: Bool[Tensor, "batch time time"],
-        position_ids: Int[Tensor, "batch time"],
-    ) -> Float[Tensor, "batch time hidden"]:
-        """Return the states after each token, where each token attends to some earlier ones, as in a tree.
+    def read_trees(self, reading: TreeReading, *, is_probe: bool = False) -> Iterator[Float[Tensor, "time hidden"]]:
+        """Yield the states after each token of one tree after the other, each as in a plain forward over its branch.
 
         Args:
-            token_ids: Tokens of one or several continuations.
-            attention_mask: `attention_mask[b, t, u]` is True where token t reads token u; each reads itself.
-            position_ids: Of each token in its own continuation.
+            reading: The trees; each of its chunks takes one forward.
+            is_probe: Whether layers of sliding attention get masks of their own even where all is within reach.
         """
-        masks = tree_masks(self.model.config, attention_mask, position_ids, self.model.dtype)
-        return self._masked_states(token_ids, masks, position_ids)
+        from transformers import DynamicCache
 
-    def _masked_states(
-        self, token_ids: Tensor, masks: Tensor | dict[str, Tensor], position_ids: Tensor
-    ) -> Float[Tensor, "batch time hidden"]:
-        states = self._decoder_states if self._is_linear else self._call
-        return states(token_ids, masks, position_ids)
+        read = self._decoder_states if self._is_linear else self._call
+        cache, device = DynamicCache(), self.model.device  # keeps all, for layers of sliding attention, too
+        parts: list[Tensor] = []
+        num_done = num_read = 0
+        for chunk in reading.chunks:
+            mask, positions = (x.to(device) for x in reading.attention(chunk))
+            own = positions[:, len(chunk.cached) :]
+            masks = tree_masks(self.model.config, mask, own, self.model.dtype, positions, is_probe=is_probe)
+            ids = torch.tensor([[reading.token_ids[column] for column in chunk.columns]], device=device)
+            with torch.no_grad():  # never around a `yield`
+                parts.append(read(ids, masks, own, cache)[0, chunk.num_known :])
+            num_read += len(parts[-1])
+            while num_done < len(reading.ends) and reading.ends[num_done] <= num_read:
+                start = reading.ends[num_done - 1] if num_done else 0
+                states, first = torch.cat(parts), num_read - sum(map(len, parts))
+                yield states[start - first : reading.ends[num_done] - first]
+                num_done += 1
+                parts = [states[reading.ends[num_done - 1] - first :]]
+            kept = torch.tensor(chunk.kept, dtype=torch.long, device=device)
+            for layer in cache.layers:
+                layer.keys, layer.values = (x.index_select(-2, kept) for x in (layer.keys, layer.values))
 
     @torch.no_grad()
     def obstacle_to_trees(self) -> str | None:
-        """Return why `tree_hidden_states` would be wrong for this model, or None where it is right.
+        """Return why `read_trees` would be wrong for this model, or None where it is right.
 
-        The kinds of layers are looked up; then a small tree is read, and its second branch is compared with the same
-        tokens read alone.
+        The kinds of layers are looked up; then a small tree is read in chunks, and its second branch is compared with
+        the same tokens read alone.
         """
         obstacle = obstacle_to_trees(self.model)
         if obstacle is not None:
             return obstacle
-        device, lengths = self.model.device, (3, 4, 4)  # prompt and two branches
-        ids = torch.arange(1, 1 + sum(lengths), device=device).remainder(self.vocab_size)[None]
-        prompt, first, second = (part.tolist() for part in torch.arange(sum(lengths)).split(lengths))
-        mask = torch.ones(len(ids[0]), len(ids[0]), dtype=torch.bool, device=device).tril()
-        mask[second[0] :, first[0] : second[0]] = False
-        positions = torch.tensor([[*prompt, *first, *first]], device=device)
-        alone = ids[:, [*prompt, *second]]
+        prompt, _, second = (part.tolist() for part in torch.arange(11).split((3, 4, 4)))
+        ids = [(1 + i) % self.vocab_size for i in range(11)]
+        parents = [i - 1 for i in range(11)]
+        parents[second[0]] = prompt[-1]
+        alone = torch.tensor([[ids[i] for i in (*prompt, *second)]], device=self.model.device)
         try:
-            masks = tree_masks(self.model.config, mask[None], positions, self.model.dtype, is_probe=True)
-            states = self._masked_states(ids, masks, positions)[0, second]
+            (states,) = self.read_trees(TreeReading([TokenTree(ids, parents)], at_once=4), is_probe=True)
             plain = self._decoder_states if self._is_linear else self._call
             expected = plain(alone, torch.ones_like(alone, dtype=torch.bool))[0, len(prompt) :]
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return f"a model of type `{self.model.config.model_type}` does not take a mask of its own ({error})"
+        states = states[second]
         scale = float(expected.abs().max())
         difference = float((states - expected).abs().max())
         if difference <= 2 * torch.finfo(self.model.dtype).eps ** 0.5 * max(scale, 1e-3):

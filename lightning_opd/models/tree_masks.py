@@ -30,21 +30,23 @@ def obstacle_to_trees(model: PreTrainedModel) -> str | None:
 
 def tree_masks(
     config: PreTrainedConfig,
-    attention_mask: Bool[Tensor, "batch time time"],
+    attention_mask: Bool[Tensor, "batch time keys"],
     position_ids: Int[Tensor, "batch time"],
     dtype: torch.dtype,
+    key_position_ids: Int[Tensor, "batch keys"] | None = None,
     *,
     is_probe: bool = False,
-) -> Float[Tensor, "batch 1 time time"] | dict[str, Float[Tensor, "batch 1 time time"]]:
+) -> Float[Tensor, "batch 1 time keys"] | dict[str, Float[Tensor, "batch 1 time keys"]]:
     """Return what attention adds to its scores, for each type of layer where they differ.
 
     A layer of sliding attention over w tokens reads the w last ones of a token's own branch.
 
     Args:
         config: Of the model.
-        attention_mask: `attention_mask[b, t, u]` where token t reads token u.
+        attention_mask: `attention_mask[b, t, u]` where token t reads key u.
         position_ids: Of each token in its own branch.
         dtype: Of the model.
+        key_position_ids: Of each key; by default the keys are the tokens.
         is_probe: Whether layers get masks of their own even where all tokens are within reach.
     """
     text = config.get_text_config()
@@ -53,11 +55,12 @@ def tree_masks(
     full = _added(attention_mask, dtype)
     if width is None or types == {FULL} or (is_short and not is_probe):
         return full
-    is_near = position_ids[:, :, None] - position_ids[:, None, :] < width
+    keys = position_ids if key_position_ids is None else key_position_ids
+    is_near = position_ids[:, :, None] - keys[:, None, :] < width
     near = _added(attention_mask & is_near, dtype)
     return {FULL: full, SLIDING: near} if FULL in types else near
 
 
-def _added(attention_mask: Bool[Tensor, "batch time time"], dtype: torch.dtype) -> Float[Tensor, "batch 1 time time"]:
+def _added(attention_mask: Bool[Tensor, "batch time keys"], dtype: torch.dtype) -> Float[Tensor, "batch 1 time keys"]:
     zeros = torch.zeros_like(attention_mask, dtype=dtype)
     return zeros.masked_fill(~attention_mask, torch.finfo(dtype).min)[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,23 +10,14 @@ from torch import Tensor
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
-from lightning_opd.models import unsharded
+from lightning_opd.models import cache_argument, unsharded
 from lightning_opd.types import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""Names of a forward's cache; transformers 5.24 gave it a new one."""
-
 PROBE_LENGTHS = (9, 2)
 """Tokens of the probing prompts: their difference exceeds the kernel of any convolution in use."""
-
-
-def cache_argument(model: PreTrainedModel) -> str | None:
-    """Return the name under which the model's forward takes a cache, or None if it takes none."""
-    parameters = inspect.signature(model.forward).parameters
-    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 def keeps_states(model: PreTrainedModel) -> bool:

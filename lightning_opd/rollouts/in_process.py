@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import RolloutEngine
-from lightning_opd.models import causal_lm, unsharded
-from lightning_opd.rollouts.cache_support import cache_argument, check_cache, probing_prompts
+from lightning_opd.models import cache_argument, causal_lm, unsharded
+from lightning_opd.rollouts.cache_support import check_cache, probing_prompts
 from lightning_opd.rollouts.drawing import draw
 from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.rollouts.stop_strings import StopStrings

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import override
@@ -18,7 +18,9 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
 from lightning_opd.models import (
+    READ_AT_ONCE,
     LanguageModel,
+    TreeReading,
     context_length,
     load_causal_lm,
     load_config,
@@ -27,7 +29,7 @@ from lightning_opd.models import (
     shard,
     torch_dtype,
 )
-from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores, TokenTree
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 TREE_ATTENTION = ("sdpa", "eager")
 """Attention that takes any mask."""
+
+MAX_TREE_TOKENS = 2**16
+"""Most tokens of a prompt with the tree of its reply: so many were measured, a reply of 16 k tokens of English; see
+tests/benchmarks/README.md."""
 
 
 class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
@@ -211,29 +217,23 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             raise ConfigError(msg)
 
     @override
-    @torch.no_grad()
-    def tree_hidden_states(
-        self,
-        token_ids: Int[Tensor, "batch time"],
-        attention_mask: Bool[Tensor, "batch time time"],
-        position_ids: Int[Tensor, "batch time"],
-    ) -> Float[Tensor, "batch time hidden"]:
-        model = self._loaded()
-        longest = int(position_ids.max()) + 1 if len(position_ids) else 0
-        self._check_length(longest, model.max_length)
-        parts = []
-        for start in range(0, self._num_rounds(len(token_ids)) * self.batch_size, self.batch_size):
-            part = slice(start, start + self.batch_size)
-            if start >= len(token_ids):  # another rank still has rows: join its collectives
-                one = token_ids.new_zeros(1, 2)
-                model.tree_hidden_states(one, torch.ones(1, 2, 2, dtype=torch.bool, device=one.device).tril(), one)
-                continue
-            known_ids = token_ids[part].clamp(0, model.vocab_size - 1)
-            parts.append(model.tree_hidden_states(known_ids, attention_mask[part], position_ids[part]))
+    def tree_hidden_states(self, trees: Iterable[TokenTree]) -> Iterator[Float[Tensor, "time hidden"]]:
+        model, dummy = self._loaded(), TreeReading([TokenTree([0, 0], [-1, 0])])
+        for group in _groups(trees):
+            known = [TokenTree([min(i, model.vocab_size - 1) for i in tree.token_ids], tree.parents) for tree in group]
+            reading = TreeReading(known)
+            self._check_length(max(reading.depths) + 1, model.max_length)
+            self._check_tree(max(len(tree.token_ids) for tree in group))
+            num_more = self._most_chunks(len(reading.chunks)) - len(reading.chunks)
+            for states in model.read_trees(reading):
+                self._gather_head(frozenset({Signal.HIDDEN_STATES}))
+                yield states
+            for _ in range(num_more):
+                list(model.read_trees(dummy))
+        while num_more := self._most_chunks(0):  # another rank still has trees: join its collectives
+            for _ in range(num_more):
+                list(model.read_trees(dummy))
         self._gather_head(frozenset({Signal.HIDDEN_STATES}))
-        if not parts:
-            return torch.zeros(*token_ids.shape, model.width, device=token_ids.device)
-        return torch.cat(parts)
 
     def _check_length(self, longest: int, max_length: int) -> None:
         if longest > max_length:
@@ -242,6 +242,19 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
                 f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
             )
             raise ConfigError(msg)
+
+    def _check_tree(self, num_tokens: int) -> None:
+        if num_tokens > MAX_TREE_TOKENS:
+            msg = (
+                f"Teacher `{self.path}` has to read {num_tokens} tokens for one reply (credit `PrefixCredit`: one for "
+                f"nearly every byte), more than the {MAX_TREE_TOKENS} that were ever tried. Lower "
+                "`data.sampling.max_new_tokens`, or use the credit `SpanCredit`: it takes plain forwards."
+            )
+            raise ConfigError(msg)
+
+    def _most_chunks(self, num_chunks: int) -> int:
+        """Return how many chunks of trees this rank must read, dummies included, where it has so many."""
+        return num_chunks if self._mesh is None else max_over(self._mesh, num_chunks)
 
     def _num_rounds(self, num_rows: int) -> int:
         """Return how often this rank must run the model; under sharding all ranks run it equally often."""
@@ -274,3 +287,15 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
     @override
     def close(self) -> None:
         self._model, self._has_copied_head = None, False
+
+
+def _groups(trees: Iterable[TokenTree]) -> Iterator[list[TokenTree]]:
+    """Yield trees together, as many as it takes for one chunk."""
+    group: list[TokenTree] = []
+    for tree in trees:
+        group.append(tree)
+        if sum(len(one.token_ids) for one in group) >= READ_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group

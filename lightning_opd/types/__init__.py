@@ -22,6 +22,7 @@ from lightning_opd.types.tensors import (
     SampledTokens,
     Signal,
     TeacherScores,
+    TokenTree,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Signal",
     "Split",
     "TeacherScores",
+    "TokenTree",
     "Trajectory",
     "Turn",
 ]

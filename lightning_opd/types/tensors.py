@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,18 @@ class LinearHead:
         if self.scale != 1:
             products = products * self.scale
         return products if self.soft_cap is None else torch.tanh(products / self.soft_cap) * self.soft_cap
+
+
+class TokenTree(NamedTuple):
+    """A prompt and several continuations of it.
+
+    Args:
+        token_ids: Tokens, each after the one before it in its own continuation.
+        parents: Index of the token before each, always a smaller one; −1 for the first of all.
+    """
+
+    token_ids: Sequence[int]
+    parents: Sequence[int]
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_opd.models import LanguageModel
+from lightning_opd.models import LanguageModel, TreeReading
+from lightning_opd.types import TokenTree
 from tests.tiny import model_config, sharpen
 
 VOCAB_SIZE, NUM_PROMPT, NUM_BRANCH = 64, 5, 8
@@ -47,23 +48,24 @@ def language_model(changes: dict[str, Any]) -> LanguageModel:
 
 
 @torch.no_grad()
-def branch_states(model: LanguageModel) -> tuple[Tensor, Tensor]:
+def branch_states(model: LanguageModel, at_once: int = 6) -> tuple[Tensor, Tensor]:
     """Return states of the second of two branches, and those of a plain forward over its tokens alone."""
     ids = torch.randint(3, VOCAB_SIZE, (1, NUM_PROMPT + 2 * NUM_BRANCH), generator=torch.Generator().manual_seed(1))
     prompt, branch = torch.arange(NUM_PROMPT), torch.arange(NUM_PROMPT, NUM_PROMPT + NUM_BRANCH)
     second = branch + NUM_BRANCH
-    mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-    mask[second[0] :, branch] = False
-    states = model.tree_hidden_states(ids, mask[None], torch.cat([prompt, branch, branch])[None])[0, second]
+    parents = [*range(-1, len(ids[0]) - 1)]
+    parents[second[0]] = NUM_PROMPT - 1
+    (states,) = model.read_trees(TreeReading([TokenTree(ids[0].tolist(), parents)], at_once))
     alone = torch.cat([ids[:, prompt], ids[:, second], ids[:, :1]], dim=1)
-    return states, model.states(alone, torch.ones_like(alone, dtype=torch.bool))[0, NUM_PROMPT + 1 :]
+    return states[second], model.states(alone, torch.ones_like(alone, dtype=torch.bool))[0, NUM_PROMPT + 1 :]
 
 
+@pytest.mark.parametrize("at_once", [6, 100])
 @pytest.mark.parametrize("changes", SLIDING, ids=name)
-def test_a_branch_longer_than_sliding_attention_reaches_is_read_exactly(changes: dict[str, Any]) -> None:
+def test_a_branch_longer_than_sliding_attention_reaches_is_read_exactly(changes: dict[str, Any], at_once: int) -> None:
     model = language_model({**changes, "sliding_window": 4})
     assert model.obstacle_to_trees() is None
-    states, expected = branch_states(model)
+    states, expected = branch_states(model, at_once)
     assert torch.allclose(states, expected, atol=2e-3, rtol=1e-3)
     whole, _ = branch_states(language_model({**changes, "sliding_window": 100}))
     assert not torch.allclose(whole, expected, atol=0.05)  # the reach matters here

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
+from lightning_opd.models import cache_argument
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.rollouts.cache_support import cache_argument, keeps_states
+from lightning_opd.rollouts.cache_support import keeps_states
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.types import Sample, Sampling
 from tests.architectures import VOCAB, tiny_architecture

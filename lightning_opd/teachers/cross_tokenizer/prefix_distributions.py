@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import Cover, PrefixProbabilities, Reply
+from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import Cover, PrefixProbabilities, Reply, TextSegment
 from lightning_opd.teachers.cross_tokenizer.prefix_scores import PrefixScores
 from lightning_opd.teachers.cross_tokenizer.token_bytes import CACHE_SIZE
 
@@ -41,6 +41,19 @@ class NextTokenMap(NamedTuple):
         return NextTokenMap(*(x.to(device) for x in self))
 
 
+class Place(NamedTuple):
+    """Where the teacher may stand when the student generates its next token."""
+
+    index: int
+    """Of the student's token."""
+    node: int
+    """The teacher's tokens before it."""
+    head: bytes
+    """Bytes from the node to the student's token."""
+    longer: Sequence[Cover]
+    """Covers of the texts in which the student's last token would have been a longer one."""
+
+
 class PrefixDistributions:
     """Sum the teacher's probabilities by the token that the student would generate next.
 
@@ -60,7 +73,11 @@ class PrefixDistributions:
         self._next_tokens = lru_cache(CACHE_SIZE)(self._next_token_map)
 
     def __call__(
-        self, reply: Reply, token_scores: PrefixScores, indices: range | None = None
+        self,
+        reply: Reply,
+        token_scores: PrefixScores,
+        indices: range | None = None,
+        places: Sequence[Place] | None = None,
     ) -> Float[Tensor, "student vocab"]:
         """Return the teacher's probability (float64) of every token of the student at each of its tokens.
 
@@ -71,11 +88,12 @@ class PrefixDistributions:
             reply: The reply.
             token_scores: Its scores.
             indices: The student's tokens to answer for; by default all.
+            places: The places of the reply, if they are known; see `places`.
         """
         indices = range(len(reply.student_ids)) if indices is None else indices
         shape = len(indices), len(self._sums.student)
         settled, open_ = _Masses(shape), _Masses(shape)
-        for index, node, head, longer in self._next_covers(reply):
+        for index, node, head, longer in self.places(reply.segments, reply.controls) if places is None else places:
             if index not in indices:
                 continue
             following = self._next_tokens(head).to(self._sums.device)
@@ -83,8 +101,8 @@ class PrefixDistributions:
             # texts that make the student's last token a longer one: it would have generated that one
             excluded = [(first, stop) for at, first, stop in longer if at == node]
             row = index - indices.start
-            settled.add(row, node, weight, following.settled, following.settled_ids, excluded)
-            open_.add(row, node, weight, following.open, following.open_ids, excluded)
+            settled.add(row, reply.row(node), weight, following.settled, following.settled_ids, excluded)
+            open_.add(row, reply.row(node), weight, following.open, following.open_ids, excluded)
         known, open_mass = torch.zeros(2, *shape, dtype=torch.float64, device=self._sums.device)
         for nodes in self._sums.chunks([*settled.nodes(), *open_.nodes()]):
             probabilities = reply.probabilities(nodes)
@@ -96,35 +114,39 @@ class PrefixDistributions:
         known.scatter_(1, ids[:, None], own[:, None])
         return known / known.sum(dim=1, keepdim=True).clamp(min=1.0)
 
-    def _next_covers(self, reply: Reply) -> Iterator[tuple[int, int, bytes, Sequence[Cover]]]:
-        """Yield where the teacher may stand when the student generates its next token.
+    def places(self, segments: Sequence[TextSegment], controls: Sequence[tuple[int, int, int]]) -> list[Place]:
+        """Return where the teacher may stand when the student generates its next token, in the order of the text.
 
-        Yields:
-            Student index; node; bytes from the node to the student's next token; covers of the texts in which the
-            student's last token would have been a longer one.
+        Args:
+            segments: Of a reply.
+            controls: Its control tokens that both sides have; see `Reply`.
         """
-        after_text: dict[int, list[tuple[int, int, bytes, Sequence[Cover]]]] = {}
-        for segment in reply.segments:
+        places: list[Place] = []
+        after_text: dict[int, list[Place]] = {}
+        for segment in segments:
             longer: Sequence[Cover] = ()
+            reaches = self._sums.teacher_reaches(segment.text)
             starts = [*(start for start, _ in segment.student_spans), len(segment.text)]
             for i, start in enumerate(starts):
                 index, first = segment.first_student + i, max(0, start - self._sums.teacher.max_bytes + 1)
                 covers = [
-                    (index, node, segment.text[first + j : start], longer)
-                    for j, node in enumerate(segment.nodes[first : start + 1])
-                    if node is not None and self._goes_on(segment.text[first + j : start])
+                    Place(index, node, segment.text[begin:start], longer)
+                    for begin, node in enumerate(segment.nodes[first : start + 1], first)
+                    if node is not None
+                    and (begin == start or (reaches[begin] >= start and self._goes_on(segment.text[begin:start])))
                 ]
                 if i == len(segment.student_spans):
                     after_text[index] = covers  # a token here exists only if a control token follows
                 else:
-                    yield from covers
+                    places += covers
                     longer = self._sums.longer_covers(segment, i) if segment.is_canonical[i] else ()
-        for index, _, node_before in reply.controls:
-            yield from after_text.get(index, [(index, node_before, b"", ())])
+        for index, _, node_before in controls:
+            places += after_text.get(index, [Place(index, node_before, b"", ())])
+        return places
 
     def _goes_on(self, head: bytes) -> bool:
         """Whether a token of the teacher begins like this and goes on."""
-        return not head or bool(self._sums.teacher.extensions(head))
+        return bool(self._sums.teacher.extensions(head))
 
     def _next_token_map(self, head: bytes) -> NextTokenMap:
         """Return what the student generates next, for the teacher's tokens that begin with `head`."""
@@ -182,6 +204,6 @@ class _Masses:
         counts = torch.tensor([len(indices) for _, _, indices, _ in parts], device=out.device)
         weights = torch.tensor([weight for _, weight, _, _ in parts], dtype=out.dtype, device=out.device)
         sources = torch.cat([indices + (node - nodes.start) * probabilities.shape[1] for node, _, indices, _ in parts])
-        masses = probabilities.flatten()[sources] * weights.repeat_interleave(counts)
+        masses = probabilities.flatten()[sources].double() * weights.repeat_interleave(counts)
         # one scatter over all parts: row and token are one flat index
         out.view(-1).index_add_(0, torch.cat([targets for *_, targets in parts]), masses)

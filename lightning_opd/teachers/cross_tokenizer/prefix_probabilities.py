@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
-from lightning_opd.teachers.cross_tokenizer.token_bytes import CACHE_SIZE, TokenBytes, union
+from lightning_opd.teachers.cross_tokenizer.token_bytes import CACHE_SIZE, CACHED_TEXTS, TokenBytes, union
 
 Cover = tuple[int, int, int]
 """(node, first, stop): after `node` the teacher may generate any of its tokens with sorted index in [first, stop)."""
@@ -55,15 +55,21 @@ class Reply:
         segments: Its text, in order.
         controls: (student index, node, node before) of the control tokens that both sides have.
         before: Log-prob (nats) of the teacher's tokens up to and including each node.
-        probabilities: Returns, for a range of nodes, the probabilities of all the teacher's tokens after each, in
-            sorted order; see `PrefixProbabilities.sort`. Asked for no more nodes at once than a chunk holds.
+        probabilities: Returns, for a range of rows, the probabilities of all the teacher's tokens after the node of
+            each, in sorted order; see `PrefixProbabilities.sort`. Asked for no more rows at once than a chunk holds.
+        rows: The row of each node; by default its own number. Nodes that no sum needs have any.
     """
 
     student_ids: Sequence[int]
     segments: Sequence[TextSegment]
     controls: Sequence[tuple[int, int, int]]
     before: Sequence[float]
-    probabilities: Callable[[range], Float[Tensor, "nodes vocab"]]
+    probabilities: Callable[[range], Float[Tensor, "rows vocab"]]
+    rows: Sequence[int] | None = None
+
+    def row(self, node: int) -> int:
+        """Return the row of a node."""
+        return node if self.rows is None else self.rows[node]
 
 
 class PrefixProbabilities:
@@ -86,6 +92,9 @@ class PrefixProbabilities:
         self.student, self.teacher = student, teacher
         self._order = torch.tensor(teacher.sorted_ids, dtype=torch.long, device=device)
         self._leaving = lru_cache(CACHE_SIZE)(self._tokens_leaving_the_text)
+        self.student_reaches, self.teacher_reaches = (
+            lru_cache(CACHED_TEXTS)(side.reaches) for side in (student, teacher)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -93,41 +102,67 @@ class PrefixProbabilities:
         return self._order.device
 
     def sort(self, logprobs: Float[Tensor, "nodes known"]) -> Float[Tensor, "nodes vocab"]:
-        """Return probabilities (float64) of the teacher's tokens in sorted order; 0 for those beyond its model."""
+        """Return probabilities of the teacher's tokens in sorted order; 0 for those beyond its model."""
         num_missing = max(0, len(self.teacher) - logprobs.shape[1])
-        return torch.nn.functional.pad(logprobs.double().exp(), (0, num_missing))[:, self._order]
+        known = torch.nn.functional.pad(logprobs, (0, num_missing), value=-torch.inf) if num_missing else logprobs
+        return known.index_select(1, self._order).exp_()
 
-    def chunks(self, nodes: Sequence[int]) -> Iterator[range]:
-        """Yield ranges of nodes that cover the given ones, each with no more probabilities than a chunk may hold."""
+    def chunks(self, rows: Sequence[int]) -> Iterator[range]:
+        """Yield ranges of rows that cover the given ones, each with no more probabilities than a chunk may hold."""
         size = max(1, MAX_CHUNK_ELEMENTS // len(self.teacher))
-        first = min(nodes, default=0)
-        while nodes and first <= max(nodes):
-            yield range(first, min(first + size, max(nodes) + 1))
+        first, last = min(rows, default=0), max(rows, default=-1)
+        while first <= last:
+            yield range(first, min(first + size, last + 1))
             first += size
 
-    def log_sums(self, terms: Sequence[Sequence[Cover]], reply: Reply) -> list[float]:
-        """Return, for each list of covers, log Σ exp(before) · (mass of the cover's tokens)."""
-        covers = torch.tensor([cover for term in terms for cover in term], dtype=torch.long, device=self.device)
-        masses = torch.zeros(len(covers), dtype=torch.float64, device=covers.device)
-        for chunk in self.chunks(covers[:, 0].tolist() if len(covers) else []):
+    def masses(
+        self,
+        covers: Sequence[Cover],
+        probabilities: Callable[[range], Float[Tensor, "rows vocab"]],
+        rows: Sequence[int] | None = None,
+    ) -> list[float]:
+        """Return the probability of each cover's tokens after its node; the arguments are those of `Reply`."""
+        if not covers:
+            return []
+        nodes, first, stop = torch.tensor(covers, dtype=torch.long, device=self.device).unbind(dim=1)
+        of_covers = nodes if rows is None else torch.tensor(rows, device=self.device)[nodes]
+        order = of_covers.argsort()
+        at, first, stop = of_covers[order], first[order], stop[order]
+        masses = torch.zeros(len(covers), dtype=torch.float64, device=self.device)
+        for chunk in self.chunks([int(at[0]), int(at[-1])]):
+            begin, end = torch.searchsorted(at, torch.tensor([chunk.start, chunk.stop], device=self.device)).tolist()
             # a cover is a range of sorted tokens, so that its mass is a difference of two cumulative sums
-            cumulative = torch.nn.functional.pad(reply.probabilities(chunk).cumsum(dim=-1), (1, 0))
-            is_inside = (covers[:, 0] >= chunk.start) & (covers[:, 0] < chunk.stop)
-            nodes, first, stop = covers[is_inside].unbind(dim=1)
-            masses[is_inside] = cumulative[nodes - chunk.start, stop] - cumulative[nodes - chunk.start, first]
-        pending, sums = iter(masses.tolist()), []
+            cumulative = probabilities(chunk).cumsum(dim=-1, dtype=torch.float64)
+            row, before = at[begin:end] - chunk.start, first[begin:end]
+            below = torch.where(before > 0, cumulative[row, before - 1], 0.0)
+            masses[order[begin:end]] = cumulative[row, stop[begin:end] - 1] - below
+        found: list[float] = masses.tolist()
+        return found
+
+    def log_sums(
+        self, terms: Sequence[Sequence[Cover]], masses: Sequence[float], before: Sequence[float]
+    ) -> list[float]:
+        """Return, for each list of covers, log Σ exp(before) · mass.
+
+        Args:
+            terms: Lists of covers.
+            masses: Of all of them, one after the other; see `masses`.
+            before: Log-prob (nats) of the teacher's tokens up to and including each node.
+        """
+        pending, sums = iter(masses), []
         for term in terms:
-            reference = max((reply.before[node] for node, _, _ in term), default=0.0)  # exp must not underflow
-            total = sum(math.exp(reply.before[node] - reference) * next(pending) for node, _, _ in term)
+            reference = max((before[node] for node, _, _ in term), default=0.0)  # exp must not underflow
+            total = sum(math.exp(before[node] - reference) * next(pending) for node, _, _ in term)
             sums.append(reference + math.log(total) if total > 0 else -math.inf)
         return sums
 
     def covers(self, segment: TextSegment, end: int) -> list[Cover]:
         """Return the covers of the first `end` bytes: their sum is the probability that the text begins with them."""
-        first = max(0, end - self.teacher.max_bytes)
+        first, reaches = max(0, end - self.teacher.max_bytes), self.teacher_reaches(segment.text)
         covers = []
         for begin, node in enumerate(segment.nodes[first:end], first):
-            if node is not None and (tokens := self.teacher.beginning_with(segment.text[begin:end])):
+            if node is not None and reaches[begin] >= end:
+                tokens = self.teacher.beginning_with(segment.text[begin:end])
                 covers.append((node, tokens.start, tokens.stop))
         return covers
 
@@ -142,11 +177,13 @@ class PrefixProbabilities:
         token = segment.text[start:end]
         if not self.student.extensions(token):
             return []
-        following = segment.text[end : start + self.student.max_bytes]
-        first = max(0, start - self.teacher.max_bytes + 1)
+        last = self.student_reaches(segment.text)[start]  # no longer token agrees with the text beyond
+        following = segment.text[end : last + 1]
+        first, reaches = max(0, start - self.teacher.max_bytes + 1), self.teacher_reaches(segment.text)
         covers = []
-        for begin, node in enumerate(segment.nodes[first : start + self.student.max_bytes], first):
-            if node is not None:
+        for begin, node in enumerate(segment.nodes[first : last + 1], first):
+            # the expensive question only where a token of the teacher reaches the student's token
+            if node is not None and (begin >= start or reaches[begin] >= start):
                 head, offset = segment.text[begin:start], max(0, begin - start)
                 covers += [(node, from_, to) for from_, to in self._leaving(head, offset, token, following)]
         return covers

@@ -37,7 +37,12 @@ class PrefixScores:
     starts: Sequence[float]
 
 
-def prefix_scores(reply: Reply, sums: PrefixProbabilities) -> PrefixScores:
+def prefix_scores(
+    reply: Reply,
+    sums: PrefixProbabilities,
+    terms: Sequence[Sequence[Cover]] | None = None,
+    masses: Sequence[float] = (),
+) -> PrefixScores:
     """Return the log-probs (float64) of the student's tokens of a reply.
 
     Token i gets log P(tokens ≤ i) − log P(tokens < i), where P is the probability that the teacher's text begins with
@@ -52,6 +57,8 @@ def prefix_scores(reply: Reply, sums: PrefixProbabilities) -> PrefixScores:
     Args:
         reply: The reply, and what the teacher says about it.
         sums: Of both vocabularies.
+        terms: Those of the reply's segments, if they are known; see `terms_of`.
+        masses: The masses of the covers in `terms`, one after the other.
 
     Reference:
         Vieira et al., From language models over tokens to language models over characters (2024).
@@ -59,7 +66,10 @@ def prefix_scores(reply: Reply, sums: PrefixProbabilities) -> PrefixScores:
     num = len(reply.student_ids)
     logprobs, is_scored, starts = [0.0] * num, [False] * num, [0.0] * num
     ends: dict[int, float] = {}  # log P after the last student token of a segment
-    log_sums = iter(sums.log_sums(_terms(reply, sums), reply))
+    if terms is None:
+        terms = terms_of(reply.segments, sums)
+        masses = sums.masses([cover for term in terms for cover in term], reply.probabilities, reply.rows)
+    log_sums = iter(sums.log_sums(terms, masses, reply.before))
     for segment in reply.segments:
         least, begin = _least(segment, reply.before), segment.student_spans[0][0]
         start = max(next(log_sums), least[begin])
@@ -86,10 +96,10 @@ def prefix_scores(reply: Reply, sums: PrefixProbabilities) -> PrefixScores:
     )
 
 
-def _terms(reply: Reply, sums: PrefixProbabilities) -> list[Sequence[Cover]]:
+def terms_of(segments: Sequence[TextSegment], sums: PrefixProbabilities) -> list[Sequence[Cover]]:
     """Return the covers to sum up: of each segment's begin, then two lists for each of its student tokens."""
     terms: list[Sequence[Cover]] = []
-    for segment in reply.segments:
+    for segment in segments:
         terms.append(sums.covers(segment, segment.student_spans[0][0]))
         for index, (_, end) in enumerate(segment.student_spans):
             terms += [sums.covers(segment, end), sums.longer_covers(segment, index)]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple
-
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from lightning_opd.teachers.cross_tokenizer.opening import Opening
 from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import TextSegment
 from lightning_opd.teachers.cross_tokenizer.spelling import spans_of
 from lightning_opd.teachers.cross_tokenizer.translation import Translator, without_lead
+from lightning_opd.types import TokenTree
 
 
 @dataclass
@@ -150,36 +146,33 @@ def _nodes(tree: PrefixTree, root: int, both: Translator, text: bytes) -> list[i
     return nodes
 
 
-class Packed(NamedTuple):
-    """Prompts with a tree of continuations after each, padded on the right.
+def read_nodes(tree: PrefixTree, asked: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Return the row of each node, −1 for none, and the node of each row: the nodes that a teacher has to read.
+
+    A node at the end of a branch is left out if nobody asks what may follow it.
 
     Args:
-        token_ids: Prompt, then the tokens of the tree in the order of its nodes.
-        attention_mask: `attention_mask[b, t, u]`: token t reads token u.
-        position_ids: Of each token in its own branch.
+        tree: The tree.
+        asked: Nodes after which the teacher's probabilities are needed.
     """
+    read = sorted({0, *asked, *tree.parents[1:]})
+    rows = [-1] * len(tree.token_ids)
+    for row, node in enumerate(read):
+        rows[node] = row
+    return rows, read
 
-    token_ids: Int[Tensor, "batch time"]
-    attention_mask: Bool[Tensor, "batch time time"]
-    position_ids: Int[Tensor, "batch time"]
 
+def with_prompt(prompt: Sequence[int], tree: PrefixTree, rows: Sequence[int], read: Sequence[int]) -> TokenTree:
+    """Return what a teacher reads: a prompt, of which the last token is node 0, and some nodes of the tree after it.
 
-def pack(prompts: Sequence[Sequence[int]], trees: Sequence[PrefixTree], device: torch.device) -> Packed:
-    """Return what a model reads to score all branches in one forward: a token reads its own branch only."""
-    lengths = [len(prompt) + len(tree.token_ids) - 1 for prompt, tree in zip(prompts, trees, strict=True)]
-    longest = max(lengths, default=0)
-    token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    position_ids = torch.zeros_like(token_ids)
-    attention_mask = torch.eye(longest, dtype=torch.bool).repeat(len(prompts), 1, 1)
-    for row, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
-        num, size = len(prompt), lengths[row]
-        token_ids[row, :size] = torch.tensor([*prompt, *tree.token_ids[1:]])
-        position_ids[row, :num] = torch.arange(num)
-        attention_mask[row, :num, :num] = torch.ones(num, num, dtype=torch.bool).tril()
-        depths = [num - 1]
-        for node, parent in enumerate(tree.parents[1:], 1):
-            column, parent_column = num - 1 + node, num - 1 + parent  # node 0 is the prompt's last token
-            attention_mask[row, column] |= attention_mask[row, parent_column]
-            depths.append(depths[parent] + 1)
-        position_ids[row, num - 1 : size] = torch.tensor(depths)
-    return Packed(token_ids.to(device), attention_mask.to(device), position_ids.to(device))
+    Args:
+        prompt: At least one token.
+        tree: The tree.
+        rows: Of each node; see `read_nodes`.
+        read: The node of each row.
+    """
+    last = len(prompt) - 1
+    return TokenTree(
+        [*prompt, *(tree.token_ids[node] for node in read[1:])],
+        [*range(-1, last), *(last + rows[tree.parents[node]] for node in read[1:])],
+    )

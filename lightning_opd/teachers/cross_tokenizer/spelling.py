@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.teachers.cross_tokenizer.same_bytes import SameBytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -216,52 +217,6 @@ def _encoder(text: str, control_ids: frozenset[int]) -> Tokenizer:
         "padding": None,
     }
     return Tokenizer.from_str(json.dumps(settings))
-
-
-class SameBytes:
-    """Where the bytes of a text are in its normal form.
-
-    Args:
-        parts: Parts of the text with their normal forms, in order.
-        normal: The normal form of the whole; where it is not that of the parts, only its beginning and its end are
-            compared with the text's.
-        text: The text.
-    """
-
-    def __init__(self, parts: Sequence[tuple[bytes, bytes]], normal: bytes, text: bytes) -> None:
-        """Number the bytes."""
-        if b"".join(of_part for _, of_part in parts) != normal:
-            parts = _by_ends(text, normal)
-        self._origin: list[int] = []
-        """For each byte of the normal form its place in the text, -1 for none."""
-        start = 0
-        for part, of_part in parts:
-            places = range(start, start + len(part)) if part == of_part else [-1] * len(of_part)
-            self._origin += places
-            start += len(part)
-
-    def original(self, start: int, stop: int) -> tuple[int, int]:
-        """Return begin and end in the text of bytes of the normal form, an empty range where some are not in it."""
-        places = self._origin[start:stop]
-        if not places or places != list(range(places[0], places[0] + len(places))) or places[0] < 0:
-            before = [place + 1 for place in self._origin[:start][-1:] if place >= 0]
-            at = before[0] if before else 0
-            return at, at
-        return places[0], places[-1] + 1
-
-
-def _by_ends(text: bytes, normal: bytes) -> list[tuple[bytes, bytes]]:
-    """Part two texts into what they begin with alike, what differs, and what they end with alike."""
-    shorter = min(len(text), len(normal))
-    head = next((n for n in range(shorter) if text[n] != normal[n]), shorter)
-    rest = shorter - head
-    tail = next((n for n in range(rest) if text[-1 - n] != normal[-1 - n]), rest)
-    ends = len(text) - tail, len(normal) - tail
-    return [
-        (text[:head], normal[:head]),
-        (text[head : ends[0]], normal[head : ends[1]]),
-        (text[ends[0] :], normal[ends[1] :]),
-    ]
 
 
 def spans_of(token_bytes: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:

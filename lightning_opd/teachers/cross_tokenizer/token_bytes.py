@@ -9,6 +9,9 @@ from functools import lru_cache
 CACHE_SIZE = 2**18
 """Most answers kept of one question."""
 
+CACHED_TEXTS = 16
+"""Most answers kept that are as long as a text."""
+
 
 class TokenBytes:
     """The bytes of a vocabulary's tokens, sorted.
@@ -39,6 +42,21 @@ class TokenBytes:
         """Return the indices of the tokens that begin with the text."""
         first = bisect_left(self.sorted_bytes, text)
         return range(first, bisect_right(self.sorted_bytes, text, first, key=lambda token: token[: len(text)]))
+
+    def reaches(self, text: bytes) -> list[int]:
+        """Return, for every place in a text, how far a single token may go along the text from there.
+
+        Example:
+            >>> TokenBytes([b"a", b"b", b"abc"]).reaches(b"abba")
+            [2, 2, 3, 4]
+        """
+        ends = []
+        for begin in range(len(text)):
+            end = begin
+            while end < len(text) and self.beginning_with(text[begin : end + 1]):
+                end += 1
+            ends.append(end)
+        return ends
 
     def first_tokens(self, text: bytes) -> list[int]:
         """Return the ids of the tokens that may come first in a text that begins like this, longest match first.

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_opd.models import LanguageModel, load_causal_lm
-from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, pack, prefix_tree
+from lightning_opd.models import LanguageModel, TreeReading, load_causal_lm
+from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, prefix_tree, read_nodes, with_prompt
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from tests.teachers.cross_tokenizer.families import family, normalising
 from tests.teachers.cross_tokenizer.random_pairs import random_translator
+from tests.trees import pack, whole_tree_states
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 VOCAB_SIZE = 288
@@ -59,12 +60,43 @@ def test_a_tree_is_read_as_its_branches_one_by_one(model: LanguageModel) -> None
     """A branch's states are those of a plain forward over it; without the mask, or the positions, they are not."""
     trees = [branching_tree(0, 20), branching_tree(0, 5), branching_tree(2, 30)]
     assert all(num_forks(tree) >= 2 for tree in trees)
-    token_ids, mask, positions = pack(PROMPTS, trees, torch.device("cpu"))
-    assert largest_error(model, model.tree_hidden_states(token_ids, mask, positions), trees) < 1e-10
+    token_ids, mask, positions = pack(PROMPTS, trees)
+    assert largest_error(model, whole_tree_states(model, token_ids, mask, positions), trees) < 1e-10
     causal = torch.ones_like(mask).tril()
-    assert largest_error(model, model.tree_hidden_states(token_ids, causal, positions), trees) > 1e-3
+    assert largest_error(model, whole_tree_states(model, token_ids, causal, positions), trees) > 1e-3
     linear = torch.arange(token_ids.shape[1]).expand_as(token_ids)
-    assert largest_error(model, model.tree_hidden_states(token_ids, mask, linear), trees) > 1e-3
+    assert largest_error(model, whole_tree_states(model, token_ids, mask, linear), trees) > 1e-3
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8, 1000])
+def test_a_tree_read_in_chunks_is_that_read_in_one_forward(model: LanguageModel, at_once: int) -> None:
+    """Several trees, of which some share a chunk; branches are cut and go on in later chunks."""
+    trees = [branching_tree(0, 20), branching_tree(0, 5), PrefixTree(), branching_tree(2, 30)]
+    prompts = [*PROMPTS[:2], [4, 4], PROMPTS[2]]
+    whole = whole_tree_states(model, *pack(prompts, trees))
+    pieces = []
+    for prompt, tree in zip(prompts, trees, strict=True):
+        nodes = list(range(len(tree.token_ids)))
+        pieces.append(with_prompt(prompt, tree, nodes, nodes))
+    reading = TreeReading(pieces, at_once)
+    for row, states in enumerate(model.read_trees(reading)):
+        assert len(states) == len(prompts[row]) + len(trees[row].token_ids) - 1
+        assert not states.requires_grad
+        assert float((states - whole[row, : len(states)]).abs().max()) < 1e-10
+    assert row == 3
+    assert all(len(chunk.columns) <= max(at_once, chunk.num_known + 1) for chunk in reading.chunks)
+    assert len(reading.chunks) == 1 or any(chunk.num_known for chunk in reading.chunks)
+
+
+def test_what_nobody_asks_for_is_not_read(model: LanguageModel) -> None:
+    tree = branching_tree(2, 30)
+    leaves = sorted(set(range(1, 31)) - set(tree.parents))
+    rows, read = read_nodes(tree, leaves[:2])
+    assert read == sorted({*tree.parents[1:], *leaves[:2]})
+    assert [rows[node] for node in read] == list(range(len(read)))
+    whole = whole_tree_states(model, *pack(PROMPTS[:1], [tree]))[0, len(PROMPTS[0]) - 1 :]
+    (states,) = model.read_trees(TreeReading([with_prompt(PROMPTS[0], tree, rows, read)], 5))
+    assert float((states[len(PROMPTS[0]) - 1 :] - whole[read]).abs().max()) < 1e-10
 
 
 def test_a_reply_is_read_as_its_beginnings_one_by_one(model: LanguageModel) -> None:
@@ -81,7 +113,7 @@ def test_a_reply_is_read_as_its_beginnings_one_by_one(model: LanguageModel) -> N
                 assert node is not None
                 assert branch(tree, node) == both.teacher_spelling.encode(segment.text[:length])
     within = [PrefixTree([i % VOCAB_SIZE for i in tree.token_ids], tree.parents) for tree in trees]
-    states = model.tree_hidden_states(*pack(PROMPTS, within, torch.device("cpu")))
+    states = whole_tree_states(model, *pack(PROMPTS, within))
     assert largest_error(model, states, within) < 1e-10
 
 
