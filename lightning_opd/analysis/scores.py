@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def read_scores(path: Path) -> Scores:
         raise MissingFileError(msg)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         msg = f"`{path}` is not JSON: {error}; write it again with the command `test`."
         raise ConfigError(msg) from error
     rows = content.get("rows") if isinstance(content, dict) else None
@@ -150,6 +151,7 @@ def _check_row(path: Path, index: int, row: object) -> None:
         if not isinstance(row.get(name), kind):
             msg = f"`{path}`, row {index}: expected a string `{name}`, got {row.get(name)!r}."
             raise ConfigError(msg)
-    if not isinstance(row.get("reward"), (int, float)):
+    reward = row.get("reward")
+    if not isinstance(reward, (int, float)) or not math.isfinite(reward):
         msg = f"`{path}`, row {index}: expected a number `reward`, got {row.get('reward')!r}."
         raise ConfigError(msg)

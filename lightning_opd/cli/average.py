@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lightning_opd.cli.outputs import check_output
+
 
 def average(base: str, models: list[str], output: str, coefficient: float | None = None) -> None:
     """Merge models by arithmetic on their weights.
@@ -23,6 +25,7 @@ def average(base: str, models: list[str], output: str, coefficient: float | None
     from lightning_opd.models.merging import merge_folders
     from lightning_opd.models.merging_adapters import merge_adapters
 
+    check_output(Path(output), "output")
     folders = [Path(model) for model in models]
     if folders and all((folder / CONFIG_FILE).is_file() for folder in folders):
         merge_adapters(base, folders, Path(output), coefficient)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from lightning_opd.cli.messages import build_from_config
+from lightning_opd.cli.outputs import check_output
 from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.errors import ConfigError
 
@@ -20,10 +21,13 @@ def export(checkpoint: str, config: str, output: str, merge: bool = True) -> Non
         output: Folder to write.
         merge: Fold a LoRA adapter into the weights; false writes the adapter alone.
     """
+    from lightning_opd.cli.trainer_settings import check_content
     from lightning_opd.modules.export import check_checkpoint, export_checkpoint
     from lightning_opd.modules.student import StudentModule
 
+    check_output(Path(output), "output")
     check_checkpoint(Path(checkpoint))
+    check_content(Path(checkpoint))
     sources = ConfigSources.read(["--config", config])
     model = sources.sources[0].tree.get("model")
     if not isinstance(model, dict):

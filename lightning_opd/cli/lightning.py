@@ -22,6 +22,13 @@ from lightning_opd.cli.messages import BriefParser, explained
 from lightning_opd.cli.processes import wait_for_ranks
 from lightning_opd.cli.resume import prepare_resume
 from lightning_opd.cli.sources import ConfigSources
+from lightning_opd.cli.trainer_settings import (
+    check_callbacks,
+    check_resumable,
+    check_seed,
+    check_student,
+    check_trainer,
+)
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
@@ -90,6 +97,8 @@ class OPDCommandLine(LightningCLI):
             self._instead(self._parser(self._command))
             raise SystemExit(0)
         self.config = parser.parse_args(args)
+        check_seed(self.config[self._command].get("seed_everything"))
+        check_student(self.config[self._command].get("model"))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -98,6 +107,7 @@ class OPDCommandLine(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         trainer = super().instantiate_trainer(**with_console(self._get(self.config_init, "trainer")), **kwargs)
+        check_callbacks(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user chose no other
             trainer.strategy.checkpoint_io = CheckpointFiles()
         if self._command == "preflight" or (self._command == "fit" and self._get(self.config, "preflight")):
@@ -116,6 +126,8 @@ class OPDCommandLine(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        check_trainer(self._get(self.config, "trainer"))
+        check_resumable(self._get(self.config, "ckpt_path"), weights_only=self._get(self.config, "weights_only"))
         strategy = self._get(self.config, "trainer").strategy
         name = strategy.class_path.rpartition(".")[2] if isinstance(strategy, Namespace) else strategy
         if isinstance(name, str) and (name == "FSDPStrategy" or name.startswith("fsdp")):

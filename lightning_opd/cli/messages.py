@@ -6,13 +6,15 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._typehints import ActionTypeHint
 from typing_extensions import override
 
+from lightning_opd.cli.commands import TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean, own_subclasses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning_opd.cli.sources import ConfigSources
 
@@ -28,8 +30,33 @@ class ParserError(Exception):
     """A parser's complaint; `explain` words it for the user."""
 
 
+class RefusedError(BaseException):
+    """Carries a `ConfigError` of a class that is being built past parsers that would try an alternative."""
+
+
 class BriefParser(ArgumentParser):
     """A parser whose innermost complaint says which key is wrong and which ones there are."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Build classes so that their own refusals reach the user."""
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # Lightning's parser passes its own
+        self.add_instantiator(_build, object, subclasses=True)
+
+    @override
+    def validate(
+        self,
+        namespace: Namespace,
+        skip_unset: bool = True,
+        skip_required: bool = False,
+        branch: str | None = None,
+        **kwargs: object,
+    ) -> None:
+        super().validate(namespace, skip_unset, skip_required, branch, **kwargs)
+        for action in self._actions:
+            if isinstance(action, ActionTypeHint) and action.default is not None:
+                value = namespace.get(action.dest, action.default)
+                if value is None:  # the parser takes it for a setting that is left out
+                    self._check_value_key(action, value, action.dest, namespace)
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -43,7 +70,14 @@ class BriefParser(ArgumentParser):
 def _marked(message: str, parser: ArgumentParser) -> str:
     """Return the complaint of a parser as key and text between marks; unchanged where it is about no key of it."""
     if required := re.search(r"required: ([\w.-]+)", message):
-        return _MARK.join(("", required[1], "", message))
+        return _MARK.join(("", re.sub(rf"^({'|'.join(TRAINER_COMMANDS)})\.", "", required[1]), "", message))
+    if unknown := re.search(r"unrecognized arguments: (?!--)(.*)", message, re.DOTALL):
+        got = f"expected options such as `--key value`, got `{_shorten(unknown[1])}`."
+        return _MARK.join(("", "", got, message))
+    if option := re.search(r"argument (?:-\w/)?(--[\w.-]+): expected one argument", message):
+        return _MARK.join(("", "", f"`{option[1]}` expects a value after it.", message))
+    if key := re.search(r"Key must be a string, got: (.*)\.$", message):
+        return _MARK.join(("", "", f"a config file has the key `{key[1]}`, which is no word.", message))
     words = re.findall(r"'([\w.+-]+)'|--([\w.+-]+)", message.partition("Subcommand '")[2].partition("'")[2] or message)
     parts = ".".join(option or quoted for quoted, option in words).removesuffix("+").split(".")
     defaults = parser.get_defaults(skip_validation=True)
@@ -64,6 +98,15 @@ def explained(sources: ConfigSources) -> Iterator[None]:
         yield
     except ParserError as complaint:
         raise ConfigError(explain(complaint, sources)) from complaint
+    except RefusedError as refused:
+        raise refused.args[0] from None
+
+
+def _build(kind: Callable[..., object], *args: object, **kwargs: object) -> object:
+    try:
+        return kind(*args, **kwargs)
+    except ConfigError as error:
+        raise RefusedError(error) from error
 
 
 def build_from_config(base: type, key: str, spec: object, sources: ConfigSources, default: str | None = None) -> object:
@@ -83,9 +126,12 @@ def explain(complaint: ParserError, sources: ConfigSources) -> str:
         before, tail, text, *_ = message.split(_MARK)
         path = (*_keys_around(before.split("\n")), *tail.split("."))
         found = next(((p, place) for p, _, place in sources.mentions() if _is_part(path, p)), None)
+        if not tail:
+            return text
         if not text:
             key = ".".join(path)
-            return f"`{key}` must be given, as `--{key} ...` or in a --config file."
+            nulls = [f" (null {place})" for p, value, place in sources.mentions() if p == path and value is None]
+            return f"`{key}` must be given{''.join(nulls[:1])}, as `--{key} ...` or in a --config file."
         name = ".".join(found[0]) if found else f"--{tail}"
         return f"`{name}` {found[1] if found else 'on the command line'} {text}"
     lines = message.split("\n")
@@ -99,6 +145,7 @@ def explain(complaint: ParserError, sources: ConfigSources) -> str:
     guilty = [mention for mention in named if class_path_problem(str(mention[1]))]
     guilty += [mention for mention in named if str(mention[1]) in text]
     guilty += [mention for mention in under if mention[0] == path]
+    guilty += [mention for mention in sources.mentions() if path and _is_part(path, mention[0])]
     keys, value, place = guilty[0] if guilty else (path, None, "")
     why = class_path_problem(str(value)) if _is_class_path(value) else ""
     got = "" if why or value is None or str(value) in text else f" (got `{_shorten(str(value))}`)"

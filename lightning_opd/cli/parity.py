@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lightning_opd.cli.outputs import check_output
+
 
 def parity(scores: list[str], /, output: str, curves: str | None = None, bootstrap: int = 2000, seed: int = 0) -> None:
     """Compare student, teachers and baselines, prompt by prompt.
@@ -22,4 +24,5 @@ def parity(scores: list[str], /, output: str, curves: str | None = None, bootstr
     """
     from lightning_opd.analysis.write import write_report
 
+    check_output(Path(output), "output")
     sys.stdout.write(write_report(scores, Path(output), None if curves is None else Path(curves), bootstrap, seed))

@@ -8,10 +8,12 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_opd.cli.commands import TRAINER_COMMANDS, command_line, run_command
 from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
+from lightning_opd.cli.outputs import check_output
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.recipe.step import Step, resolve
 from lightning_opd.cli.shipped import note_origin
@@ -42,6 +44,7 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
+    check_output(Path(output), "output")
     plan = read_recipe(find_recipe(recipe))
     note_origin(recipe, plan.folder)
     redo = len(plan.steps) if from_ is None else plan.position(from_)

@@ -51,6 +51,12 @@ def _neighbours_of(path: Path) -> Iterator[None]:
 
 
 def _main_of(file: str) -> Callable[..., None]:
+    try:
+        compile(Path(file).read_bytes(), file, "exec")
+    except (SyntaxError, ValueError) as error:  # a ValueError for null bytes, in some versions
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        msg = f"`{file}` is not Python in UTF-8{line}: {getattr(error, 'msg', error)}. Correct the file."
+        raise ConfigError(msg) from error
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     module = importlib.util.module_from_spec(spec) if spec and spec.loader else None
     if spec and spec.loader and module:
@@ -63,7 +69,11 @@ def _main_of(file: str) -> Callable[..., None]:
 
 
 def _check(main: Callable[..., None], arguments: dict[str, Any], file: str) -> None:
-    known = {name: p for name, p in inspect.signature(main).parameters.items() if name != "seed"}
+    parameters = inspect.signature(main).parameters
+    if "seed" not in parameters and all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        msg = f"`main` of `{file}` takes no `seed`; define `main(seed, ...)` with the arguments of the step."
+        raise ConfigError(msg)
+    known = {name: p for name, p in parameters.items() if name != "seed"}
     for name in [name for name in arguments if name not in known]:
         cure = f"{did_you_mean(name, known)} Arguments: {', '.join(known)}."
         msg = f"`main` of `{file}` has no argument `{name}`.{cure}"

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import get_loader
 
 from lightning_opd.cli.shipped import find, note_origin
-from lightning_opd.errors import ConfigError, did_you_mean
+from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
 
 Tree: TypeAlias = dict[str, object]
 KeyPath: TypeAlias = tuple[str, ...]
@@ -104,14 +104,56 @@ class ConfigSources:
                 yield keys, value, source.place
 
 
+def read_text(path: Path, what: str) -> str:
+    """Return the text of a file in UTF-8, or raise a `ConfigError` that names it."""
+    if path.is_dir():
+        msg = f"{what} `{path}` is a folder; name a file in it."
+        raise MissingFileError(msg)
+    if not path.is_file():
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        cure = did_you_mean(path.name, names)
+        msg = f"{what} `{path}` does not exist (looked in `{Path.cwd()}`).{cure}"
+        raise MissingFileError(msg)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"{what} `{path}` is not text in UTF-8 (byte {error.start + 1}); save it in that encoding."
+        raise ConfigError(msg) from None
+    except OSError as error:
+        msg = f"{what} `{path}` cannot be read: {error.strerror}."
+        raise ConfigError(msg) from None
+
+
 def read_yaml(name: str, text: str) -> object:
     """Parse YAML as the parser does, or raise a `ConfigError` that names it; an empty text is an empty mapping."""
     try:
+        root = yaml.compose(text, Loader=yaml.CSafeLoader)
         content = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
-        msg = f"{name} is not valid YAML: {' '.join(str(error).split())}"
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        cure = " Write one document per file." if "single document" in reason else ""
+        msg = f"{name} is not valid YAML: {reason}.{cure}"
         raise ConfigError(msg) from error
+    _check_keys(name, root)
     return {} if content is None else content
+
+
+def _check_keys(name: str, node: yaml.Node | None, path: KeyPath = ()) -> None:
+    """Refuse a key that stands twice in one mapping, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, entry in enumerate(node.value):
+            _check_keys(name, entry, (*path, str(index)))
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        word = str(key.value)
+        if word in seen and word != "<<":
+            full, line = ".".join((*path, word)), key.start_mark.line + 1
+            msg = f"{name} has the key `{full}` twice, the second time in line {line}. Keep one of them."
+            raise ConfigError(msg)
+        seen.add(word)
+        _check_keys(name, value, (*path, word))
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
@@ -130,7 +172,11 @@ def _options(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 def _read_config(value: str, word: int) -> Source:
     is_inline = value.lstrip().startswith("{")
     name = "an inline --config" if is_inline else f"`{value}`"
-    tree = read_yaml(name, value if is_inline else _file(value).read_text(encoding="utf-8"))
+    text = value if is_inline else read_text(_file(value), "config file")
+    tree = read_yaml(name, text)
+    if not text.strip():
+        msg = f"{name} is empty; expected keys such as `model`, `data` and `trainer`. Leave the file out, or fill it."
+        raise ConfigError(msg)
     if not is_inline:
         note_origin(value, _file(value))
     if not isinstance(tree, dict):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from lightning_opd.cli.messages import build_from_config
+from lightning_opd.cli.outputs import check_output
 from lightning_opd.cli.sources import ConfigSources, Source
 from lightning_opd.errors import ConfigError
 
@@ -34,6 +35,7 @@ def tokenizer(
     from lightning_opd.interfaces import Task
     from lightning_opd.tokenization.training import train_tokenizer
 
+    check_output(Path(output), "output")
     if num_examples < 1:
         msg = f"`num_examples` must be at least 1, got {num_examples}."
         raise ConfigError(msg)

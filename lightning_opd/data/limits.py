@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
@@ -45,6 +47,21 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: i
             teacher_names=learner.teachers.names,
         )
     )
+
+
+def check_stops(stop_token_ids: Sequence[int], num_tokens: int) -> None:
+    """Refuse stop tokens that the tokenizer does not have, at which no response would ever end.
+
+    Raises:
+        ConfigError: With the wrong ids.
+    """
+    unknown = [token_id for token_id in stop_token_ids if not 0 <= token_id < num_tokens]
+    if unknown:
+        msg = (
+            f"`sampling.stop_token_ids` names {unknown}, but the tokenizer's ids go from 0 to {num_tokens - 1}. Leave "
+            "it out for those that the model declares."
+        )
+        raise ConfigError(msg)
 
 
 def check_batch_limits(trainer: L.Trainer, updates_per_batch: int, rows_per_rank: int) -> None:

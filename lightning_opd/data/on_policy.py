@@ -19,7 +19,7 @@ from lightning_opd.collection.resume import describe, fingerprint
 from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
-from lightning_opd.data.limits import batches_per_epoch, check_training
+from lightning_opd.data.limits import batches_per_epoch, check_stops, check_training
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
 from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
@@ -98,6 +98,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             stop_token_ids=self.sampling.stop_token_ids or learner.stop_token_ids,
             vocab_size=self.sampling.vocab_size or len(learner.tokenizer),
         )
+        check_stops(sampling.stop_token_ids, len(learner.tokenizer))
         self._collector = Collector(
             learner,
             self.task,

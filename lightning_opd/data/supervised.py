@@ -52,6 +52,11 @@ class SFTDataModule(TrainerDataModule):
         if not 1 <= batch_size <= num_examples:
             msg = f"`data.batch_size` must lie between 1 and `data.num_examples` ({num_examples}), got {batch_size}."
             raise ConfigError(msg)
+        if num_validation_examples < 0 or max_length < 1:
+            wrong = "max_length" if max_length < 1 else "num_validation_examples"
+            value = max_length if max_length < 1 else num_validation_examples
+            msg = f"`data.{wrong}` must be at least {int(max_length < 1)}, got {value}."
+            raise ConfigError(msg)
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
         self.shuffle, self.seed = shuffle, seed
         self.num_examples, self.num_validation_examples = num_examples, num_validation_examples

@@ -60,7 +60,7 @@ class Clip(LogRatioTransform):
 
     def __post_init__(self) -> None:
         """Refuse a limit that leaves nothing."""
-        if self.limit <= 0:
+        if not self.limit > 0:
             msg = f"`limit` must be positive, got {self.limit}."
             raise ConfigError(msg)
 
@@ -96,7 +96,7 @@ class BoundedDifference(LogRatioTransform):
 
     def __post_init__(self) -> None:
         """Refuse an exponent that flattens or turns the sign."""
-        if self.exponent <= 0:
+        if not self.exponent > 0:
             msg = f"`exponent` must be positive, got {self.exponent}."
             raise ConfigError(msg)
 
@@ -177,7 +177,7 @@ class OneSidedTrustRegion(LogRatioTransform):
 
     def __post_init__(self) -> None:
         """Refuse negative bounds."""
-        if self.low < 0 or self.high < 0:
+        if not (self.low >= 0 and self.high >= 0):
             msg = f"`low` and `high` must not be negative, got {self.low} and {self.high}."
             raise ConfigError(msg)
 

@@ -56,7 +56,7 @@ class TruncatedImportance(OffPolicyWeight):
 
     def __post_init__(self) -> None:
         """Refuse a limit below the weight of a token that is on-policy."""
-        if self.max_weight < 1:
+        if not self.max_weight >= 1:
             msg = f"`max_weight` must be at least 1, got {self.max_weight}."
             raise ConfigError(msg)
 

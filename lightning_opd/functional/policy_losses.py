@@ -84,7 +84,7 @@ class TruncatedImportance(PolicyLoss):
 
     def __post_init__(self) -> None:
         """Refuse a limit below the ratio of an unchanged student."""
-        if self.max_ratio < 1:
+        if not self.max_ratio >= 1:
             msg = f"`max_ratio` must be at least 1, got {self.max_ratio}."
             raise ConfigError(msg)
 
@@ -123,7 +123,7 @@ class PPOClip(PolicyLoss):
 
     def __post_init__(self) -> None:
         """Refuse empty bounds."""
-        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
+        if not (0 < self.clip_low <= 1 and self.clip_high > 0):
             msg = f"Expected 0 < `clip_low` ≤ 1 and `clip_high` > 0, got {self.clip_low} and {self.clip_high}."
             raise ConfigError(msg)
 

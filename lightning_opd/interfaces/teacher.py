@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_opd.types import SampledTokens, Signal, TeacherScores
+from lightning_opd.types import Prompt, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -21,6 +21,9 @@ class Teacher(ABC):
     def identity(self) -> Hashable:
         """Equal for teachers that can use one loaded model."""
         return id(self)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that this teacher could not score, before any weight is loaded; by default none."""
 
     @abstractmethod
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:

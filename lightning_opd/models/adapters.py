@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError, MissingFileError
+from lightning_opd.models.files import check_json, check_safetensors
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -29,7 +29,7 @@ def adapter_base(path: str) -> str | None:
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
         return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = check_json(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         msg = (
             f"`{file}` names no base model, got `base_model_name_or_path` {base!r}. Write there the folder or hub name "
@@ -121,7 +121,7 @@ def check_switchable(path: str) -> None:
     Raises:
         ConfigError: It has biases of the base, or whole modules (`modules_to_save`).
     """
-    settings = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = check_json(Path(path) / CONFIG_FILE)
     bias, whole = settings.get("bias", "none"), settings.get("modules_to_save")
     if bias != "none" or whole:
         what = f"`modules_to_save` {whole}" if whole else f"`bias: {bias}`"
@@ -137,7 +137,11 @@ def _read(path: str, *, is_trainable: bool) -> tuple[PeftConfig, dict[str, Tenso
     from peft import PeftConfig
     from safetensors.torch import load_file
 
-    config = PeftConfig.from_pretrained(path)
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"`{Path(path) / CONFIG_FILE}` describes no adapter that peft knows ({error!r}). Save it again."
+        raise ConfigError(msg) from None
     if config.is_prompt_learning:
         kind = getattr(config.peft_type, "value", config.peft_type)
         msg = f"The adapter `{path}` is of the kind {kind}, which adds tokens instead of changing layers. Use LoRA."
@@ -146,6 +150,7 @@ def _read(path: str, *, is_trainable: bool) -> tuple[PeftConfig, dict[str, Tenso
     if not file.is_file():
         msg = f"Expected the adapter's weights at `{file}`, found none. Save them as safetensors."
         raise MissingFileError(msg)
+    check_safetensors(file)
     config.inference_mode = not is_trainable
     return config, load_file(file)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,13 +19,13 @@ CAUSAL_TOLERANCE = 10
 """Roundings, relative to the largest logit, by which logits may depend on the batch they are computed in."""
 
 
-def check_weights(path: str, model: nn.Module, info: Mapping[str, Collection[str]]) -> None:
+def check_weights(path: str, model: nn.Module, info: Mapping[str, Collection[Any]]) -> None:
     """Refuse a checkpoint whose weights and configuration disagree: weights that are made up, or layers left out.
 
     Args:
         path: Where the model came from.
         model: As loaded.
-        info: The `missing_keys` and `unexpected_keys` that transformers reports.
+        info: The `missing_keys`, `unexpected_keys` and `mismatched_keys` that transformers reports.
     """
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -33,6 +33,14 @@ def check_weights(path: str, model: nn.Module, info: Mapping[str, Collection[str
             f"The model at `{path}` has no weights for {len(missing)} tensors of its configuration ({_some(missing)}), "
             "which would be random. Correct its `config.json` (number of layers, tied embeddings), or complete the "
             "weights."
+        )
+        raise ConfigError(msg)
+    reshaped = sorted(info.get("mismatched_keys", ()))
+    if reshaped:
+        name, saved, expected = reshaped[0]
+        msg = (
+            f"The weights at `{path}` have another shape than its `config.json` says in {len(reshaped)} tensors "
+            f"(`{name}`: {list(saved)}, not {list(expected)}). Copy both files again from one model."
         )
         raise ConfigError(msg)
     stacks = {_stack(name) for name in model.state_dict()} - {None}
@@ -102,7 +110,11 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
         return
     paths = [path for path, _ in model.named_modules() if path]
     if isinstance(targets, str):
-        unknown = [] if any(re.fullmatch(targets, path) for path in paths) else [targets]
+        try:
+            unknown = [] if any(re.fullmatch(targets, path) for path in paths) else [targets]
+        except re.error as error:
+            msg = f"`student.lora.targets` `{targets}` is no regular expression ({error}). Use names, or all-linear."
+            raise ConfigError(msg) from None
     else:
         unknown = [t for t in targets if not any(path == t or path.endswith(f".{t}") for path in paths)]
     if unknown or not targets:

@@ -12,15 +12,20 @@ import torch
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.checks import check_causal, check_weights
+from lightning_opd.models.files import check_config, check_model, check_tokenizer
+from lightning_opd.models.hub import locate
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+MODEL = "a causal language model"
+
 
 def load_tokenizer(
     path: str,
     *,
+    revision: str | None = None,
     trust_remote_code: bool = False,
     chat_template_kwargs: Mapping[str, object] | None = None,
     control_tokens_in_text: str | None = None,
@@ -29,6 +34,7 @@ def load_tokenizer(
 
     Args:
         path: Folder or hub name.
+        revision: Branch, tag or commit on the hub.
         trust_remote_code: Run code shipped with the model.
         chat_template_kwargs: Settings of the chat template; added to those that an export has saved with it.
         control_tokens_in_text: See `StudentConfig`.
@@ -47,8 +53,13 @@ def load_tokenizer(
                 chat_template_kwargs=chat_template_kwargs,
                 control_tokens_in_text=control_tokens_in_text,
             )
-    with _explain_missing("a tokenizer", path):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    options = locate(path, "a tokenizer", revision)
+    if Path(path).is_dir():
+        check_tokenizer(Path(path))
+    with _explained("a tokenizer", path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trust_remote_code, **options
+        )
     if chat_template_kwargs:
         saved = tokenizer.init_kwargs.get(TEMPLATE_SETTINGS) or {}
         tokenizer.init_kwargs[TEMPLATE_SETTINGS] = {**saved, **chat_template_kwargs}
@@ -60,6 +71,7 @@ def load_tokenizer(
 def load_causal_lm(
     path: str,
     *,
+    revision: str | None = None,
     dtype: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -68,6 +80,7 @@ def load_causal_lm(
 
     Args:
         path: Folder or hub name.
+        revision: Branch, tag or commit on the hub.
         dtype: Precision of the weights; by default the checkpoint's own.
         attn_implementation: Attention of transformers; by default what transformers chooses for the architecture.
         trust_remote_code: Run code shipped with the model.
@@ -87,7 +100,10 @@ def load_causal_lm(
             )
         put_adapter(model, path)  # in place
         return model
-    with _explain_missing("a causal language model", path), quiet_files(), _explain_attention(attn_implementation):
+    options = locate(path, MODEL, revision)
+    if Path(path).is_dir():
+        check_model(Path(path))
+    with _explained(MODEL, path), quiet_files(), _explain_attention(attn_implementation):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch_dtype(dtype) or "auto",
@@ -95,6 +111,8 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_weights` refuses them with their names
+            **options,
         )
     model = cast("PreTrainedModel", loaded[0])
     check_weights(path, model, loaded[1])
@@ -103,31 +121,37 @@ def load_causal_lm(
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
-    """Return a dtype by its name, None for none.
+    """Return a dtype of weights by its name, None for none.
 
     Raises:
-        ConfigError: torch has no dtype of that name.
+        ConfigError: torch has no dtype of that name, or it is not one of real numbers.
     """
     if name is None:
         return None
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         msg = f"`dtype` must name a torch dtype such as float32 or bfloat16, got {name!r}."
         raise ConfigError(msg)  # the value is wrong, not its Python type
     return dtype
 
 
-def load_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
     """Load a model's configuration; that of the base model for an adapter.
 
     Raises:
         FileNotFoundError: There is nothing to load at `path`.
+        ConfigError: The configuration cannot be read.
     """
     from transformers import AutoConfig
 
-    path = adapter_base(path) or path
-    with _explain_missing("a causal language model", path):
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+    base = adapter_base(path)
+    with explain_base(path, base):
+        path, revision = base or path, revision if base is None else None
+        options = locate(path, MODEL, revision)
+    if Path(path).is_dir():
+        check_config(Path(path))
+    with _explained(MODEL, path):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)  # type: ignore[no-any-return]
 
 
 def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype | None:
@@ -148,17 +172,21 @@ def _explain_attention(name: str | None) -> Iterator[None]:
         raise ConfigError(msg) from error
 
 
-def declared_stop_ids(path: str, config: PretrainedConfig) -> tuple[int, ...]:
+def declared_stop_ids(path: str, config: PretrainedConfig, *, revision: str | None = None) -> tuple[int, ...]:
     """Return the tokens at which a model says that it stops: one, or several as Llama 3 and Qwen 3 have.
 
     Args:
         path: Folder or hub name of the model, or folder of an adapter on it: its generation configuration counts.
         config: The model's configuration, which counts where it has no other.
+        revision: Branch, tag or commit on the hub.
     """
     from transformers import GenerationConfig
 
+    base = adapter_base(path)
+    path, revision = base or path, revision if base is None else None
+    options = locate(path, MODEL, revision)
     try:
-        stops = GenerationConfig.from_pretrained(adapter_base(path) or path).eos_token_id
+        stops = GenerationConfig.from_pretrained(path, **options).eos_token_id
     except OSError:  # no generation_config.json
         stops = None
     if stops is None:
@@ -167,20 +195,19 @@ def declared_stop_ids(path: str, config: PretrainedConfig) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _explain_missing(what: str, path: str) -> Iterator[None]:
-    msg = (
-        f"Expected {what} at `{path}` (a folder, or a model's name on the hub such as org/name), found none. "
-        "Check the path, or run the step that makes it first."
-    )
-    is_hub_name = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
-    if not is_hub_name and not Path(path).is_dir():  # otherwise the hub would be asked several times
-        raise MissingFileError(msg)
+def _explained(what: str, path: str) -> Iterator[None]:
+    """Say in a line what transformers finds wrong with a model's files."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError) or (Path(path).is_dir() and any(Path(path).glob("*.json"))):
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        if isinstance(error, ConfigError):
             raise
-        raise MissingFileError(msg) from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        more = [line.strip() for line in str(error).splitlines() if line.strip()][1:2]
+        msg = f"{what[0].upper()}{what[1:]} cannot be loaded from `{path}`: {' '.join([reason, *more])}"
+        raise MissingFileError(msg) if isinstance(error, OSError) else ConfigError(msg) from error
 
 
 @contextlib.contextmanager

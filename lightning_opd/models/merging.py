@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.models.files import check_weight_files
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -85,6 +87,9 @@ def merge_folders(base: Path, models: Sequence[Path], output: Path, coefficient:
     Raises:
         ConfigError: If a folder holds no safetensors, the architectures differ, or `output` is one of the models.
     """
+    if coefficient is not None and not math.isfinite(coefficient):
+        msg = f"`coefficient` must be a finite number, got {coefficient}. Leave it out for the plain average."
+        raise ConfigError(msg)
     if not models:
         msg = "`models` must name at least one folder, got an empty list."
         raise ConfigError(msg)
@@ -111,6 +116,8 @@ def _at_least_float32(tensors: Sequence[Tensor]) -> torch.dtype:
 def _layout(folder: Path) -> Mapping[str, str]:
     """Return tensor name → file that holds it."""
     index, single = folder / _INDEX, folder / _WEIGHTS
+    if index.is_file() or single.is_file():
+        check_weight_files(folder)
     if index.is_file():
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     if single.is_file():

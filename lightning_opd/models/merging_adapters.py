@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import CONFIG_FILE, WEIGHTS_FILE, adapter_base
+from lightning_opd.models.files import check_json, check_safetensors
 
 EXACT_KINDS = {"use_dora": False, "use_qalora": False, "fan_in_fan_out": False, "lora_bias": False, "bias": "none"}
 """Settings under which an adapter adds scale · B A to a weight and does nothing else."""
@@ -72,7 +73,7 @@ def merge_adapters(base: str, adapters: Sequence[Path], output: Path, coefficien
 
 
 def _read(base: str, path: Path) -> _Adapter:
-    settings = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = check_json(path / CONFIG_FILE)
     own = adapter_base(str(path))
     if own != base and Path(str(own)).resolve() != Path(base).resolve():
         msg = (
@@ -89,6 +90,7 @@ def _read(base: str, path: Path) -> _Adapter:
     if not file.is_file():
         msg = f"Expected the adapter's weights at `{file}`, found none. Save them as safetensors."
         raise MissingFileError(msg)
+    check_safetensors(file)
     weights = load_file(file)
     odd_names = sorted(key for key in weights if not key.endswith((A, B)))
     if odd_names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +41,15 @@ class Lora:
     adapter_name: str = "student"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the name."""
         if self.rank < 1:
             msg = f"`student.lora.rank` must be at least 1, got {self.rank}. Leave `lora` out to train all weights."
+            raise ConfigError(msg)
+        if self.alpha == 0 or not math.isfinite(self.alpha):
+            msg = f"`student.lora.alpha` must be a finite number other than 0, got {self.alpha}. Usual is 2 · rank."
+            raise ConfigError(msg)
+        if not self.adapter_name or "." in self.adapter_name:
+            msg = f"`student.lora.adapter_name` must be a word without dots, got {self.adapter_name!r}."
             raise ConfigError(msg)
         if not 0 <= self.dropout < 1:
             msg = f"`student.lora.dropout` must lie in [0, 1), got {self.dropout}."
@@ -56,6 +63,7 @@ class StudentConfig:
     Args:
         path: Folder or hub name of a Hugging Face causal language model (safetensors), or the folder of a LoRA
             adapter (adapter_config.json), which is trained further.
+        revision: Branch, tag or commit of `path`, where that is a hub name; by default the newest.
         random_init: A transformers configuration as a mapping with `model_type`; the vocabulary
             size defaults to the tokenizer's.
         tokenizer: Folder or hub name of the tokenizer; by default `path`.
@@ -81,6 +89,7 @@ class StudentConfig:
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, object] | None = None
     control_tokens_in_text: Literal["text", "refuse", "keep"] = "text"
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a student without weights or without a tokenizer."""
@@ -92,6 +101,9 @@ class StudentConfig:
             raise ConfigError(msg)
         if self.path is None and self.tokenizer is None:
             msg = "`student.random_init` needs `student.tokenizer`: a folder with a tokenizer."
+            raise ConfigError(msg)
+        if self.revision is not None and self.path is None:
+            msg = f"`student.revision` belongs to a `path` on the hub, got {self.revision!r} beside `random_init`."
             raise ConfigError(msg)
         torch_dtype(self.dtype)
 
@@ -106,7 +118,7 @@ class StudentConfig:
         from transformers import AutoConfig
 
         if self.path is not None:
-            return load_config(self.path, trust_remote_code=self.trust_remote_code)
+            return load_config(self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
         settings = dict(self.random_init or {})
         if "model_type" not in settings:
             msg = f"`student.random_init` needs `model_type` (for example qwen3), got the keys {sorted(settings)}."
@@ -122,6 +134,7 @@ def build_student(student: StudentConfig) -> nn.Module:
     if student.path is not None:
         model = load_causal_lm(
             student.path,
+            revision=student.revision,
             dtype=_dtype(student),
             attn_implementation=student.attn_implementation,
             trust_remote_code=student.trust_remote_code,

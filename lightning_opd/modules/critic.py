@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class Critic(nn.Module):
         """Check the numbers; `build` makes the layers when the student's width is known."""
         super().__init__()
         for name, value in (("width", width), ("lr", lr), ("max_norm", max_norm)):
-            if value <= 0:
+            if not 0 < value < math.inf:
                 msg = f"`{name}` of the critic must be positive, got {value}."
                 raise ConfigError(msg)
         self.width, self.lr, self.max_norm = width, lr, max_norm

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing_extensions import override
 
 from lightning_opd.models import StudentConfig
+from lightning_opd.modules.optimization import OptimizerFactory, SchedulerFactory
 from lightning_opd.modules.records import EvaluationRecords
-from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
+from lightning_opd.modules.student import StudentModule
 from lightning_opd.types import RolloutBatch
 
 

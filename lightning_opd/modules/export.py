@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_opd.errors import ConfigError, MissingFileError
+from lightning_opd.errors import ConfigError
 from lightning_opd.models import export_student
+from lightning_opd.modules.checkpoint_files import damage
 from lightning_opd.modules.student import StudentModule
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ def check_checkpoint(checkpoint: Path) -> None:
             f"with `python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}`."
         )
         raise ConfigError(msg)
-    if not checkpoint.is_file():
-        msg = f"checkpoint `{checkpoint}` does not exist; `fit` saves one as `checkpoints/last.ckpt`."
-        raise MissingFileError(msg)
+    problem = damage(checkpoint)
+    if problem is not None:
+        msg = f"checkpoint `{checkpoint}` cannot be read: {problem}. Export an earlier one."
+        raise ConfigError(msg)
 
 
 def export_checkpoint(module: StudentModule, checkpoint: Path, output: Path, *, merge: bool) -> None:

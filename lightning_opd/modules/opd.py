@@ -29,8 +29,8 @@ from lightning_opd.models.shared_base import SharedBases
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
 from lightning_opd.modules.evaluation import EvaluationModule
+from lightning_opd.modules.optimization import OptimizerFactory, SchedulerFactory
 from lightning_opd.modules.quotients import Quotients
-from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import AdapterExpert, TeacherPool, attach, teacher_of
 from lightning_opd.tokenization.compatibility import check_same_vocabulary

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -14,7 +13,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, is_allowed
@@ -34,6 +32,13 @@ from lightning_opd.models import (
 )
 from lightning_opd.modules import logged_points
 from lightning_opd.modules.non_finite import NonFiniteGuard
+from lightning_opd.modules.optimization import (
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+    try_optimization,
+)
 from lightning_opd.modules.schedules import WarmupCosine
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.tokenization.turn_borders import stop_token_ids
@@ -42,11 +47,6 @@ from lightning_opd.types import RolloutBatch
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
-
-OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
-"""Makes an optimiser from parameter groups, as torch's own optimisers take them."""
-
-SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class StudentModule(L.LightningModule, StudentOwner):
@@ -66,6 +66,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         self.student_config = student
         self.student: nn.Module | None = None
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        try_optimization(optimizer, lr_scheduler)
         self._language_model: LanguageModel | None = None
         self.non_finite = NonFiniteGuard()
         self._max_steps: int | None = None  # of a resumed run
@@ -82,6 +83,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         path = config.tokenizer or config.path
         tokenizer = load_tokenizer(
             str(path),
+            revision=None if config.tokenizer else config.revision,
             trust_remote_code=config.trust_remote_code,
             chat_template_kwargs=config.chat_template_kwargs,
             control_tokens_in_text=config.control_tokens_in_text,
@@ -95,7 +97,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         config = self.student_config
         if config.path is None:
             return stop_token_ids(self.tokenizer)
-        return stop_token_ids(self.tokenizer, declared_stop_ids(config.path, config.declared))
+        return stop_token_ids(self.tokenizer, declared_stop_ids(config.path, config.declared, revision=config.revision))
 
     @property
     def declared_max_length(self) -> int:
@@ -169,22 +171,15 @@ class StudentModule(L.LightningModule, StudentOwner):
         Raises:
             ConfigError: The optimiser refuses its settings.
         """
-        optimizer = self._make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+        optimizer = make_optimizer(self._optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
         return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-
-    def _make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        try:
-            return self._optimizer(groups)
-        except (TypeError, ValueError) as error:
-            msg = f"`model.optimizer` refuses its settings: {error}. Correct its `init_args`."
-            raise ConfigError(msg) from error
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.parameter_groups())
+        optimizer = make_optimizer(self._optimizer, self.parameter_groups())
         if self._lr_scheduler is None:
             return optimizer
-        scheduler = self._lr_scheduler(optimizer)
+        scheduler = make_scheduler(self._lr_scheduler, optimizer)
         if isinstance(scheduler, WarmupCosine):
             scheduler.set_num_steps(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
 from lightning_opd.models import StudentConfig, sum_over_ranks
-from lightning_opd.modules.student import OptimizerFactory, SchedulerFactory, StudentModule
+from lightning_opd.modules.optimization import OptimizerFactory, SchedulerFactory
+from lightning_opd.modules.student import StudentModule
 
 
 class SFTModule(StudentModule):

@@ -176,7 +176,7 @@ class MathAnswer(AnswerReward):
 
     def __post_init__(self) -> None:
         """Refuse no time, and a missing library."""
-        if self.seconds <= 0:
+        if not self.seconds > 0:
             msg = f"`seconds` must be positive, got {self.seconds}."
             raise ConfigError(msg)
         if importlib.util.find_spec("math_verify") is None:

@@ -56,6 +56,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; by default the architecture's.
         trust_remote_code: Run code shipped with the model; only for models you trust.
         chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
+        revision: Branch, tag or commit of `path`, where that is a hub name; by default the newest.
     """
 
     def __init__(
@@ -68,16 +69,21 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,  # a key in YAML
         chat_template_kwargs: dict[str, object] | None = None,
+        revision: str | None = None,
     ) -> None:
         """Remember the settings; `setup` loads the model."""
-        if temperature is not None and temperature <= 0:
+        if temperature is not None and not 0 < temperature < math.inf:
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
             raise ConfigError(msg)
+        for name, count in (("batch_size", batch_size), ("top_k", top_k)):
+            if count < 1:
+                msg = f"`{name}` of teacher `{path}` must be at least 1, got {count}."
+                raise ConfigError(msg)
         torch_dtype(dtype)
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
         self.top_k = top_k
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
-        self.chat_template_kwargs = chat_template_kwargs
+        self.chat_template_kwargs, self.revision = chat_template_kwargs, revision
         self._model: LanguageModel | None = None
         self._mesh: DeviceMesh | None = None
         self._has_copied_head = False
@@ -95,12 +101,16 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             self.attn_implementation,
             self.trust_remote_code,
             json.dumps(self.chat_template_kwargs, sort_keys=True),
+            self.revision,
         )
 
     @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(
-            self.path, trust_remote_code=self.trust_remote_code, chat_template_kwargs=self.chat_template_kwargs
+            self.path,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     @override
@@ -111,6 +121,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         model = load_causal_lm(
             self.path,
+            revision=self.revision,
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,

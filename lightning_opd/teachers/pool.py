@@ -47,10 +47,10 @@ class TeacherPool:
         return {name: self._teachers[name] for name in first.values()}
 
     def check_routes(self, prompts: Iterable[Prompt]) -> None:
-        """Raise on a prompt whose teacher is unknown.
+        """Raise on a prompt whose teacher is unknown or cannot score it.
 
         Raises:
-            ValueError: With the unknown name, the known ones and the nearest of them.
+            ValueError: With the unknown name, the known ones and the nearest of them; or what the teacher lacks.
         """
         for prompt in prompts:
             if prompt.teacher not in self._teachers:
@@ -61,6 +61,7 @@ class TeacherPool:
                     "Add it under `model.teachers`, or correct the prompt's teacher field."
                 )
                 raise ConfigError(msg)
+            self._teachers[prompt.teacher].check_prompt(prompt)
 
     def shorter_than(self, max_length: int) -> dict[str, int]:
         """Return the longest sequence in tokens of each teacher that cannot read one of `max_length`."""

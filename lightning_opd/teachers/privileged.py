@@ -80,6 +80,10 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
     def close(self) -> None:
         self._teacher.close()
 
+    @override
+    def check_prompt(self, prompt: Prompt) -> None:
+        self.messages(prompt, prompt.messages)
+
     def messages(self, prompt: Prompt, chat: Messages) -> list[Message]:
         """Return the chat that the teacher reads instead of the student's.
 
@@ -92,8 +96,8 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         if missing or not places:
             needed = f"the columns {missing}" if missing else "a user message"
             msg = (
-                f"`context` of a PrivilegedTeacher needs {needed}, which the prompt {prompt.key} lacks; its columns "
-                f"are {sorted(prompt.columns)}. Add them to the data, or change `context`."
+                f"`context` of a PrivilegedTeacher needs {needed}, which the prompt {prompt.place or prompt.key} "
+                f"lacks; its columns are {sorted(prompt.columns)}. Add them to the data, or change `context`."
             )
             raise ConfigError(msg)
         last = hinted[places[-1]]

@@ -50,6 +50,13 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     control = [*SPECIAL_TOKENS, *special_tokens]
+    wrong = [token for token in special_tokens if not token.strip() or control.count(token) > 1]
+    if wrong:
+        msg = f"`special_tokens` must be different words besides those of ChatML, got {wrong[0]!r}. Leave it out."
+        raise ConfigError(msg)
+    if max_merge is not None and max_merge < 1:
+        msg = f"`max_merge` must be at least 1 byte, got {max_merge}. Leave it out to keep words apart."
+        raise ConfigError(msg)
     smallest = NUM_BYTES + len(control)
     if vocab_size < smallest:
         needed = f"{NUM_BYTES} bytes and {len(control)} special tokens"

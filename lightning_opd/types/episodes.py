@@ -88,7 +88,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values no engine can draw with."""
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             msg = f"`temperature` must be 0 (greedy) or positive, got {self.temperature}."
             raise ConfigError(msg)
         if not 0 < self.top_p <= 1:
@@ -103,7 +103,7 @@ class Sampling:
         if "" in self.stop_strings:
             msg = "`stop_strings` has an empty text, which would end every reply at once. Remove it."
             raise ConfigError(msg)
-        for name in ("max_new_tokens", "max_turns", "max_episode_tokens", "top_k"):
+        for name in ("max_new_tokens", "max_turns", "max_episode_tokens", "top_k", "vocab_size"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 msg = f"`{name}` must be at least 1, got {limit}."

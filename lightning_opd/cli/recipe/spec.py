@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_opd.cli.commands import command_names
 from lightning_opd.cli.shipped import find
-from lightning_opd.cli.sources import read_yaml
+from lightning_opd.cli.sources import read_text, read_yaml
 from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
 
 
@@ -79,7 +79,7 @@ def read_recipe(folder: Path) -> Recipe:
     if not path.is_file():
         msg = f"`{folder}` has no `recipe.yaml`; a recipe is a folder with an ordered list `steps:` in that file."
         raise MissingFileError(msg)
-    content = read_yaml(f"`{path}`", path.read_text(encoding="utf-8"))
+    content = read_yaml(f"`{path}`", read_text(path, "recipe"))
     steps = content.get("steps") if isinstance(content, dict) else None
     if not isinstance(steps, list) or not steps:
         msg = f"`{path}` must hold a list `steps:` of `{{name, command, config, overrides}}`."

@@ -62,6 +62,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
         top_k: Likeliest tokens per position it reports to an objective that asks for them, where `scorer` is its own
             or the credit is `PrefixCredit`.
         chat_template_kwargs: Settings of the teacher's own chat template.
+        revision: Branch, tag or commit of `path`, where that is a hub name; by default the newest.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
         trust_remote_code: bool = False,  # a key in YAML
         top_k: int = 64,
         chat_template_kwargs: dict[str, object] | None = None,
+        revision: str | None = None,
     ) -> None:
         """Remember the settings; tokenizers meet in `set_student_tokenizer`, the model loads in `setup`."""
         self.path, self.credit, self.roles = path, credit, roles or {}
-        self.scorer = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code) if scorer is None else scorer
+        own = LocalTeacher(path, top_k=top_k, trust_remote_code=trust_remote_code, revision=revision)
+        self.scorer = own if scorer is None else scorer
         self.trust_remote_code, self.top_k = trust_remote_code, top_k
-        self.chat_template_kwargs = chat_template_kwargs
+        self.chat_template_kwargs, self.revision = chat_template_kwargs, revision
         self._translator: Translator | None = None
         self._batch_scorer: AlignedScorer | TreeScorer | None = None
         self._has_warned = False
@@ -86,7 +89,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     @property
     @override
     def identity(self) -> Hashable:
-        settings = json.dumps(self.chat_template_kwargs, sort_keys=True)
+        settings = json.dumps([self.chat_template_kwargs, self.revision], sort_keys=True)
         return type(self), self.path, self.credit, tuple(self.roles.items()), self.top_k, settings, self.scorer.identity
 
     @override
@@ -97,7 +100,10 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the teacher's tokenizer, with the chat template in which it reads chats."""
         return load_tokenizer(
-            self.path, trust_remote_code=self.trust_remote_code, chat_template_kwargs=self.chat_template_kwargs
+            self.path,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def _scorer_of(self, credit: Credit) -> AlignedScorer | TreeScorer:

@@ -1,0 +1,77 @@
+"""The optimiser and its schedule: made from what the user chose, and tried before any model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_opd.errors import ConfigError
+
+OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
+"""Makes an optimiser from parameter groups, as torch's own optimisers take them."""
+
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+def try_optimization(optimizer: OptimizerFactory, lr_scheduler: SchedulerFactory | None) -> None:
+    """Let optimiser and schedule take one step with a matrix of their own, so that wrong numbers are found at once.
+
+    Args:
+        optimizer: As a module takes it.
+        lr_scheduler: As a module takes it.
+
+    Raises:
+        ConfigError: One of them refuses its settings.
+    """
+    weight = nn.Parameter(torch.zeros(2, 2))
+    tried = make_optimizer(optimizer, [{"params": [weight]}])
+    if lr_scheduler is None:
+        return
+    schedule = make_scheduler(lr_scheduler, tried)
+    with _explained("model.lr_scheduler"), warnings.catch_warnings():  # it is stepped without its optimiser
+        warnings.simplefilter("ignore")
+        schedule.step()
+
+
+def make_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> Optimizer:
+    """Return the optimiser of parameter groups.
+
+    Raises:
+        ConfigError: It refuses its settings, or its learning rate is no finite number.
+    """
+    with _explained("model.optimizer"):
+        optimizer = factory(groups)
+    for group in optimizer.param_groups:
+        if not math.isfinite(float(group.get("lr", 0.0))):
+            msg = f"`lr` of `model.optimizer` must be a finite number, got {group['lr']}."
+            raise ConfigError(msg)
+    return optimizer
+
+
+def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer) -> LRScheduler:
+    """Return the schedule of an optimiser.
+
+    Raises:
+        ConfigError: It refuses its settings.
+    """
+    with _explained("model.lr_scheduler"):
+        return factory(optimizer)
+
+
+@contextlib.contextmanager
+def _explained(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        msg = f"`{key}` cannot work with its settings: {' '.join(str(error).split())}. Correct its `init_args`."
+        raise ConfigError(msg) from error
