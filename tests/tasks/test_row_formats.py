@@ -155,7 +155,7 @@ def test_a_name_is_asked_of_the_hub_and_its_failure_is_one_line(monkeypatch: pyt
 
 def test_nulls_of_a_table_are_gaps_and_nested_columns_may_be_json(tmp_path: Path) -> None:
     call = {"function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "teacher": "a"},
         {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}], "teacher": "a"},
     ]

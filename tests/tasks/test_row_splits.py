@@ -14,7 +14,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Split
 from lightning_opd.tasks import Jsonl
 from lightning_opd.tasks.rows.store import PromptView
-from lightning_opd.tasks.splits import in_split
+from lightning_opd.tasks.splits import in_split, question_key
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ROWS: list[dict[str, Any]] = [{"prompt": f"Question {i}?", "teacher": "math", "response": str(i)} for i in range(407)]
@@ -46,6 +46,12 @@ def test_fractions_are_disjoint_and_about_as_large_as_asked_for(split: Mapping[s
     for name in ("validation", "test"):
         assert abs(len(keys[name]) / 407 - split.get(name, 0)) < 0.06
         assert bool(keys[name]) == bool(split.get(name))
+
+
+def test_a_questions_key_is_the_hash_of_its_messages_as_json() -> None:
+    """Scores and splits of an older run stay comparable: the form of the JSON is part of the format."""
+    [prompt] = Jsonl([{"prompt": "Hü", "teacher": "math"}]).prompts("train")
+    assert prompt.key == question_key(r'[{"content": "H\u00fc", "role": "user"}]')
 
 
 def test_a_larger_validation_keeps_the_tests_questions() -> None:
