@@ -159,6 +159,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
                 rank_zero_info(f"{split}: {report}.")
             problems.add(*report.problems())
             with problems.collecting():
+                learner.teachers.check_prompts(self._fitting[split])
+            with problems.collecting():
                 check_tool_turns(self.task, self._fitting[split], learner)
         problems.raise_all()
 

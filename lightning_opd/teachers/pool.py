@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
 
@@ -46,22 +44,15 @@ class TeacherPool:
             first.setdefault(id(teacher), name)
         return {name: self._teachers[name] for name in first.values()}
 
-    def check_routes(self, prompts: Iterable[Prompt]) -> None:
-        """Raise on a prompt whose teacher is unknown or cannot score it.
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Raise on a prompt that its teacher cannot score; unknown teachers are found elsewhere.
 
         Raises:
-            ValueError: With the unknown name, the known ones and the nearest of them; or what the teacher lacks.
+            ConfigError: With what the teacher lacks.
         """
         for prompt in prompts:
-            if prompt.teacher not in self._teachers:
-                near = difflib.get_close_matches(prompt.teacher, self.names, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else ""
-                msg = (
-                    f"A prompt asks for teacher `{prompt.teacher}`; the known teachers are {list(self.names)}.{hint} "
-                    "Add it under `model.teachers`, or correct the prompt's teacher field."
-                )
-                raise ConfigError(msg)
-            self._teachers[prompt.teacher].check_prompt(prompt)
+            if prompt.teacher in self._teachers:
+                self._teachers[prompt.teacher].check_prompt(prompt)
 
     def shorter_than(self, max_length: int) -> dict[str, int]:
         """Return the longest sequence in tokens of each teacher that cannot read one of `max_length`."""

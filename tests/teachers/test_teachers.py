@@ -9,7 +9,7 @@ import torch
 from lightning_opd.functional.logprobs import token_logprobs
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm
-from lightning_opd.teachers import LocalTeacher, TeacherPool
+from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher, TeacherPool
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
 from lightning_opd.types import LinearHead, Prompt, RolloutBatch, SampledTokens, Signal, TeacherScores, Trajectory
 from tests.tiny import save_model
@@ -125,10 +125,13 @@ def test_scores_of_a_low_precision_teacher_are_float32(world: Path) -> None:
     assert scores.hidden_states.dtype == torch.bfloat16
 
 
-def test_an_unknown_teacher_is_refused_with_the_known_ones() -> None:
-    pool = TeacherPool({"math": Constant(0.0), "code": Constant(0.0)})
-    with pytest.raises(ValueError, match=r"`maths`.*\['code', 'math'\].*Did you mean `math`"):
-        pool.check_routes([Prompt((), "k", "maths", "maths")])
+def test_teachers_with_fewer_positions_are_known_before_they_load(world: Path, tmp_path: Path) -> None:
+    short = LocalTeacher(str(save_model(tmp_path, max_position_embeddings=99)))
+    pool = TeacherPool({"math": LocalTeacher(str(world / "math")), "short": short, "served": Constant(0.0)})
+    hinted = TeacherPool({"hinted": PrivilegedTeacher(short, "{content}")})
+    assert pool.shorter_than(256) == {"short": 99}
+    assert pool.shorter_than(99) == {}
+    assert hinted.shorter_than(100) == {"hinted": 99}
 
 
 def test_tokens_beyond_the_teachers_vocabulary_are_not_compared(tmp_path: Path) -> None:
