@@ -14,7 +14,8 @@ from lightning_opd.errors import ConfigError
 class LastCheckpoint(ModelCheckpoint):
     """Save every few optimiser steps into `checkpoints/last.ckpt` of the trainer's `default_root_dir`.
 
-    `fit --ckpt_path last` goes on from there.
+    `fit --ckpt_path last` goes on from there; `fit --ckpt_path auto` does so where there is one and begins anew where
+    there is none, so that the same command serves every start of a run that may be killed.
 
     Args:
         every_n_steps: Optimiser steps from one checkpoint to the next.

@@ -218,7 +218,7 @@ class Chaos:
         is_training = self.random.random() < 0.75
         if is_training:
             self._wait_for_save(process, self.folder / "run", _inode(self.folder / "run"))
-        moment = self.random.uniform(0.0, 0.8 * seconds if is_training else 12.0)
+        moment = self.random.uniform(0.0, 0.6 * seconds if is_training else 12.0)
         number, picks = self.random.choice(SIGNALS), self.random.random()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=moment)

@@ -66,8 +66,12 @@ def test_a_stopped_process_is_named_by_the_others_which_end(victim: int, world: 
     assert "--ckpt_path last" in line
 
 
-@pytest.mark.parametrize(("strategy", "adapter", "seed"), [("cpu", "lora", 1), ("ddp", "full", 2), ("fsdp", "lora", 3)])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("strategy", "adapter", "kills"), [("cpu", "lora", 2), ("ddp", "full", 1), ("fsdp", "lora", 1)]
+)
 def test_a_run_that_is_killed_at_random_ends_as_the_undisturbed_one(
-    strategy: str, adapter: str, seed: int, world: Path, tmp_path: Path
+    strategy: str, adapter: str, kills: int, world: Path, tmp_path: Path
 ) -> None:
-    print("\n".join(Chaos(world, tmp_path, strategy, adapter, random.Random(seed)).run(2)))  # noqa: T201  # on failure
+    said = Chaos(world, tmp_path, strategy, adapter, random.Random(1)).run(kills)
+    assert said[-1].endswith("as the undisturbed run")
