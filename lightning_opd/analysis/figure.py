@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import textwrap
@@ -95,13 +96,13 @@ def _panels(report: Report, curves: Sequence[Curve]) -> list[Callable[[Axes], No
     for cell in report.cells:
         groups.setdefault((cell.cell.split, cell.cell.mode), []).append(cell)
     panels: list[Callable[[Axes], None]] = [
-        (lambda axis, cells=cells: _draw_scores(axis, cells)) for _, cells in sorted(groups.items())
+        functools.partial(_draw_scores, cells=cells) for _, cells in sorted(groups.items())
     ]
     finite = [curve for curve in curves if any(math.isfinite(value) for value in curve.values)]
     for name in PANELS:
         lines = [curve for curve in finite if _quantity(curve.tag) == name]
         if len({value for line in lines for value in line.values}) > 1:  # one value all along is nothing to look at
-            panels.append(lambda axis, name=name, lines=lines: _draw_curves(axis, name, lines))
+            panels.append(functools.partial(_draw_curves, name=name, lines=lines))
     return panels
 
 

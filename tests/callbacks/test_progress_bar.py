@@ -65,7 +65,11 @@ def test_batches_and_steps_never_exceed_their_totals_and_truncated_replies_count
     sampling = Sampling(max_new_tokens=4, stop_token_ids=STOPS[:1])  # most replies are cut
     data = make_data(updates_per_batch=updates, sampling=sampling)
     module = make_module(world, PolicyGradient(policy_loss=PPOClip()))
-    settings = {"limit_val_batches": 1, "val_check_interval": 2 * updates * accumulate, "num_sanity_val_steps": 1}
+    settings: dict[str, Any] = {
+        "limit_val_batches": 1,
+        "val_check_interval": 2 * updates * accumulate,
+        "num_sanity_val_steps": 1,
+    }
     trainer = make_trainer(
         tmp_path, bar, max_steps=6, accumulate_grad_batches=accumulate, enable_progress_bar=True, **settings
     )
@@ -89,7 +93,7 @@ def test_a_pipe_gets_one_plain_line_per_rollout_batch(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder()
-    settings = {"accumulate_grad_batches": 2, "enable_progress_bar": True, "limit_val_batches": 1}
+    settings: dict[str, Any] = {"accumulate_grad_batches": 2, "enable_progress_bar": True, "limit_val_batches": 1}
     trainer = make_trainer(tmp_path, RolloutProgressBar(), recorder, max_steps=4, val_check_interval=8, **settings)
     trainer.fit(make_module(world, PolicyGradient(policy_loss=PPOClip())), make_data(updates_per_batch=2))
     lines = capsys.readouterr().out.splitlines()
@@ -113,6 +117,7 @@ def test_a_resumed_run_goes_on_counting(world: Path, tmp_path: Path, capsys: pyt
 class Breaks(OPDCallback):
     """Logs, and fails in the second rollout batch."""
 
+    @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         logging.getLogger("lightning.pytorch").info("a line of the log")
         if trainer.global_step:
@@ -187,7 +192,7 @@ def test_the_time_left_follows_the_last_batches_and_counts_validation() -> None:
 
 
 def test_a_limit_of_time_bounds_the_time_left(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"max_steps": -1, "max_epochs": -1, "enable_progress_bar": True}
+    settings: dict[str, Any] = {"max_steps": -1, "max_epochs": -1, "enable_progress_bar": True}
     trainer = make_trainer(tmp_path, RolloutProgressBar(), Timer(duration={"seconds": 1}), **settings)
     trainer.fit(make_module(world), make_data())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("batch ")]

@@ -6,21 +6,22 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typing_extensions import override
 
 from lightning_opd.callbacks import RolloutTable
 from lightning_opd.callbacks.rollout_table import HEADER, markdown, print_rows
 from lightning_opd.types import Prompt, Split
-from tests.tokenization.test_visible import HOSTILE
 from tests.world import Letters, make_data, make_module, make_trainer
 
 ACTS = ("\x1b", "\x9b", "\x9d", "\r", "\b", "\x07", "\u202e", "\u2066", "\x00")
 
 
-class Hostile(Letters):
+class Acting(Letters):
     """Prompts that try to take over the terminal."""
 
+    @override
     def prompts(self, split: Split) -> list[Prompt]:
-        text = "".join(HOSTILE.values())
+        text = "".join(ACTS) + "\x1b[2J\x1b]0;title\x07"
         return [
             Prompt(({"role": "user", "content": text},), f"{split}{i}", self.teachers[i % 2], "\x1b[31m")
             for i in range(self.num_prompts)
@@ -31,7 +32,7 @@ def test_control_sequences_of_prompts_and_responses_do_nothing_in_console_and_te
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logger = TensorBoardLogger(tmp_path, "", "logs")
-    module, data = make_module(world), make_data(Hostile())
+    module, data = make_module(world), make_data(Acting())
     make_trainer(tmp_path, RolloutTable(num_samples=8), max_steps=1, logger=logger).fit(module, data)
     printed, _ = capsys.readouterr()
     assert "\\x1b[2J" in printed

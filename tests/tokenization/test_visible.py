@@ -8,7 +8,7 @@ import pytest
 
 from lightning_opd.tokenization.visible import shortened, visible
 
-HOSTILE = {
+ACTING = {
     "clear": "\x1b[2J",
     "title": "\x1b]0;owned\x07",
     "link": "\x1b]8;;http://x\x1b\\x\x1b]8;;\x1b\\",
@@ -25,7 +25,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+@pytest.mark.parametrize("text", ACTING.values(), ids=list(ACTING))
 def test_nothing_in_a_visible_text_acts_on_a_terminal(text: str) -> None:
     shown = visible(f"before {text} after")
     assert shown.startswith("before ")
