@@ -1,4 +1,4 @@
-"""The table of commands: what each is called, what it does, where it lives."""
+"""Runs a command by its name in this process, and says which there are."""
 
 from __future__ import annotations
 
@@ -7,33 +7,11 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from lightning_opd.cli.table import SHORT_COMMANDS, TRAINER_COMMANDS, command_names
 from lightning_opd.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-TRAINER_COMMANDS = {
-    "fit": "Train a model: distil on policy, or supervised.",
-    "validate": "Sample, reward and score a model on the validation prompts.",
-    "test": "Evaluate a model on train and test prompts and write `scores.json`.",
-    "preflight": "Check everything that `fit` needs, and train nothing; exit status 1 if a check fails.",
-    "predict": "Let a model answer prompts and write `predictions.jsonl`.",
-}
-SHORT_COMMANDS = {
-    "run": "Run a recipe's steps in order; skip finished ones, resume interrupted ones.",
-    "parity": "Compare student, teachers and baselines from their `scores.json`.",
-    "average": "Merge models by averaging weights or by task arithmetic (the baselines).",
-    "export": "Turn a training checkpoint into a Hugging Face folder.",
-    "script": "Call `main` of a Python file: a recipe's own step.",
-    "copy": "Copy a config or a recipe of the package into the current folder, to edit it.",
-    "tokenizer": "Train a small byte-level BPE tokenizer on a task's demonstrations.",
-}
-"""Commands that need no Trainer; each is the function of its name in `lightning_opd.cli.<name>`."""
-
-
-def command_names() -> list[str]:
-    """Return all commands in the order in which help shows them."""
-    return [*TRAINER_COMMANDS, *SHORT_COMMANDS]
 
 
 def overview() -> str:

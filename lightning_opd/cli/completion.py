@@ -8,9 +8,9 @@ import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.commands import SHORT_COMMANDS, TRAINER_COMMANDS
 from lightning_opd.cli.messages import BriefParser
 from lightning_opd.cli.short import short_parser
+from lightning_opd.cli.table import SHORT_COMMANDS, TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, MissingPackageError, did_you_mean
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import docstring_parser
 from jsonargparse import DefaultHelpFormatter
 from typing_extensions import override
 
-from lightning_opd.cli.commands import TRAINER_COMMANDS
+from lightning_opd.cli.table import TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._typehints import ActionTypeHint
 from typing_extensions import override
 
-from lightning_opd.cli.commands import TRAINER_COMMANDS
+from lightning_opd.cli.table import TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean, own_subclasses
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import yaml
 
 from lightning_opd import __version__
-from lightning_opd.cli.commands import TRAINER_COMMANDS
 from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
 from lightning_opd.cli.sources import Variables, read_yaml
+from lightning_opd.cli.table import TRAINER_COMMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
