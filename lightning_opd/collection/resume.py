@@ -62,6 +62,13 @@ def _describe_component(value: object) -> dict[str, object]:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", **settings}
 
 
+def describe_settings(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings among an optimiser's defaults or a schedule's attributes: what is public and plain."""
+    state = {"last_epoch", "base_lrs", "optimizer", "params"}
+    plain = {k: v for k, v in values.items() if not k.startswith("_") and k not in state and not callable(v)}
+    return {name: describe(value) for name, value in plain.items()}
+
+
 def fingerprint(prompts: Sequence[Prompt]) -> str:
     """Return the number of prompts and a hash of all that a run reads of them, in their order."""
     digest = hashlib.blake2b(digest_size=8)

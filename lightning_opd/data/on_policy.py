@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutPlan, RolloutProducer
-from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, examine_prompts, opening_tokens
+from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.resume import describe, fingerprint
-from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import batches_per_epoch, check_stops, check_training
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
+from lightning_opd.data.prompt_splits import PromptSplits
 from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
 from lightning_opd.errors import ConfigError, Problems
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
@@ -82,8 +81,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         self.engine = engine if engine is not None else InProcessEngine()
         self.off_policy_responses, self.seed = off_policy_responses, seed
         self.long_prompts: LongPrompts = long_prompts
-        self.prompt_reports: dict[Split, PromptReport] = {}
-        self._fitting: dict[Split, Sequence[Prompt]] = {}
+        self._splits = PromptSplits(task)
         self._collector: Collector | None = None
         self._micro_batches: list[RolloutBatch] = []
         self._is_restored = False
@@ -115,14 +113,14 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         with problems.collecting():
             if is_training:
                 check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
+        evaluated: list[Split] = ["validation"] if trainer.state.fn == "validate" else self.evaluation.splits
         with problems.collecting():
-            evaluated = ["validation"] if trainer.state.fn == "validate" else self.evaluation.splits
-            self._check_prompts(*(["train", "validation", "test"] if is_training else evaluated))
+            self._examine(["train", "validation", "test"] if is_training else evaluated)
         with problems.collecting():
             if is_training:
-                check_enough(len(self._prompts("train")), self.prompts_per_batch)
+                check_enough(len(self._splits.get("train")), self.prompts_per_batch)
         problems.raise_all()
-        if is_training and not self._prompts("validation", may_be_empty=True):
+        if is_training and not self._splits.get("validation", may_be_empty=True):
             trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
         return sampling.stop_token_ids
 
@@ -131,45 +129,27 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         """What makes the rollout batches; there from `connect` on."""
         return self._connected()
 
+    @property
+    def prompt_reports(self) -> Mapping[Split, PromptReport]:
+        """What was found out about the prompts of each split; from `connect` on."""
+        return self._splits.reports
+
     def fitting_prompts(self, split: Split) -> Sequence[Prompt]:
         """Return the prompts of a split that leave space for a reply; from `connect` on."""
-        return self._prompts(split, may_be_empty=True)
+        return self._splits.get(split, may_be_empty=True)
 
-    def _check_prompts(self, *splits: Split) -> None:
-        """Render and measure the prompts of some splits, and choose those that fit.
-
-        Raises:
-            ConfigError: With all that is wrong with them.
-        """
-        learner, problems = self.collector.learner, Problems()
+    def _examine(self, splits: Sequence[Split]) -> None:
+        learner = self.collector.learner
         most = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
         limits = PromptLimits(self.sampling.max_new_tokens, most, self.long_prompts, self.max_measured_prompts)
-        with problems.collecting():
-            limits = dataclasses.replace(limits, teacher_lengths=learner.teachers.shorter_than(most))
-        self._fitting, self.prompt_reports = {}, {}
-        for split in splits:
-            prompts = self._prompts(split, may_be_empty=split != "train")
-            openings = opening_tokens(self.task, prompts, learner.tokenizer)
-            own = dataclasses.replace(limits, opening_tokens=openings)
-            self._fitting[split], report = examine_prompts(
-                prompts, learner.tokenizer, own, learner.teachers.names, *self._data_rank()
-            )
-            self.prompt_reports[split] = report
-            if len(prompts) or split == "train":
-                rank_zero_info(f"{split}: {report}.")
-            problems.add(*report.problems())
-            with problems.collecting():
-                learner.teachers.check_prompts(self._fitting[split])
-            with problems.collecting():
-                check_tool_turns(self.task, self._fitting[split], learner)
-        problems.raise_all()
+        self._splits.examine(splits, learner, limits, *self._data_rank())
 
     @override
     def plan(self) -> RolloutPlan:
         collector = self._connected()
         return RolloutPlan(
             collector.learner,
-            self._fitting,
+            self._splits.fitting,
             self.prompts_per_batch,
             self.samples_per_prompt,
             self.updates_per_batch,
@@ -179,7 +159,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
     @override
     def train_dataloader(self) -> PromptLoader:
         trainer, (rank, num_ranks) = self._trainer(), self._data_rank()
-        prompts = self._prompts("train")
+        prompts = self._splits.get("train")
         micro_batches = trainer.accumulate_grad_batches * self.updates_per_batch
         return PromptLoader(
             prompts,
@@ -194,7 +174,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
 
     @override
     def val_dataloader(self) -> PromptBatches | list[PromptBatches]:
-        prompts = self._prompts("validation", may_be_empty=True)
+        prompts = self._splits.get("validation", may_be_empty=True)
         if not prompts:
             return []
         chosen = first_of_each_domain(prompts, self.evaluation.num_validation_prompts)
@@ -203,7 +183,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
     @override
     def test_dataloader(self) -> PromptBatches:
         parts = [
-            (split, mode, first_of_each_domain(self._prompts(split), self.evaluation.num_prompts))
+            (split, mode, first_of_each_domain(self._splits.get(split), self.evaluation.num_prompts))
             for split in self.evaluation.splits
             for mode in self.evaluation.modes
         ]
@@ -245,8 +225,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         settings |= {f"data.{name}": describe(getattr(self, name)) for name in names}
         if self.updates_per_batch > 1 and self.trainer is not None:  # each process deals its own rows into updates
             settings["trainer.devices"] = self.trainer.world_size
-        if "train" in self._fitting:
-            self._hash = self._hash or fingerprint(self._fitting["train"])
+        if "train" in self._splits.fitting:
+            self._hash = self._hash or fingerprint(self._splits.fitting["train"])
             settings["data.task.prompts"] = self._hash
         return settings
 
@@ -294,10 +274,3 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             msg = "OPDDataModule produces the rollouts of an OPDModule; give the trainer one as its model."
             raise RuntimeError(msg)
         return self._collector
-
-    def _prompts(self, split: Split, *, may_be_empty: bool = False) -> Sequence[Prompt]:
-        prompts = self._fitting[split] if split in self._fitting else self.task.prompts(split)
-        if not prompts and not may_be_empty:
-            msg = f"{type(self.task).__name__} has no prompts in the `{split}` split. Give it some, or choose another."
-            raise ConfigError(msg)
-        return prompts

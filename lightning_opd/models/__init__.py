@@ -1,7 +1,7 @@
 """Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
 from lightning_opd.models.caches import cache_argument
-from lightning_opd.models.checks import check_rows
+from lightning_opd.models.checks import check_fits, check_rows
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
@@ -36,6 +36,7 @@ __all__ = [
     "cache_argument",
     "causal_lm",
     "check_finite",
+    "check_fits",
     "check_rows",
     "context_length",
     "declared_stop_ids",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.models.modes import evaluating
@@ -126,5 +126,35 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
         msg = (
             f"`student.lora.targets`: the model has no module {_some(unknown) or 'for an empty list'}. Its linear "
             f"layers are {', '.join(sorted(linear))}; or use all-linear."
+        )
+        raise ConfigError(msg)
+
+
+def check_fits(kept: Mapping[str, Tensor], own: Mapping[str, Tensor], trainable: set[str]) -> None:
+    """Refuse the weights of another student's checkpoint.
+
+    Args:
+        kept: What the checkpoint has.
+        own: All weights of the model.
+        trainable: Names of those that a checkpoint keeps.
+
+    Raises:
+        ConfigError: With the first names of what is missing, of what is too much, and of what has another shape.
+    """
+    missing, unexpected = sorted(trainable - kept.keys()), sorted(kept.keys() - trainable)
+    wrong = sorted(name for name in trainable & kept.keys() if kept[name].shape != own[name].shape)
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{'…' if len(names) > 3 else ''})"
+        for names, what in (
+            (missing, "trainable weights are missing"),
+            (unexpected, "are unexpected"),
+            ([f"{name} {[*kept[name].shape]} for {[*own[name].shape]}" for name in wrong], "have another shape"),
+        )
+        if names
+    ]
+    if parts:
+        msg = (
+            f"The checkpoint does not fit the student: {', '.join(parts)}. "
+            "Use the student settings (full or LoRA, targets, rank) it was trained with."
         )
         raise ConfigError(msg)

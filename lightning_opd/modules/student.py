@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, is_allowed
+from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, describe_settings, is_allowed
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.models import (
@@ -24,6 +24,7 @@ from lightning_opd.models import (
     StudentOwner,
     build_student,
     causal_lm,
+    check_fits,
     check_rows,
     context_length,
     declared_stop_ids,
@@ -206,8 +207,9 @@ class StudentModule(L.LightningModule, StudentOwner):
         schedule = None if self._lr_scheduler is None else self._lr_scheduler(optimizer)
         config = self.student_config
         settings: dict[str, object] = {
-            "model.optimizer": {"class_path": type(optimizer).__qualname__, **_plain(optimizer.defaults)},
-            "model.lr_scheduler": schedule and {"class_path": type(schedule).__qualname__, **_plain(vars(schedule))},
+            "model.optimizer": {"class_path": type(optimizer).__qualname__, **describe_settings(optimizer.defaults)},
+            "model.lr_scheduler": schedule
+            and {"class_path": type(schedule).__qualname__, **describe_settings(vars(schedule))},
             "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
             "trainer.gradient_clip_val": trainer.gradient_clip_val,
             "trainer.precision": trainer.precision,
@@ -277,33 +279,8 @@ class StudentModule(L.LightningModule, StudentOwner):
             logged_points.go_on(self.trainer, checkpoint)
         if "state_dict" not in checkpoint:  # a sharding strategy has already loaded it into the shards
             return
-        kept, own = checkpoint["state_dict"], self.state_dict()
-        expected, got = self._trainable_names(), set(kept)
-        wrong = sorted(name for name in expected & got if kept[name].shape != own[name].shape)
-        if expected != got or wrong:
-            missing, unexpected = sorted(expected - got), sorted(got - expected)
-            parts = [
-                f"{len(names)} {what} ({', '.join(names[:3])}{'…' if len(names) > 3 else ''})"
-                for names, what in (
-                    (missing, "trainable weights are missing"),
-                    (unexpected, "are unexpected"),
-                    ([f"{n} {[*kept[n].shape]} for {[*own[n].shape]}" for n in wrong], "have another shape"),
-                )
-                if names
-            ]
-            msg = (
-                f"The checkpoint does not fit the student: {', '.join(parts)}. "
-                "Use the student settings (full or LoRA, targets, rank) it was trained with."
-            )
-            raise ConfigError(msg)
+        check_fits(checkpoint["state_dict"], self.state_dict(), self._trainable_names())
 
     def loss_scale(self) -> float:
         """Undo Lightning's averages: gradients of ranks and micro-batches must add up, not average."""
         return float(self.trainer.world_size * self.trainer.accumulate_grad_batches)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, object]:
-    """Return the settings among an optimiser's defaults or a schedule's attributes: what is public and plain."""
-    state = {"last_epoch", "base_lrs", "optimizer", "params"}
-    plain = {k: v for k, v in values.items() if not k.startswith("_") and k not in state and not callable(v)}
-    return {name: describe(value) for name, value in plain.items()}

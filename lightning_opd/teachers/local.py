@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
 from lightning_opd.models import (
     READ_AT_ONCE,
@@ -29,6 +28,7 @@ from lightning_opd.models import (
     shard,
     torch_dtype,
 )
+from lightning_opd.teachers.scoring import RowScores
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores, TokenTree
 
 if TYPE_CHECKING:
@@ -162,53 +162,16 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         model = self._loaded()
         longest = int(tokens.attention_mask.sum(dim=1).max()) if len(tokens) else 0
         self._check_length(longest, model.max_length)
-        is_known = (tokens.token_ids < model.vocab_size) | ~tokens.attention_mask
-        aligned_mask = tokens.response_mask & is_known.long().cumprod(dim=1).bool()  # nor what follows the unknown
-        token_ids = tokens.token_ids.clamp(max=model.vocab_size - 1)
-        logprobs = torch.zeros_like(tokens.rollout_logprobs)
-        hidden_states: Tensor | None = None
-        top_ids: Tensor | None = None
-        top_logprobs: Tensor | None = None
-        chunk_size = max(1, MAX_CHUNK_ELEMENTS // model.vocab_size)
-        num_rounds = self._num_rounds(len(tokens))
-        for start in range(0, num_rounds * self.batch_size, self.batch_size):
-            end = max(start, min(start + self.batch_size, len(tokens)))
-            rows = torch.arange(start, end, device=logprobs.device)
-            if len(rows) == 0:  # another rank still has rows: join its collectives
+        collected = RowScores(model, tokens, signals, self.temperature or tokens.temperature, self.top_k)
+        for start in range(0, self._num_rounds(len(tokens)) * self.batch_size, self.batch_size):
+            if start < len(tokens):
+                end = min(start + self.batch_size, len(tokens))
+                collected.add(torch.arange(start, end, device=tokens.token_ids.device))
+            else:  # another rank still has rows: join its collectives
                 model.states(tokens.token_ids.new_zeros(1, 2), tokens.attention_mask.new_ones(1, 2))
-                continue
-            columns = tokens.span(rows)
-            part_ids = token_ids[rows][:, columns]
-            states = model.states(part_ids, tokens.attention_mask[rows][:, columns])
-            scores, _ = linear_token_statistics(
-                states,
-                model.head().logits,
-                part_ids,
-                aligned_mask[rows][:, columns],
-                self.temperature or tokens.temperature,
-                chunk_size,
-            )
-            logprobs[rows, columns] = scores.to(logprobs.dtype)
-            if Signal.HIDDEN_STATES in signals:
-                if hidden_states is None:
-                    hidden_states = states.new_zeros(*tokens.token_ids.shape, states.shape[-1])
-                hidden_states[rows, columns] = states
-            if Signal.TOP_LOGPROBS in signals:
-                ids, values = linear_top_k(
-                    states,
-                    model.head().logits,
-                    aligned_mask[rows][:, columns],
-                    self.top_k,
-                    self.temperature or tokens.temperature,
-                    chunk_size,
-                )
-                if top_ids is None or top_logprobs is None:
-                    top_ids = ids.new_zeros(*tokens.token_ids.shape, ids.shape[-1])
-                    top_logprobs = values.new_zeros(top_ids.shape)
-                top_ids[rows, columns], top_logprobs[rows, columns] = ids, values
         self._gather_head(signals)
         heads = (self.output_head(),) if Signal.HIDDEN_STATES in signals else ()
-        return TeacherScores(logprobs, aligned_mask, top_ids, top_logprobs, hidden_states, heads)
+        return collected.scores(heads)
 
     @override
     def check_reads_trees(self) -> None:

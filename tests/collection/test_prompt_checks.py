@@ -115,7 +115,7 @@ def test_a_run_decides_before_it_loads(world: Path, tmp_path: Path, long_prompts
         make_trainer(tmp_path).fit(make_module(world), make_data(task))
     data = make_data(task, long_prompts=long_prompts)
     make_trainer(tmp_path, max_steps=1).fit(make_module(world), data)
-    assert len(data._prompts("train")) == num  # what the loader gets
+    assert len(data.fitting_prompts("train")) == num  # what the loader gets
 
 
 def test_what_an_environment_adds_to_its_prompts_counts() -> None:

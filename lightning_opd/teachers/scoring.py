@@ -1,0 +1,75 @@
+"""What a language model says about the tokens of a batch, collected a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
+from lightning_opd.models import LanguageModel
+from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
+
+
+class RowScores:
+    """Scores of a whole batch, to which `add` brings those of some rows.
+
+    A token that the model does not know is not aligned, nor is anything after it.
+
+    Args:
+        model: Scores; frozen and in eval mode.
+        tokens: What is scored.
+        signals: What is asked for beside the log-probs.
+        temperature: Divides the logits.
+        top_k: Likeliest tokens per position, if they are asked for.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: SampledTokens,
+        signals: AbstractSet[Signal],
+        temperature: float,
+        top_k: int,
+    ) -> None:
+        """Begin with nothing scored."""
+        self._model, self._tokens, self._signals = model, tokens, signals
+        self._temperature, self._top_k = temperature, top_k
+        is_known = (tokens.token_ids < model.vocab_size) | ~tokens.attention_mask
+        self._aligned_mask = tokens.response_mask & is_known.long().cumprod(dim=1).bool()
+        self._token_ids = tokens.token_ids.clamp(max=model.vocab_size - 1)
+        self._logprobs = torch.zeros_like(tokens.rollout_logprobs)
+        self._hidden_states: Tensor | None = None
+        self._top_ids: Tensor | None = None
+        self._top_logprobs: Tensor | None = None
+
+    def add(self, rows: Int[Tensor, " rows"]) -> None:
+        """Score some rows."""
+        columns, head = self._tokens.span(rows), self._model.head
+        token_ids = self._token_ids[rows][:, columns]
+        aligned_mask = self._aligned_mask[rows][:, columns]
+        chunk_size = max(1, MAX_CHUNK_ELEMENTS // self._model.vocab_size)
+        states = self._model.states(token_ids, self._tokens.attention_mask[rows][:, columns])
+        logprobs, _ = linear_token_statistics(
+            states, head().logits, token_ids, aligned_mask, self._temperature, chunk_size
+        )
+        self._logprobs[rows, columns] = logprobs.to(self._logprobs.dtype)
+        shape = self._tokens.token_ids.shape
+        if Signal.HIDDEN_STATES in self._signals:
+            if self._hidden_states is None:
+                self._hidden_states = states.new_zeros(*shape, states.shape[-1])
+            self._hidden_states[rows, columns] = states
+        if Signal.TOP_LOGPROBS in self._signals:
+            ids, values = linear_top_k(states, head().logits, aligned_mask, self._top_k, self._temperature, chunk_size)
+            if self._top_ids is None or self._top_logprobs is None:
+                self._top_ids = ids.new_zeros(*shape, ids.shape[-1])
+                self._top_logprobs = values.new_zeros(self._top_ids.shape)
+            self._top_ids[rows, columns], self._top_logprobs[rows, columns] = ids, values
+
+    def scores(self, heads: tuple[LinearHead | None, ...]) -> TeacherScores:
+        """Return what was collected; with the head, where hidden states are asked for."""
+        return TeacherScores(
+            self._logprobs, self._aligned_mask, self._top_ids, self._top_logprobs, self._hidden_states, heads
+        )
