@@ -192,22 +192,24 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
 
     @override
     def tree_hidden_states(self, trees: Iterable[TokenTree]) -> Iterator[Float[Tensor, "time hidden"]]:
-        model, dummy = self._loaded(), TreeReading([TokenTree([0, 0], [-1, 0])])
+        model, dummy, has_read = self._loaded(), TreeReading([TokenTree([0, 0], [-1, 0])]), False
         for group in _groups(trees):
             known = [TokenTree([min(i, model.vocab_size - 1) for i in tree.token_ids], tree.parents) for tree in group]
             reading = TreeReading(known)
             self._check_length(max(reading.depths) + 1, model.max_length)
             self._check_tree(max(len(tree.token_ids) for tree in group))
-            num_more = self._most_chunks(len(reading.chunks)) - len(reading.chunks)
+            num_more, has_read = self._most_chunks(len(reading.chunks)) - len(reading.chunks), True
             for states in model.read_trees(reading):
                 self._gather_head(frozenset({Signal.HIDDEN_STATES}))
                 yield states
             for _ in range(num_more):
                 list(model.read_trees(dummy))
         while num_more := self._most_chunks(0):  # another rank still has trees: join its collectives
+            has_read = True
             for _ in range(num_more):
                 list(model.read_trees(dummy))
-        self._gather_head(frozenset({Signal.HIDDEN_STATES}))
+        if has_read:  # a forward has gathered the head's weights
+            self._gather_head(frozenset({Signal.HIDDEN_STATES}))
 
     def _check_length(self, longest: int, max_length: int) -> None:
         if longest > max_length:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def outcomes(seed: int, name: str) -> dict[str, dict[str, float]]:
 
 def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
     """Return the fraction of a rollout batch's processor time that is spent on translating, aligning and crediting."""
+    from lightning_opd.models import LanguageModel
     from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 
     marks: list[tuple[float, float]] = []
@@ -121,11 +122,24 @@ def alignment_fraction(seed: int, *overlays: str, num_steps: int = 7) -> float:
 
         return call
 
+    def timed_reader(reader: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def call(*arguments: Any) -> Iterator[Any]:
+            answers = reader(*arguments)
+            while True:
+                started = time.process_time()
+                answer = next(answers, None)
+                inner[0] += time.process_time() - started
+                if answer is None:
+                    return
+                yield answer
+
+        return call
+
     whole = CrossTokenizerTeacher.score
     with (
         mock.patch.object(CrossTokenizerTeacher, "score", timed),
         mock.patch.object(LocalTeacher, "score", timed_scorer(LocalTeacher.score)),
-        mock.patch.object(LocalTeacher, "tree_hidden_states", timed_scorer(LocalTeacher.tree_hidden_states)),
+        mock.patch.object(LanguageModel, "read_trees", timed_reader(LanguageModel.read_trees)),
     ):
         fit(seed, "cost", *overlays, more=(f"--trainer.max_steps={num_steps}", "--trainer.val_check_interval=999"))
     return sum(own for _, own in marks[1:]) / (marks[-1][0] - marks[0][0])

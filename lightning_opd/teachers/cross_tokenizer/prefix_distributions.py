@@ -44,7 +44,7 @@ class NextTokenMap(NamedTuple):
 class Place(NamedTuple):
     """Where the teacher may stand when the student generates its next token."""
 
-    index: int
+    student_index: int
     """Of the student's token."""
     node: int
     """The teacher's tokens before it."""
