@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.prefix_credit --out prefix_credit.json
     OMP_NUM_THREADS=1 python -m tests.benchmarks.prefix_credit --teacher smollm2 --lengths 1000 2000
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.prefix_credit --trees 8192 32768 65536
 
 The student has the tokenizer of Llama 3.1; the teacher is SmolLM2-135M-Instruct, or a random model with Qwen 3's
 tokenizer and as many layers and heads as `--layers` and `--width` say. Every figure comes from a process of its own,
@@ -25,7 +26,7 @@ import torch
 from lightning_opd.functional.credit import PrefixCredit
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import prefix_tree
-from lightning_opd.types import Prompt, SampledTokens, Signal, Trajectory
+from lightning_opd.types import Prompt, SampledTokens, Signal, TokenTree, Trajectory
 from tests.real import fetch
 
 PROSE = (
@@ -50,14 +51,18 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[1000, 2000, 4000, 8000])
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--trees", type=int, nargs="*", default=[], help="tokens of trees for a tiny model to read")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         sys.stdout.write(json.dumps(measure(arguments.only, arguments)) + "\n")
         return
+    for size in sorted(arguments.trees):
+        sys.stdout.write(json.dumps(read_tree(size)) + "\n")
+        sys.stdout.flush()
     rows = []
-    for length in arguments.lengths:
+    for length in [] if arguments.trees else arguments.lengths:
         row: dict[str, Any] = {"tokens": length}
         for what in ("plain", "prefix"):
             command = [sys.executable, "-m", "tests.benchmarks.prefix_credit", "--only", what]
@@ -99,6 +104,30 @@ def measure(what: str, arguments: argparse.Namespace) -> dict[str, float]:
         teacher.score(batch_of(ids), LOGPROBS)
         seconds = round(time.process_time() - started, 2)
         return result | {"score_s": seconds, "loaded_mib": loaded, "peak_mib": peak_mib()}
+
+
+def read_tree(size: int) -> dict[str, float]:
+    """Return seconds and peak memory in which a tiny model reads a trunk with three leaves at each of its tokens."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from lightning_opd.models import LanguageModel, TreeReading
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        max_position_embeddings=2**16,
+    )
+    model = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), 64)
+    parents = [-1 if i == 0 else 4 * ((i - 1) // 4) for i in range(size)]
+    loaded, started = peak_mib(), time.process_time()
+    reading = TreeReading([TokenTree([i % 64 for i in range(size)], parents)])
+    planned = time.process_time() - started
+    list(model.read_trees(reading))
+    seconds = round(time.process_time() - started, 2)
+    return {"tree": size, "plan_s": round(planned, 2), "read_s": seconds, "loaded_mib": loaded, "peak_mib": peak_mib()}
 
 
 def batch_of(ids: list[int]) -> SampledTokens:
