@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -158,37 +158,41 @@ def _report(
     limits: PromptLimits,
     teacher_names: tuple[str, ...],
 ) -> PromptReport:
+    teachers, domains = Counter[str](), Counter[str]()
+    null: list[str] = []
+    empty: list[str] = []
+    repeated: list[str] = []
+    unknown: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for prompt in prompts:  # once: reading a prompt may cost something
+        teachers[prompt.teacher] += 1
+        domains[prompt.domain] += 1
+        null += [prompt.place] if any(map(_is_null, prompt.messages)) else []
+        empty += [] if _words(prompt.messages[-1]).strip() else [prompt.place]
+        if prompt.key in first:
+            repeated.append(f"{prompt.place} as {first[prompt.key]}" if prompt.place else "")
+        first.setdefault(prompt.key, prompt.place)
+        if teacher_names and prompt.teacher not in teacher_names:
+            unknown.setdefault(prompt.teacher, []).append(prompt.place)
     lengths = sorted(m.length for m in measured.values() if not m.error) or [0]
-    teachers = Counter(prompt.teacher for prompt in prompts)
-    unknown = sorted(set(teachers) - set(teacher_names)) if teacher_names else []
-    errors = [m.error for m in measured.values() if m.error]
     return PromptReport(
         len(prompts),
         len(measured),
         (lengths[0], lengths[len(lengths) // 2], lengths[-1]),
         teachers,
-        Counter(prompt.domain for prompt in prompts),
+        domains,
         Found.of([f"{_name(prompts[i])} has {measured[i].length:,} tokens" for i in long]),
-        Found.of(errors),
-        Found.of([prompt.place for prompt in prompts if any(map(_is_null, prompt.messages))]),
-        Found.of([prompt.place for prompt in prompts if not _words(prompt.messages[-1]).strip()]),
-        Found.of(list(_repeated(prompts))),
-        {name: Found.of([prompt.place for prompt in prompts if prompt.teacher == name]) for name in unknown},
+        Found.of([m.error for m in measured.values() if m.error]),
+        Found.of(null),
+        Found.of(empty),
+        Found.of(repeated),
+        {name: Found.of(places) for name, places in sorted(unknown.items())},
         limits.max_new_tokens,
         limits.max_length,
         limits.long_prompts == "error",
         teacher_names,
         limits.teacher_lengths,
     )
-
-
-def _repeated(prompts: Sequence[Prompt]) -> Iterator[str]:
-    """Yield the place of each prompt whose question was there before; empty where it has none."""
-    first: dict[str, str] = {}
-    for prompt in prompts:
-        if prompt.key in first:
-            yield f"{prompt.place} as {first[prompt.key]}" if prompt.place else ""
-        first.setdefault(prompt.key, prompt.place)
 
 
 def _num_to_cut(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, space: int) -> int:

@@ -10,6 +10,10 @@ from typing_extensions import override
 from lightning_opd.errors import did_you_mean
 
 NUM_SHOWN = 3
+"""Places, or wrong names, of one kind that are shown."""
+
+NUM_NAMED = 12
+"""Teachers or domains that are counted by name."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +122,19 @@ class PromptReport:
             places = ", ".join(other.partition(": ")[0] for other in others)
             found.append(first + more + (f" ({places})." if places else "." if more else ""))
         known = list(self.known_teachers)
-        for name, prompts in self.unknown_teachers.items():
+        for name, prompts in list(self.unknown_teachers.items())[:NUM_SHOWN]:
             places = f" ({prompts.listed()})" if prompts.examples else ""
             found.append(
                 f"{prompts.num:,} of {self.num_prompts:,} prompts ask for teacher `{name}`{places}; the known teachers "
                 f"are {known}.{did_you_mean(name, known)} Add it under `model.teachers`, or correct the prompts' "
                 "teacher field."
             )
+        if len(self.unknown_teachers) > NUM_SHOWN:
+            found[-1] += f" So for {len(self.unknown_teachers) - NUM_SHOWN:,} more names."
         return found
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {num:,}" for name, num in sorted(counts.items()))
+    named = [f"{name} {num:,}" for name, num in sorted(counts.items())]
+    more = [f"{len(named) - NUM_NAMED:,} more"] if len(named) > NUM_NAMED else []
+    return ", ".join([*named[:NUM_NAMED], *more])

@@ -51,6 +51,14 @@ def test_domains_are_counted_where_they_are_no_teachers(tokenizer: PreTrainedTok
     assert "by teacher one 3; by domain a 2, b 1" in str(report)
 
 
+def test_many_names_take_one_screen(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [Prompt(row.messages, row.key, row.key, row.key) for row in prompts(*(f"n{i:02}" for i in range(40)))]
+    _, report = examine_prompts(rows, tokenizer, PromptLimits(8, 40), ["math"])
+    assert str(report).endswith("n10 1, n11 1, 28 more")
+    assert len(problems(report, 3)[-1]) < 300
+    assert problems(report, 3)[-1].endswith("So for 37 more names.")
+
+
 def problems(report: PromptReport, number: int) -> list[str]:
     found = report.problems()
     assert len(found) == number, found
