@@ -44,6 +44,13 @@ class RankWatch(Callback):
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._leave()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         if self._beats is not None:
             self._beats.stop()
             self._beats = None

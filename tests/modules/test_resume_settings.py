@@ -151,3 +151,17 @@ def test_a_rollout_batch_that_is_cut_keeps_only_what_is_left_of_it(world: Path, 
     allow = ("data.updates_per_batch", "trainer.accumulate_grad_batches")
     with pytest.raises(ConfigError, match="inside a rollout batch of 4 micro-batches on 1 processes"):
         fit(world, tmp_path / "cut", allow=allow, ckpt_path=path, updates_per_batch=2)
+
+
+def test_another_number_of_processes_is_refused_where_they_share_updates(world: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"updates_per_batch": 2, "trainer": {"max_steps": 1}}
+    fit(world, tmp_path, **settings)
+    path = tmp_path / "step=1.ckpt"
+    state = torch.load(path, weights_only=True)  # as two processes would have left it
+    state["settings"]["trainer.devices"] = 2
+    state["OPDDataModule"]["micro_batches"] *= 2
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match=r"`trainer.devices` was `2`, is `1`"):
+        fit(world, tmp_path, ckpt_path=path, **settings)
+    with pytest.raises(ConfigError, match="inside a rollout batch of 2 micro-batches on 2 processes"):
+        fit(world, tmp_path, ckpt_path=path, allow=("trainer.devices",), **settings)
