@@ -51,6 +51,9 @@ def _neighbours_of(path: Path) -> Iterator[None]:
 
 
 def _main_of(file: str) -> Callable[..., None]:
+    if Path(file).suffix != ".py":
+        msg = f"`{file}` is no Python file: its name must end in .py."
+        raise ConfigError(msg)
     try:
         compile(Path(file).read_bytes(), file, "exec")
     except (SyntaxError, ValueError) as error:  # a ValueError for null bytes, in some versions

@@ -152,6 +152,9 @@ def _check_keys(name: str, node: yaml.Node | None, path: KeyPath = ()) -> None:
             full, line = ".".join((*path, word)), key.start_mark.line + 1
             msg = f"{name} has the key `{full}` twice, the second time in line {line}. Keep one of them."
             raise ConfigError(msg)
+        if not path and key.tag != "tag:yaml.org,2002:str" and word != "<<":
+            msg = f"{name} has the key `{word}` in line {key.start_mark.line + 1}, which is no word such as `model`."
+            raise ConfigError(msg)
         seen.add(word)
         _check_keys(name, value, (*path, word))
 

@@ -137,8 +137,6 @@ RECIPES = [
     recipe("a missing file", "steps: [{name: a, command: fit, config: no.yaml}]\n", "no.yaml", "does not exist"),
     recipe("two steps of one name", "steps: [{name: a, command: fit}, {name: a, command: fit}]\n", "named `a`"),
     recipe("a name that is a path", "steps: [{name: a/b, command: fit}]\n", "`name`", "a/b"),
-    recipe("overrides in a text", "steps: [{name: a, command: fit, overrides: x}]\n", "`overrides`"),
-    recipe("a number for a config", "steps: [{name: a, command: fit, config: 3}]\n", "3"),
 ]
 
 SCRIPTS = [
@@ -146,7 +144,7 @@ SCRIPTS = [
     words("script: missing", "script", "HERE/no.py", says=("HERE/no.py", "does not exist")),
     script("without main", "x = 1\n", "no function `main`"),
     script("of wrong syntax", "def main(:\n", "line 1"),
-    script("of wrong encoding", "# \xe9\n".encode("latin-1"), "UTF-8"),
+    script("of wrong encoding", "def main(seed):\n    return '\xe9'\n".encode("latin-1"), "UTF-8"),
     script(
         "with an unknown argument",
         "def main(seed, size): ...\n",

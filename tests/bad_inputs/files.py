@@ -63,12 +63,12 @@ YAML = [
     file("a section that is a word", "trainer: fast\n", "`trainer`"),
     file("a section that is null", "data: null\n", "`data`"),
     file("a null number", "data: {prompts_per_batch: null}\n", "`data.prompts_per_batch`", "None"),
-    file("a null student", "model: {student: null}\n", "`model.student`"),
+    Bad("a null student", ("`model.student` must be given, got null",), yaml="model: {student: null}\n"),
     file("a null objective", "model: {objective: null}\n", "`model.objective`"),
     file("a null task", "data: {task: null}\n", "`data.task`"),
     file("a null temperature", "data: {sampling: {temperature: null}}\n", "`data.sampling.temperature`"),
     file("a key that is a number", "3: 4\n", "`3`"),
-    file("a misspelled section", "modle: {student: {}}\n", "`modle`", "Did you mean `model`?"),
+    file("a misspelled section", "modle: {student: {path: x}}\n", "`modle`", "Did you mean `model`?"),
     file("an unknown variable", "trainer: {default_root_dir: '${rn}'}\n", "`${rn}`", "Did you mean `run`?"),
     file("a text for a flag", "model: {student: {gradient_checkpointing: maybe}}\n", "gradient_checkpointing", "maybe"),
     file("a float for a count", "data: {prompts_per_batch: 4.5}\n", "`data.prompts_per_batch`", "4.5"),
@@ -130,7 +130,6 @@ OPTIONS = [
     setting("trainer.strategy=ddpp", "strategy='ddpp'"),
     setting("trainer.strategy=fsdp", "FSDP1", "configs/trainer/fsdp.yaml"),
     setting("trainer.logger=lightning.pytorch.loggers.WandbLogger", "wandb"),
-    setting("trainer.profiler=pytorch", "profiler", "pytorch"),
     setting("trainer.detect_anomaly=perhaps", "`trainer.detect_anomaly`", "perhaps"),
     setting(
         f"trainer.callbacks+={part(f'{TRAINING}.EarlyStopping', monitor='val/loss')}", "`val/loss`", "`train/loss`"

@@ -123,7 +123,7 @@ MODELS = [
     model("an index of missing shards", sharded, "model-00001-of-00002.safetensors"),
     model("no config.json", without(CONFIG), CONFIG),
     model("a broken config.json", lambda f: truncate(f / CONFIG), CONFIG, "JSON"),
-    model("an empty config.json", lambda f: (f / CONFIG).write_text(""), CONFIG, "JSON"),
+    model("an empty config.json", lambda f: (f / CONFIG).write_text(""), CONFIG, "is empty"),
     model("a config.json that is a list", lambda f: (f / CONFIG).write_text("[]"), CONFIG),
     model("an LFS pointer for config.json", lambda f: (f / CONFIG).write_bytes(POINTER), "git lfs pull"),
     model("no model_type", configured(model_type=None), CONFIG, "model_type"),
