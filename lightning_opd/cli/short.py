@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import typing
 from argparse import SUPPRESS
 from typing import TYPE_CHECKING, get_type_hints
@@ -43,10 +44,31 @@ def short_parser(command: str, function: Callable[..., None]) -> BriefParser:
     return parser
 
 
+def gathered(words: Sequence[str], lists: set[str]) -> list[str]:
+    """Return the words with those after an option that takes a list as one JSON list.
+
+    Example:
+        >>> gathered(["--models", "a", "b", "--output", "c"], {"--models"})
+        ['--models', '["a", "b"]', '--output', 'c']
+    """
+    result: list[str] = []
+    for word in words:
+        last = result[-2] if len(result) > 1 else ""
+        if result and result[-1] in lists and not word.startswith(("-", "[")):
+            result.append(json.dumps([word], ensure_ascii=False))
+        elif last in lists and result[-1].startswith("[") and not word.startswith("-"):
+            result[-1] = json.dumps([*json.loads(result[-1]), word], ensure_ascii=False)
+        else:
+            result.append(word)
+    return result
+
+
 def run_short_command(name: str, words: Sequence[str]) -> None:
     """Parse a short command's words and call its function, which has the name of the command and of its module."""
     function = getattr(importlib.import_module(f"lightning_opd.cli.{name}"), name)
     parameters = inspect.signature(function).parameters
+    hints = get_type_hints(function)
+    words = gathered(words, {f"--{name}" for name in parameters if typing.get_origin(hints[name]) is list})
     sources = ConfigSources(words, ()) if "config" in parameters else ConfigSources.read(words)
     with explained(sources):
         values = short_parser(name, function).parse_args(sources.inlined()).as_dict()

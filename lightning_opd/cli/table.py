@@ -10,6 +10,7 @@ TRAINER_COMMANDS = {
     "predict": "Let a model answer prompts and write `predictions.jsonl`.",
 }
 SHORT_COMMANDS = {
+    "merge": "Merge experts of one base into one model: train, test, report and export in one line.",
     "run": "Run a recipe's steps in order; skip finished ones, resume interrupted ones.",
     "parity": "Compare student, teachers and baselines from their `scores.json`.",
     "average": "Merge models by averaging weights or by task arithmetic (the baselines).",
