@@ -160,11 +160,15 @@ def test_a_folder_that_holds_no_data_set_is_named(names: list[str], words: list[
         assert word in text
 
 
-def test_what_is_not_there_is_looked_for_nearby_and_never_on_the_hub_if_it_is_a_path(tmp_path: Path) -> None:
+def test_what_is_not_there_is_looked_for_nearby_and_never_on_the_hub_if_it_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(LINE))
     text = refusal(tmp_path / "rows.jsonl")
     assert f"Did you mean `{tmp_path / 'rows.jsonl.gz'}`?" in text
-    for path in ("", "rows", "data/rows.jsonl", "./org/name", "org/name/more", "org/na me"):
+    for path in ("", "rows", "data/rows.jsonl", "folder/rows", "./org/name", "org/name/more", "org/na me"):
         with pytest.raises(MissingFileError, match=r"`data\.task\.init_args\.validation_path`"):
             Jsonl("x", validation_path=path).prompts("validation")
 
