@@ -49,6 +49,7 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
         self._phase, self._evaluation = "", ""
         self._num_tokens, self._num_updates, self._total_steps = 0, 1, 0.0
         self._evaluation_began = 0.0
+        self._metrics: list[str] = []
 
     @override
     def disable(self) -> None:
@@ -96,10 +97,11 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
         is_over = step % self._num_updates == 0 or step >= self._total_steps
         if trainer.fit_loop._should_accumulate() or not is_over:  # Lightning's own word on the step
             return
+        self._read_metrics()
         self._pace.end_batch(time.monotonic(), self._num_tokens)
         self._num_tokens = 0
         if self._is_plain():
-            self._print_line([self._counts(), *self._figures(), *self._metrics()])
+            self._print_line([self._counts(), *self._figures(), *self._metrics])
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -138,6 +140,7 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end_evaluation(trainer)
+        self._read_metrics()
         shown = {name: value for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
         metrics = [f"{name} {float(value):.3f}" for name, value in shown.items() if name.startswith("val/")]
         is_shown = self._is_plain() and trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -201,7 +204,7 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
         phase = " · ".join(text for text in (self._evaluation, self._phase) if text)
         is_known = 0 < self._total_steps < math.inf
         fraction = min(1.0, self.trainer.global_step / self._total_steps) if is_known else None
-        return self._counts(), phase, fraction, [*self._figures(), *self._metrics()]
+        return self._counts(), phase, fraction, [*self._figures(), *self._metrics]
 
     def _counts(self) -> str:
         step, total = self.trainer.global_step, self._total_steps
@@ -226,8 +229,9 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
             *([] if rate is None else [f"{rate:,.0f} tokens/s"]),
         ]
 
-    def _metrics(self) -> list[str]:
-        return [f"{name} {float(value):.3f}" for name, value in self.trainer.progress_bar_metrics.items()]
+    def _read_metrics(self) -> None:
+        """Keep the metrics: on every rank, and never while the screen is drawn, since reading may reduce over ranks."""
+        self._metrics = [f"{name} {float(value):.3f}" for name, value in self.trainer.progress_bar_metrics.items()]
 
     def _print_line(self, parts: list[str]) -> None:
         if self.trainer.is_global_zero:

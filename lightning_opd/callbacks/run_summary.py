@@ -55,10 +55,11 @@ class RunSummary(Callback):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = _read_metrics(trainer)
         if not trainer.is_global_zero or received_signal(trainer):  # the latter says itself how to go on
             return
         seconds = clock(time.monotonic() - self._began)
-        show(f"finished {trainer.global_step} optimiser steps in {seconds}", end_rows(trainer))
+        show(f"finished {trainer.global_step} optimiser steps in {seconds}", end_rows(trainer, metrics))
 
     @override
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,10 +79,16 @@ class RunSummary(Callback):
             self._show_scores(trainer, "val")
 
     def _show_scores(self, trainer: L.Trainer, stage: str) -> None:
+        metrics = _read_metrics(trainer)
         if trainer.is_global_zero:
-            get_console().print(scores_table({k: float(v) for k, v in trainer.callback_metrics.items()}, stage))
+            get_console().print(scores_table(metrics, stage))
             if stage == "test":
                 show("written", [("scores", str(Path(trainer.default_root_dir) / "scores.json"))])
+
+
+def _read_metrics(trainer: L.Trainer) -> dict[str, float]:
+    """Return the last metrics; called on every rank, since reading may reduce over ranks."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def show(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -118,16 +125,22 @@ def start_rows(trainer: L.Trainer, module: L.LightningModule) -> list[tuple[str,
         own, teacher_memory = _teachers(plan.learner.teachers.distinct)
         memory += teacher_memory
         rows += [*own, ("objective", type(plan.learner.objective).__name__), *_prompts(plan), *_rollouts(plan)]
-    steps = trainer.estimated_stepping_batches
     after = f", going on after step {trainer.global_step}" if trainer.global_step else ""
     each = trainer.accumulate_grad_batches
     return [
         *rows,
-        ("steps", f"{steps:,} optimiser steps of {each} micro-batch{'es' if each > 1 else ''} a process{after}"),
+        ("steps", f"{_steps(trainer)} of {each} micro-batch{'es' if each > 1 else ''} a process{after}"),
         ("device", f"{trainer.strategy.root_device}, {trainer.precision}, {_processes(trainer.world_size)}"),
         ("memory", f"about {_size(memory)} a process for weights, gradients and Adam's moments, without activations"),
         ("output", trainer.default_root_dir),
     ]
+
+
+def _steps(trainer: L.Trainer) -> str:
+    """Return the limits of the run; Lightning's own estimate would load data on this rank alone."""
+    steps = f"{trainer.max_steps:,} optimiser steps" if trainer.max_steps > 0 else ""
+    epochs = f"{trainer.max_epochs:,} epochs" if (trainer.max_epochs or -1) > 0 else ""
+    return " or ".join(text for text in (steps, epochs) if text) or "optimiser steps without end"
 
 
 def _teachers(teachers: Mapping[str, Teacher]) -> tuple[list[tuple[str, str]], int]:
@@ -169,9 +182,8 @@ def _processes(number: int) -> str:
     return f"{number} process{'es' if number > 1 else ''}"
 
 
-def end_rows(trainer: L.Trainer) -> list[tuple[str, str]]:
+def end_rows(trainer: L.Trainer, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return the last metrics, where everything lies, and what to type next, by name."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     shown = {name: value for name, value in metrics.items() if name.count("/") == 1 and not name.startswith("time/")}
     rows = [(stage, _metrics(shown, stage)) for stage in ("train", "val")]
     root = Path(trainer.default_root_dir)
