@@ -10,7 +10,6 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._typehints import ActionTypeHint
 from typing_extensions import override
 
-from lightning_opd.cli.table import TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean, own_subclasses
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class BriefParser(ArgumentParser):
 def _marked(message: str, parser: ArgumentParser) -> str:
     """Return the complaint of a parser as key and text between marks; unchanged where it is about no key of it."""
     if required := re.search(r"required: ([\w.-]+)", message):
-        return _MARK.join(("", re.sub(rf"^({'|'.join(TRAINER_COMMANDS)})\.", "", required[1]), "", message))
+        return _MARK.join(("", re.sub(r"^(fit|validate|test|predict)\.", "", required[1]), "", message))
     if unknown := re.search(r"unrecognized arguments: (?!--)(.*)", message, re.DOTALL):
         got = f"expected options such as `--key value`, got `{_shorten(unknown[1])}`."
         return _MARK.join(("", "", got, message))
