@@ -171,7 +171,8 @@ class LanguageModel:
                 parts = [states[reading.ends[num_done - 1] - first :]]
             kept = torch.tensor(chunk.kept, dtype=torch.long, device=device)
             for layer in cache.layers:
-                layer.keys, layer.values = (x.index_select(-2, kept) for x in (layer.keys, layer.values))
+                keys, values = layer.keys, layer.values  # type: ignore[union-attr]  # plain ones keep both
+                layer.keys, layer.values = (x.index_select(-2, kept) for x in (keys, values))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def obstacle_to_trees(self) -> str | None:
