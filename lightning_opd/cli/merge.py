@@ -41,7 +41,14 @@ def merge(
     """
     from lightning_opd.cli.recipe.merging import MergePlan, read_experts, write_recipe
     from lightning_opd.cli.run import run
+    from lightning_opd.errors import ConfigError
+    from lightning_opd.models.hub import locate
 
+    for name, number in (("steps", steps), ("max_new_tokens", max_new_tokens), ("lora_rank", lora_rank)):
+        if number is not None and number < 1:
+            msg = f"`--{name}` must be at least 1, got {number}."
+            raise ConfigError(msg)
+    locate(base, "the base")
     found, folder = read_experts(base, experts), Path(output).resolve()
     plan = MergePlan(base, found, prompts, folder, start, steps, max_new_tokens, lora_rank, match)
     recipe = write_recipe(plan)

@@ -41,7 +41,10 @@ class PromptSplits:
         """
         prompts = self.fitting[split] if split in self.fitting else self._task.prompts(split)
         if not prompts and not may_be_empty:
-            msg = f"{type(self._task).__name__} has no prompts in the `{split}` split. Give it some, or choose another."
+            msg = (
+                f"{type(self._task).__name__} has no prompts in the `{split}` split. Give it some (of `Jsonl`: "
+                f"`split: {{{split}: 0.1}}` or `{split}_path`), or choose another in `data.evaluation.splits`."
+            )
             raise ConfigError(msg)
         return prompts
 

@@ -77,8 +77,8 @@ def test_models_with_answers_are_compared_in_a_report(folder: Path, capsys: pyte
     [
         (["--experts", "math"], "`--experts` takes `NAME=PATH`, got `math`"),
         (["--experts", "math=loras/math", "math=loras/code"], "names `math` twice"),
-        (["--experts", "math=loras/mth"], "there is no folder `loras/mth`"),
-        (["--experts", "math=./nowhere", "code=loras/code"], "there is no folder `./nowhere`"),
+        (["--experts", "math=loras/mth"], "Expected the expert `math` at `loras/mth`"),
+        (["--experts", "math=./nowhere", "code=loras/code"], "Expected the expert `math` at `./nowhere`"),
         (["--experts", "math=loras/foreign", "code=loras/code"], "belongs on `other`, not on the base `base`"),
         (["--experts", "math=loras/math", "cod=loras/code"], "Did you mean `cod`?"),
         (["--experts", "math=loras/math", "code=models/code", "--start", "average"], "experts of one kind"),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
+from lightning_opd.errors import ConfigError, did_you_mean
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
+from lightning_opd.models.hub import locate
 from lightning_opd.models.memory import available_bytes, num_weights
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ def read_experts(base: str, words: Sequence[str]) -> dict[str, Expert]:
         if name in experts:
             msg = f"`--experts` names `{name}` twice: `{experts[name].path}` and `{path}`. Each needs its own name."
             raise ConfigError(msg)
-        if not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/"))):
-            msg = f"Expert `{name}`: there is no folder `{path}`. Correct its path."
-            raise MissingFileError(msg)
+        locate(path, f"the expert `{name}`")
         own = adapter_base(path)
         if own is not None and own != base and Path(own).resolve() != Path(base).resolve():
             msg = (
