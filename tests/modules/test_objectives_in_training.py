@@ -187,7 +187,7 @@ REFUSED: list[tuple[Objective, dict[str, Any], str]] = [
     (PolicyGradient(teacher_log_ratio_transforms={"mth": None}), {}, r"names \['mth'\].*\['code', 'math'\]"),
     (PolicyGradient(log_ratio_transform=Extrapolation(1.2)), {}, "Set `model.reference`"),
     (OutcomeGradient(), {}, "OutcomeReward"),
-    (PolicyGradient(baseline=LeaveOneOut()), {"samples_per_prompt": 1}, "at least 2 samples per prompt"),
+    (PolicyGradient(baseline=LeaveOneOut()), {"samples_per_prompt": 1}, "compares the siblings of a prompt"),
     (PolicyGradient(), {"sampling": Sampling(temperature=0.0)}, "must be drawn"),
 ]
 
