@@ -16,8 +16,8 @@ TASK = "--data.task.init_args"
     ("words", "num_trained"),
     [
         ((), 40),
-        ((f"{TASK}.split=hash",), 21),
-        ((f'{TASK}.split={{"validation": 0.25}}',), 27),
+        ((f"{TASK}.split=hash",), 25),
+        ((f'{TASK}.split={{"validation": 0.25}}',), 30),
         ((f"{TASK}.validation_path=prompts.csv",), 40),
     ],
     ids=["all", "hash", "fraction", "file"],

@@ -89,6 +89,11 @@ class Jsonl(Task):
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> Sequence[Messages]:
         answered = (prompt for prompt in self._sets.sample(split) if "response" in prompt.columns)
         rows = list(itertools.islice(answered, max(num_examples, 1)))
+        if not rows and not self.prompts(split):
+            setting = {"validation": "validation_path", "test": "test_path"}.get(split, "path")
+            cure = f"Ask for some: `split: {{{split}: 0.1}}`, or name a file in `{setting}`."
+            msg = f"There are no rows for `{split}`. {cure}"
+            raise ConfigError(msg)
         if not rows:
             msg = (
                 f"No row of {self._sets.name(split)} ({split}) has a `response` to learn from; add that column, or "

@@ -50,6 +50,7 @@ FORMATS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "JSON list that ends in .jsonl": ("rows.jsonl", lambda: json.dumps(ROWS).encode()),
     "CSV": ("rows.csv", as_csv),
     "CSV of a spreadsheet": ("rows.csv", lambda: b"\xef\xbb\xbf" + as_csv(";")),
+    "CSV with space above and in its header": ("rows.csv", lambda: b"\n" + as_csv().replace(b",teacher", b", teacher")),
     "TSV": ("rows.tsv", lambda: as_csv("\t")),
     "CSV without an ending": ("rows", as_csv),
     "Parquet": ("rows.parquet", as_parquet),

@@ -38,7 +38,7 @@ ROWS: dict[str, tuple[str | dict[str, Any], list[str]]] = {
     "a role of ShareGPT": (chat({"role": "human", "content": "x"}), ["'human'", "Did you mean `user`?"]),
     "a misspelled role": (chat({"role": "sytem", "content": "x"}, user()), ["'sytem'", "Did you mean `system`?"]),
     "a role with a capital": (chat({"role": "User", "content": "x"}), ["'User'", "Did you mean `user`?"]),
-    "a role that is a number": (chat({"role": 1, "content": "x"}), ["the role 1"]),
+    "a role that is a number": (chat({"role": 1, "content": "x"}), ["the role '1'"]),
     "a key twice": ('{"prompt": "a", "prompt": "b", "teacher": "m"}', ["the key `prompt` twice"]),
     "a key twice inside": ('{"messages": [{"role": "user", "role": "user"}]}', ["the key `role` twice"]),
     "messages beside a prompt": ({**GOOD, "messages": [user()]}, ["`columns: {prompt: prompt}`"]),
@@ -75,6 +75,7 @@ ROWS: dict[str, tuple[str | dict[str, Any], list[str]]] = {
     "a response that is a mapping": ({**GOOD, "response": {"text": "x"}}, ["`response` as a text"]),
     "a completion of two messages": ({**GOOD, "completion": [user(), user()]}, ["a list of 2", "`messages`"]),
     "a completion of the user": ({**GOOD, "completion": [user()]}, ["one message of the assistant"]),
+    "a teacher that is a list": ({**GOOD, "teacher": ["m"] * 400}, ["teacher's name", "`teacher: …` for all rows"]),
     "an empty teacher": ({**GOOD, "teacher": ""}, ["teacher's name", "got ''"]),
 }
 

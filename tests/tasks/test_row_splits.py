@@ -90,6 +90,11 @@ def test_the_first_demonstrations_are_a_random_sample_of_the_rows() -> None:
     assert [chat[-1]["content"] for chat in own] == ["0", "1", "2"], "a user's own split keeps its order"
 
 
+def test_a_split_without_rows_has_no_demonstrations_and_says_how_to_get_some() -> None:
+    with pytest.raises(ConfigError, match=r"no rows for `validation`.*`split: \{validation: 0.1\}`.*`validation_path`"):
+        Jsonl(ROWS).demonstrations("validation", 2, seed=0)
+
+
 def test_rows_are_read_once_and_kept_once_for_all_splits(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -72,7 +72,7 @@ class PromptBuilder:
             if demonstration.get("content") is not None:
                 columns["response"] = _text(demonstration)
         key = self._key(chat, place)
-        if self._system is not None:
+        if self._system:
             chat = with_system(chat, self._system)
         return Prompt(chat, key, teacher, domain, columns, place)
 
@@ -125,7 +125,7 @@ class PromptBuilder:
         if not isinstance(value, str) or not value:
             column = self.columns.mapping.get(name, name)
             msg = (
-                f"{place}: expected the teacher's name in `{column}`, got {value!r}. Correct the row, or set "
+                f"{place}: expected the teacher's name in `{column}`, got {str(value)[:60]!r}. Correct the row, or set "
                 f"`{name}: …` for all rows."
             )
             raise ConfigError(msg)
@@ -156,7 +156,7 @@ class PromptBuilder:
             expected = self._match.expects(text)
             if expected is not None:
                 cure = "Correct the line, or use `match: exact`."
-                msg = f"{place}: expected {expected} in `{name}`, got {text!r}. {cure}"
+                msg = f"{place}: expected {expected} in `{name}`, got {text[:60]!r}. {cure}"
                 raise ConfigError(msg)
 
     def _demonstration(self, row: Row, place: str) -> Message | None:

@@ -40,7 +40,7 @@ def chat_of(value: object, place: str, name: str) -> list[Message]:
         ConfigError: They are something else.
     """
     chat = parsed(value, place, name)
-    if not isinstance(chat, Sequence) or isinstance(chat, str) or not chat:
+    if not isinstance(chat, Sequence) or isinstance(chat, str | bytes) or not chat:
         got = "an empty list" if chat == [] else type(chat).__name__
         msg = f"{place}: expected `{name}` as a list of messages with role and content, got {got}. Correct the row."
         raise ConfigError(msg)
@@ -104,7 +104,8 @@ def _check(message: object, place: str) -> None:
     if role not in ROLES:
         best = OTHER_ROLES.get(str(role).lower()) or closest(str(role).lower(), ROLES)
         hint = f" Did you mean `{best}`?" if best else ""
-        msg = f"{place}: a message has the role {role!r}, which is none of {list(ROLES)}.{hint} Correct the row."
+        got = f"a message has the role {str(role)[:40]!r}, which is none of {list(ROLES)}"
+        msg = f"{place}: {got}.{hint} Correct the row."
         raise ConfigError(msg)
     error = message_error(message)
     if error:

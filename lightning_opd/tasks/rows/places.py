@@ -53,7 +53,7 @@ def sources_of(path: str, setting: str) -> dict[Split, list[RowSource]]:
     Raises:
         ConfigError: There is nothing, or nothing that holds rows.
     """
-    found = Path(path)
+    found = Path(path).expanduser()
     if path and found.is_file():
         return {"train": [file_source(found)]}
     if path and found.is_dir():

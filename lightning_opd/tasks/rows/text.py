@@ -88,10 +88,11 @@ def csv_rows(file: Iterable[bytes], path: str, names: frozenset[str]) -> Rows:
     """
     csv.field_size_limit(sys.maxsize)  # a chat may be longer than the 131,072 characters that are the default
     lines = _decoded(file, path)
-    first = next(lines, "")
+    number, first = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (0, ""))
     delimiter = max(DELIMITERS, key=first.count)
-    header, number = next(csv.reader([first], delimiter=delimiter), []), 1
-    _check_header(header, path, names)
+    header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    _check_header(header, f"{path}:{number}", names)
+    skipped = number
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         place = f"{path}:{number + 1}"
@@ -110,18 +111,18 @@ def csv_rows(file: Iterable[bytes], path: str, names: frozenset[str]) -> Rows:
             raise ConfigError(msg)
         if any(cell.strip() for cell in cells):
             yield number + 1, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
-        number = 1 + reader.line_num
+        number = skipped + reader.line_num
 
 
-def _check_header(header: list[str], path: str, names: frozenset[str]) -> None:
+def _check_header(header: list[str], place: str, names: frozenset[str]) -> None:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        msg = f"{path}:1: the header has `{repeated[0]}` twice. Give every column a name of its own."
+        msg = f"{place}: the header has `{repeated[0]}` twice. Give every column a name of its own."
         raise ConfigError(msg)
     if header and not names.intersection(header):
         needed = " or ".join(f"`{name}`" for name in sorted(names, reverse=True))
         msg = (
-            f"{path}:1: expected a header with {needed}, got {[cell[:40] for cell in header]}. Write the names of the "
+            f"{place}: expected a header with {needed}, got {[cell[:40] for cell in header]}. Write the names of the "
             "columns into the first line, or say which one it is: `columns: {prompt: …}`."
         )
         raise ConfigError(msg)
