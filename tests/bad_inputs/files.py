@@ -111,7 +111,6 @@ OPTIONS = [
     setting("data.task=lightning_opd.interfaces.Task", "`data.task`", "abstract"),
     setting("model.objective=lightning_opd.interfaces.Objective", "`model.objective`", "abstract"),
     setting("model=lightning_opd.modules.student.StudentModule", "No `training_step()`"),
-    setting("data=lightning_opd.data.base.TrainerDataModule", "`train_dataloader`"),
     setting("data.task=lightning_opd.teachers.LocalTeacher", "subclass of Task. For example lightning_opd.tasks."),
     setting("data.task=os.path.join", "`data.task`", "os.path.join"),
     setting("model.optimizer=torch.optim.Adamm", "`model.optimizer`", "Did you mean `Adam`?"),
