@@ -196,12 +196,21 @@ def end_rows(trainer: L.Trainer, metrics: Mapping[str, float]) -> list[tuple[str
     rows += [("curves", f"tensorboard --logdir {logger.log_dir}") for logger in trainer.loggers if logger.log_dir]
     config, command = root / "config.yaml", "python -m lightning_opd"
     if config.is_file() and models and models[0].is_dir():
-        rows.append(("next", f"{command} test --config {config} --model.student.path {models[0]}"))
+        rows.append(("next", f"{command} test --config {config} --model.student.path {models[0]}{_tested(trainer)}"))
     elif config.is_file() and checkpoints:
         rows.append(
             ("next", f"{command} export --config {config} --checkpoint {checkpoints[0]} --output {root / 'model'}")
         )
     return [(name, text) for name, text in rows if text]
+
+
+def _tested(trainer: L.Trainer) -> str:
+    """Return the words by which `test` goes over prompts that there are, where there are none for tests."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning at run time
+    splits = data.plan().splits if isinstance(data, RolloutProducer) else {}
+    if splits.get("test", True):
+        return ""
+    return f" --data.evaluation.splits=[{'validation' if splits.get('validation') else 'train'}]"
 
 
 def _metrics(metrics: Mapping[str, float], stage: str) -> str:

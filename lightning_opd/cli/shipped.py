@@ -39,6 +39,9 @@ def find(name: str, kind: str, what: str) -> Path:
     """
     if Path(name).is_dir() if kind == "recipe.yaml" else Path(name).is_file():
         return Path(name)
+    if kind != "recipe.yaml" and Path(name).is_dir():
+        msg = f"{what} `{name}` is a folder; name a file in it."
+        raise MissingFileError(msg)
     known = shipped(kind)
     for place in _PLACES:
         if path := known.get((Path(place) / name).as_posix()):

@@ -25,7 +25,8 @@ LOWEST = {
 MAX_CPU_PROCESSES = 64
 """Most processes on a machine's CPU; more are a slip of the finger that would fill its memory."""
 
-CHOSEN_BY_LIGHTNING = {"last", "best", "hpc"}
+CHOSEN_LATER = {"last", "auto", "best", "hpc"}
+"""Words of `--ckpt_path` that stand for a file."""
 
 
 def check_trainer(trainer: Namespace) -> None:
@@ -110,7 +111,7 @@ def check_resumable(path: str | None, *, weights_only: bool | None) -> None:
     Raises:
         ConfigError: It is no checkpoint of a training.
     """
-    if path is None or path in CHOSEN_BY_LIGHTNING or "://" in path:
+    if path is None or path in CHOSEN_LATER or "://" in path:
         return
     file = Path(path)
     if file.is_dir():

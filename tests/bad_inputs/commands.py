@@ -103,7 +103,7 @@ WORDS = [
 ]
 
 RECIPES = [
-    words("recipe: unknown", "run", "merge_tinny", says=("`merge_tinny`", "Did you mean `merge_tiny`?")),
+    words("recipe: unknown", "run", "merge_tinny", says=("`merge_tinny`", "Did you mean `recipes/merge_tiny`?")),
     words("recipe: none", "run", says=("`run` expects `recipe`",)),
     words("recipe: a folder without one", "run", "WORLD", says=("no `recipe.yaml`",)),
     words(

@@ -131,8 +131,8 @@ def test_the_traceback_is_there_on_request(cli: Cli, merge_yaml: Path, monkeypat
         (["average", "--bas", "x"], "`bas` on the command line is not a known key. Did you mean `base`?"),
         (["average", "--base", "x", "--models", "[a]"], "`output` must be given"),
         (
-            ["average", "--base", "x", "--models", "a", "--output", "y"],
-            "`models` on the command line: Expected a list. Got value: a",
+            ["average", "--base", "x", "--models", "a", "b", "--output", "y", "--coefficient", "c"],
+            "`coefficient` on the command line",
         ),
         (["run"], "`run` expects `recipe` after the command"),
         (["tokenizer", "--task", "lightning_opd.tasks.String", "--output", "x"], "Did you mean `Strings`?"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import shift_right, token_logprobs
 from lightning_opd.models import (
     LanguageModel,
@@ -187,5 +188,5 @@ def test_only_safetensors_are_loaded(tiny_model_dir: Path, tmp_path: Path) -> No
     model = load_causal_lm(str(tiny_model_dir))
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(ConfigError, match="safetensors"):
         load_causal_lm(str(tmp_path))

@@ -32,19 +32,16 @@ def with_optimizer(world: Path, optimizer: Optimizer) -> StudentModule:
     return type(module)(module.student_config, None, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("rate", [0.0, float("inf"), float("nan")])
-def test_a_learning_rate_that_teaches_nothing_is_refused(world: Path, rate: float) -> None:
-    with pytest.raises(ConfigError, match=rf"must be a positive number, got {rate:g}"):
+@pytest.mark.parametrize(("rate", "kind"), [(0.0, "positive"), (float("inf"), "finite"), (float("nan"), "finite")])
+def test_a_learning_rate_that_teaches_nothing_is_refused(world: Path, rate: float, kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"must be a {kind} number, got {rate:g}"):
         check_learning_rates(with_optimizer(world, lambda p: torch.optim.SGD(p, lr=rate)))
 
 
 @pytest.mark.parametrize("settings", [{"lr": -1.0}, {"lr": "small"}, {"lr": 0.1, "momentum": -1.0}], ids=str)
 def test_what_the_optimizer_itself_refuses_is_a_line_too(world: Path, settings: dict[str, Any]) -> None:
-    module = with_optimizer(world, lambda p: torch.optim.SGD(p, **settings))
-    with pytest.raises(ConfigError, match=r"`model\.optimizer` refuses its settings"):
-        check_learning_rates(module)
-    with pytest.raises(ConfigError, match=r"`model\.optimizer` refuses its settings"):
-        module._make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    with pytest.raises(ConfigError, match=r"`model\.optimizer` cannot work with its settings"):
+        with_optimizer(world, lambda p: torch.optim.SGD(p, **settings))
 
 
 def test_a_trainer_of_ones_own_gets_the_checks_from_the_callback(world: Path, tmp_path: Path) -> None:
