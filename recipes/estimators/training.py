@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from typing_extensions import override
 
-from lightning_opd.modules.student import OptimizerFactory
+from lightning_opd.modules.optimization import OptimizerFactory
 
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

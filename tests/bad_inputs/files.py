@@ -197,4 +197,4 @@ PROMPTS = [
     ),
 ]
 
-TABLE = [*YAML, *thinned(OPTIONS, 3), *thinned(PROMPTS, 4)]
+TABLE = [*YAML, *thinned(OPTIONS, 5), *thinned(PROMPTS, 6)]

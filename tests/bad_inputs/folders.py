@@ -44,7 +44,16 @@ def flip(file: Path) -> None:
 
 
 def without(*names: str) -> Callable[[Path], object]:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
 
 
 def configured(**changes: Any) -> Callable[[Path], object]:
@@ -76,7 +85,7 @@ def adapter(**changes: Any) -> Prepare:
 
         base: Any = AutoModelForCausalLM.from_pretrained(world / "student")
         base.config.name_or_path = str(world / "student")
-        get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / "model")
+        get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(folder / "model"))
         path = folder / "model" / "adapter_config.json"
         content = json.loads(path.read_text()) | {"base_model_name_or_path": str(world / "student")} | changes
         path.write_text(json.dumps(content).replace("HERE", str(folder)))
@@ -88,13 +97,19 @@ def adapter_file(name: str, content: bytes | None) -> Prepare:
     def prepare(world: Path, folder: Path) -> None:
         adapter()(world, folder)
         path = folder / "model" / name
-        path.unlink() if content is None else path.write_bytes(content)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
 
     return prepare
 
 
 def checkpoint(content: bytes) -> Prepare:
-    return lambda world, folder: (folder / "last.ckpt").write_bytes(content) and None
+    def prepare(world: Path, folder: Path) -> None:
+        (folder / "last.ckpt").write_bytes(content)
+
+    return prepare
 
 
 def saved(content: object, change: Callable[[Path], object] = lambda file: None) -> Prepare:
@@ -137,7 +152,7 @@ MODELS = [
     model("an LFS pointer for tokenizer.json", lambda f: (f / "tokenizer.json").write_bytes(POINTER), "git lfs pull"),
     model("no chat template", without("chat_template.jinja"), "chat_template"),
     model("a broken chat template", lambda f: (f / "chat_template.jinja").write_text("{% if %}"), "template"),
-    model("an empty folder", lambda f: [file.unlink() for file in f.iterdir()], "config.json"),
+    model("an empty folder", empty, "config.json"),
     model(
         "a teacher without a tokenizer",
         without("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -262,4 +277,4 @@ OUTPUTS = [
     ),
 ]
 
-TABLE = [*thinned(MODELS, 3), *thinned(CHECKPOINTS, 2), *OUTPUTS]
+TABLE = [*thinned(MODELS, 4), *thinned(CHECKPOINTS, 3), *OUTPUTS]

@@ -181,4 +181,4 @@ TRAINER = [
     setting("trainer.max_epochs=-2", "max_epochs", more=("--trainer.max_steps=-1",)),
 ]
 
-TABLE = thinned([*DATA, *STUDENT, *OPTIMISER, *TEACHERS, *CALLBACK, *OBJECTIVE, *TRAINER], 5)
+TABLE = thinned([*DATA, *STUDENT, *OPTIMISER, *TEACHERS, *CALLBACK, *OBJECTIVE, *TRAINER], 8)

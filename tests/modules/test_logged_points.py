@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def train(world: Path, folder: Path, *callbacks: Callback, kill_after: int = -1,
     except KilledError:
         for logger in trainer.loggers:
             logger.save()
+    time.sleep(1.01)  # event files of one second are read in an order of their own
 
 
 def points(folder: Path) -> Points:
