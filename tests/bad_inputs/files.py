@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
@@ -38,10 +37,6 @@ def hint_of_a_missing_column(world: Path, folder: Path) -> None:
 def folder_for_a_file(world: Path, folder: Path) -> None:
     (folder / "dir.yaml").mkdir()
     (folder / "rows").mkdir()
-
-
-def packed_rows(world: Path, folder: Path) -> None:
-    (folder / "rows.jsonl").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode()))
 
 
 YAML = [
@@ -153,16 +148,10 @@ OPTIONS = [
 PROMPTS = [
     setting("data.task.init_args.path=HERE/none.jsonl", "`HERE/none.jsonl`"),
     Bad("a folder of prompts", ("HERE/rows",), ("--data.task.init_args.path=HERE/rows",), prepare=folder_for_a_file),
-    Bad(
-        "packed prompts",
-        ("rows.jsonl:1", "UTF-8"),
-        ("--data.task.init_args.path=HERE/rows.jsonl",),
-        prepare=packed_rows,
-    ),
     rows("empty", "", "has no prompts"),
     rows("blank lines", "\n  \n\n", "has no prompts"),
     rows("an open line", '{"prompt": "a", "teacher": "math"}\n{"prompt": \n', ":2", "JSON object"),
-    rows("UTF-16", '{"prompt": "a"}\n'.encode("utf-16"), ":1", "UTF-8"),
+    rows("UTF-16", '{"prompt": "a"}\n'.encode("utf-16"), "it is UTF-16", "iconv"),
     rows("Latin-1", '{"prompt": "é", "teacher": "math"}\n'.encode("latin-1"), ":1", "UTF-8"),
     rows("nothing but brackets", "{" * 100_000, ":1"),
     rows("deep lists", "[" * 100_000, ":1"),
@@ -184,11 +173,15 @@ PROMPTS = [
         rows="".join(json.dumps({**row, "teacher": "maths"}) + "\n" for row in ROWS),
     ),
     Bad("rows of fewer prompts than a batch", ("`prompts_per_batch` is 400",), ("--data.prompts_per_batch=400",)),
-    Bad("an unknown column of domains", ("prompts.jsonl:1", "`topic`"), ("--data.task.init_args.domain_field=topic",)),
+    Bad(
+        "an unknown column of domains",
+        ("prompts.jsonl:1", "`topic`"),
+        ('--data.task.init_args.columns={"domain": "topic"}',),
+    ),
     Bad(
         "an unknown column of teachers",
         ("prompts.jsonl:1", "`expert`"),
-        ("--data.task.init_args.teacher_field=expert",),
+        ('--data.task.init_args.columns={"teacher": "expert"}',),
     ),
     Bad(
         "prompts longer than the context",

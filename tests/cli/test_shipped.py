@@ -35,7 +35,7 @@ def test_every_recipe_and_its_steps_are_found_by_name_and_by_path() -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "configs", "trainer", "merge_tiny", "../configs/opd.yaml", "odp.yaml"])
 def test_nothing_else_of_the_package_is_a_config(name: str) -> None:
-    with pytest.raises(MissingFileError, match="does not exist|is a folder"):
+    with pytest.raises(MissingFileError, match=r"does not exist|is a folder"):
         find(name, "*.yaml", "config file")
 
 
