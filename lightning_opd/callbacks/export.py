@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import lightning as L  # Lightning's own convention
 import torch
@@ -12,9 +12,6 @@ from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import received_signal
 from lightning_opd.models import export_student, student_owner
-
-if TYPE_CHECKING:
-    pass
 
 
 class ExportHuggingFace(Callback):
