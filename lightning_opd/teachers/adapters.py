@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
-from lightning_opd.errors import MissingFileError
+from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
-from lightning_opd.models import LanguageModel, context_length, load_config, load_tokenizer, torch_dtype
+from lightning_opd.models import LanguageModel, StudentConfig, context_length, load_config, load_tokenizer, torch_dtype
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
 from lightning_opd.models.shared_base import BaseSettings, SharedBase, SharedBases
 from lightning_opd.teachers.local import LocalTeacher
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 class JoinsBase(ABC):
     """A teacher that lies on a base which others use, too."""
+
+    @abstractmethod
+    def set_student(self, student: StudentConfig) -> None:
+        """Take the student that the base may be that of; called before anything is loaded."""
 
     @abstractmethod
     def attach(self, bases: SharedBases) -> None:
@@ -85,6 +89,7 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         self._scorer = LocalTeacher(
             adapter or base or "the student's base", temperature, dtype, batch_size, top_k, attn_implementation
         )
+        self._student: StudentConfig | None = None
         self._base: SharedBase | None = None
         self._model: LanguageModel | None = None
         self._name: str | None = None
@@ -100,9 +105,12 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         return "The base as a teacher" if self.adapter is None else f"The adapter `{self.adapter}`"
 
     def _base_path(self) -> str | None:
-        """Return where its base lies; None for the student's."""
-        if self.base is not None or self.adapter is None:
+        """Return where its base lies; None where it is that of a student without one."""
+        if self.base is not None:
             return self.base
+        if self.adapter is None:
+            student = None if self._student is None else self._student.path
+            return None if student is None else adapter_base(student) or student
         base = adapter_base(self.adapter)
         if base is None:
             msg = (
@@ -118,7 +126,8 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         if self.adapter is not None and (Path(self.adapter) / "tokenizer_config.json").is_file():
             path = self.adapter
         if path is None:
-            path = self._joined().path
+            msg = f"{self.name} needs a base: the student has none that is known. Set the teacher's `base`."
+            raise ConfigError(msg)
         return load_tokenizer(path, trust_remote_code=self._settings.trust_remote_code)
 
     @override
@@ -127,6 +136,10 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         if path is None:
             return super().declared_max_length()
         return context_length(load_config(path, trust_remote_code=self._settings.trust_remote_code))
+
+    @override
+    def set_student(self, student: StudentConfig) -> None:
+        self._student = student
 
     @override
     def attach(self, bases: SharedBases) -> None:
@@ -171,6 +184,13 @@ def teacher_of(source: str | AdapterExpert | Teacher) -> Teacher:
     if (Path(source) / CONFIG_FILE).is_file():
         return AdapterTeacher(source)
     return LocalTeacher(source)
+
+
+def introduce(teachers: Iterable[Teacher], student: StudentConfig) -> None:
+    """Tell every teacher that lies on a base which student there is."""
+    for teacher in teachers:
+        if isinstance(teacher, JoinsBase):
+            teacher.set_student(student)
 
 
 def attach(teachers: Iterable[Teacher], bases: SharedBases) -> None:

@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
+from lightning_opd.models import StudentConfig
 from lightning_opd.models.shared_base import SharedBases
-from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach
+from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach, introduce
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import LinearHead, Message, Messages, Prompt, SampledTokens, Signal, TeacherScores
@@ -59,6 +60,10 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
     @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._teacher.tokenizer()
+
+    @override
+    def set_student(self, student: StudentConfig) -> None:
+        introduce([self._teacher], student)
 
     @override
     def attach(self, bases: SharedBases) -> None:

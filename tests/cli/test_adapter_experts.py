@@ -41,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_experts_are_named_by_their_adapters(folder: Path) -> None:
+    assert main(["preflight", "--config", "fit.yaml"]) == 0
     assert main(["fit", "--config", "fit.yaml"]) == 0
 
 

@@ -133,7 +133,9 @@ def plain(value: object) -> object:
 def outcome(folder: Path) -> dict[str, Any]:
     """Return all that a run leaves and that must not depend on how often it was killed."""
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    [version] = (folder / "lightning_logs").iterdir()  # a resumed run goes on in the same folder
+    # a resumed run goes on in its folder; one that was killed before it saved anything has left a folder of its own
+    versions = (folder / "lightning_logs").iterdir()
+    *unsaved, version = sorted(versions, key=lambda path: int(path.name.rpartition("_")[2]))
     events = EventAccumulator(str(version), size_guidance={"tensors": 0})
     events.Reload()
     points = {
@@ -143,7 +145,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
     loader = state["loops"]["fit_loop"]["state_dict"]
     kept = {name: plain(state[name]) for name in ("state_dict", "optimizer_states", "lr_schedulers")}
-    files = sorted(p.name for p in folder.rglob("*") if p.is_file() and not p.name.startswith("events."))
+    kept_files = (p for p in folder.rglob("*") if p.is_file() and not any(old in p.parents for old in unsaved))
+    files = sorted(p.name for p in kept_files if not p.name.startswith("events."))
     weights = (folder / "model" / "model.safetensors").read_bytes()
     return {**kept, "prompt order": plain(loader), "points": points, "files": files, "weights": weights}
 
