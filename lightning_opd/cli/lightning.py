@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -150,8 +151,13 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
         classes = {"model": OPDModule, "data": OPDDataModule}
         OPDCommandLine(command, [], lambda parser: sys.stdout.write(help_text(parser, command, asked, classes)))
     sources = ConfigSources.read(words)
-    with explained(sources):
-        trainer = OPDCommandLine(command, sources.inlined()).trainer
+    try:
+        with explained(sources):
+            trainer = OPDCommandLine(command, sources.inlined()).trainer
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # outside training, where Lightning ends with 1
+            error.code = 128 + signal.SIGINT
+        raise
     wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
         raise SystemExit(FAILED_CHECK_EXIT_CODE)

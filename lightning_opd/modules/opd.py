@@ -32,7 +32,7 @@ from lightning_opd.modules.evaluation import EvaluationModule
 from lightning_opd.modules.optimization import OptimizerFactory, SchedulerFactory
 from lightning_opd.modules.quotients import Quotients
 from lightning_opd.objectives import DistributionMatching
-from lightning_opd.teachers import AdapterExpert, TeacherPool, attach, introduce, teacher_of
+from lightning_opd.teachers import AdapterExpert, TeacherPool, attach, teacher_of, tell_student
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
 from lightning_opd.types import LossTerms, RolloutBatch
 
@@ -86,7 +86,7 @@ class OPDModule(EvaluationModule):
         self.reference = None if reference is None else teacher_of(reference)
         self.teachers = TeacherPool({k: teacher_of(v) for k, v in (teachers or {}).items() if v is not None})
         own = [] if self.reference is None else [self.reference]
-        introduce([*self.teachers.distinct.values(), *own], student)
+        tell_student([*self.teachers.distinct.values(), *own], student)
         self.objective = objective
         self._step_metrics = Quotients()
         self._metric_stage = "train"

@@ -1,6 +1,6 @@
 """Teachers: frozen models that score the student's tokens."""
 
-from lightning_opd.teachers.adapters import AdapterExpert, AdapterTeacher, JoinsBase, attach, introduce, teacher_of
+from lightning_opd.teachers.adapters import AdapterExpert, AdapterTeacher, JoinsBase, attach, teacher_of, tell_student
 from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.teachers.pool import TeacherPool
@@ -15,6 +15,6 @@ __all__ = [
     "PrivilegedTeacher",
     "TeacherPool",
     "attach",
-    "introduce",
     "teacher_of",
+    "tell_student",
 ]

@@ -186,7 +186,7 @@ def teacher_of(source: str | AdapterExpert | Teacher) -> Teacher:
     return LocalTeacher(source)
 
 
-def introduce(teachers: Iterable[Teacher], student: StudentConfig) -> None:
+def tell_student(teachers: Iterable[Teacher], student: StudentConfig) -> None:
     """Tell every teacher that lies on a base which student there is."""
     for teacher in teachers:
         if isinstance(teacher, JoinsBase):

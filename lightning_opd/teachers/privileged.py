@@ -15,7 +15,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.models import StudentConfig
 from lightning_opd.models.shared_base import SharedBases
-from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach, introduce
+from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach, tell_student
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import LinearHead, Message, Messages, Prompt, SampledTokens, Signal, TeacherScores
@@ -63,7 +63,7 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
 
     @override
     def set_student(self, student: StudentConfig) -> None:
-        introduce([self._teacher], student)
+        tell_student([self._teacher], student)
 
     @override
     def attach(self, bases: SharedBases) -> None:
