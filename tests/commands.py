@@ -45,3 +45,25 @@ def write_yaml(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+MERGE = {
+    "model": {"student": {"path": "runs/none"}, "teachers": {"arithmetic": "runs/a", "strings": "runs/s"}},
+    "data": {
+        "task": {
+            "class_path": "lightning_opd.tasks.Mixture",
+            "init_args": {
+                "tasks": {
+                    "arithmetic": {"class_path": "lightning_opd.tasks.Arithmetic"},
+                    "strings": {"class_path": "lightning_opd.tasks.Strings"},
+                }
+            },
+        }
+    },
+}
+
+
+@pytest.fixture
+def merge_yaml(write_yaml: Write) -> Path:
+    """A complete `fit` configuration of a merge; its models do not exist."""
+    return write_yaml("merge.yaml", MERGE)

@@ -21,7 +21,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.commands import cli, write_yaml  # noqa: E402, F401  # fixtures
+from tests.commands import cli, merge_yaml, write_yaml  # noqa: E402, F401  # fixtures
 from tests.tiny import save_foreign, save_model, save_tokenizer  # noqa: E402
 from tests.world import save_world  # noqa: E402
 

@@ -7,8 +7,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.table import SHORT_COMMANDS, TRAINER_COMMANDS, command_names
 from lightning_opd.errors import ConfigError, did_you_mean
+from lightning_opd.options.table import SHORT_COMMANDS, TRAINER_COMMANDS, command_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,10 +8,10 @@ import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lightning_opd.cli.messages import BriefParser
 from lightning_opd.cli.short import short_parser
-from lightning_opd.cli.table import SHORT_COMMANDS, TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, MissingPackageError, did_you_mean
+from lightning_opd.options.messages import BriefParser
+from lightning_opd.options.table import SHORT_COMMANDS, TRAINER_COMMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from lightning_opd.cli.recipe.spec import read_recipe
-from lightning_opd.cli.shipped import find, shipped
 from lightning_opd.errors import ConfigError
+from lightning_opd.options.shipped import find, shipped
+from lightning_opd.workflow.recipe import read_recipe
 
 
 def copy(name: str, /, output: str | None = None) -> None:

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from lightning_opd.cli.messages import build_from_config
-from lightning_opd.cli.outputs import check_output
-from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.errors import ConfigError
+from lightning_opd.options.messages import build_from_config
+from lightning_opd.options.outputs import check_output
+from lightning_opd.options.sources import ConfigSources
 
 
 def export(checkpoint: str, config: str, output: str, merge: bool = True) -> None:
@@ -21,8 +21,8 @@ def export(checkpoint: str, config: str, output: str, merge: bool = True) -> Non
         output: Folder to write.
         merge: Fold a LoRA adapter into the weights; false writes the adapter alone.
     """
-    from lightning_opd.cli.trainer_settings import check_content
     from lightning_opd.modules.export import check_checkpoint, export_checkpoint
+    from lightning_opd.modules.resume import check_content
     from lightning_opd.modules.student import StudentModule
 
     check_output(Path(output), "output")

@@ -18,24 +18,19 @@ from lightning_opd.callbacks.preemption import Preemption, received_signal
 from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.cli.console import with_console
 from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE
-from lightning_opd.cli.help import help_text, wanted_help
-from lightning_opd.cli.messages import BriefParser, explained
-from lightning_opd.cli.processes import wait_for_ranks
-from lightning_opd.cli.resume import prepare_resume
-from lightning_opd.cli.sources import ConfigSources
-from lightning_opd.cli.trainer_settings import (
-    check_callbacks,
-    check_resumable,
-    check_seed,
-    check_student,
-    check_trainer,
-)
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
 from lightning_opd.modules.checkpoint_files import CheckpointFiles
+from lightning_opd.modules.resume import check_resumable, prepare_resume
+from lightning_opd.options.help import help_text, wanted_help
+from lightning_opd.options.messages import BriefParser, explained
+from lightning_opd.options.outputs import check_output
+from lightning_opd.options.sources import ConfigSources
 from lightning_opd.preflight import Preflight, PreflightTrainer
 from lightning_opd.preflight.callback import check_start
+from lightning_opd.preflight.trainer_settings import check_callbacks, check_seed, check_student, check_trainer
+from lightning_opd.processes import wait_for_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,8 +93,9 @@ class OPDCommandLine(LightningCLI):
             self._instead(self._parser(self._command))
             raise SystemExit(0)
         self.config = parser.parse_args(args)
-        check_seed(self.config[self._command].get("seed_everything"))
-        check_student(self.config[self._command].get("model"))
+        settings = self.config[self._command].as_dict()
+        check_seed(settings.get("seed_everything"))
+        check_student(settings.get("model"))
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -127,7 +123,10 @@ class OPDCommandLine(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        check_trainer(self._get(self.config, "trainer"))
+        check_trainer(self._get(self.config, "trainer").as_dict())
+        folder = self._get(self.config, "trainer").default_root_dir
+        if folder is not None:
+            check_output(Path(str(folder)), "trainer.default_root_dir")
         check_resumable(self._get(self.config, "ckpt_path"), weights_only=self._get(self.config, "weights_only"))
         strategy = self._get(self.config, "trainer").strategy
         name = strategy.class_path.rpartition(".")[2] if isinstance(strategy, Namespace) else strategy

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_opd import __version__
 from lightning_opd.cli.commands import command_line, overview, run_command
 from lightning_opd.cli.errors import USAGE_EXIT_CODE, settings_message, wants_traceback
-from lightning_opd.cli.processes import end_with_launcher
+from lightning_opd.processes import end_with_launcher
 from lightning_opd.tokenization.visible import visible
 
 if TYPE_CHECKING:

@@ -39,9 +39,10 @@ def merge(
         match: How a reply equals its answer: the stripped text, or its last number.
         seed: Of order and noise.
     """
-    from lightning_opd.cli.recipe.merging import MergePlan, read_experts, write_recipe
     from lightning_opd.cli.run import run
     from lightning_opd.errors import ConfigError
+    from lightning_opd.merge.plan import MergePlan, read_experts
+    from lightning_opd.merge.recipe import write_recipe
     from lightning_opd.models.hub import locate
 
     for name, number in (("steps", steps), ("max_new_tokens", max_new_tokens), ("lora_rank", lora_rank)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lightning_opd.cli.outputs import check_output
+from lightning_opd.options.outputs import check_output
 
 
 def parity(scores: list[str], /, output: str, curves: str | None = None, bootstrap: int = 2000, seed: int = 0) -> None:

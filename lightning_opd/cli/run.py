@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from lightning_opd.cli.commands import command_line, run_command
 from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
-from lightning_opd.cli.outputs import check_output
-from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
-from lightning_opd.cli.recipe.step import Step, resolve
-from lightning_opd.cli.shipped import note_origin
-from lightning_opd.cli.table import TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError
+from lightning_opd.options.outputs import check_output
+from lightning_opd.options.shipped import note_origin
+from lightning_opd.options.table import TRAINER_COMMANDS
+from lightning_opd.workflow.recipe import find_recipe, read_recipe
+from lightning_opd.workflow.step import Step, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, get_type_hints
 
 import docstring_parser
 
-from lightning_opd.cli.messages import BriefParser, explained
-from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.errors import ConfigError
+from lightning_opd.options.messages import BriefParser, explained
+from lightning_opd.options.sources import ConfigSources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from lightning_opd.cli.messages import build_from_config
-from lightning_opd.cli.outputs import check_output
-from lightning_opd.cli.sources import ConfigSources, Source
 from lightning_opd.errors import ConfigError
+from lightning_opd.options.messages import build_from_config
+from lightning_opd.options.outputs import check_output
+from lightning_opd.options.sources import ConfigSources, Source
 
 
 def tokenizer(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import MERGE
-from tests.commands import Cli, Write
+from tests.commands import MERGE, Cli, Write
 
 FUNCTIONAL = "lightning_opd.functional"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_opd.cli.table import command_names
+from lightning_opd.options.table import command_names
 from tests.commands import Cli
 
 COMPLETE = """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 import lightning_opd
-from lightning_opd.cli.table import SHORT_COMMANDS, command_names
+from lightning_opd.options.table import SHORT_COMMANDS, command_names
 from tests.commands import Cli
 
 

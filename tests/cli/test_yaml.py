@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_opd.cli.main import main
-from lightning_opd.cli.recipe.spec import read_recipe
+from lightning_opd.workflow.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/recipe.yaml"))

@@ -15,7 +15,7 @@ from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lightning_opd.cli.sources import ConfigSources
+    from lightning_opd.options.sources import ConfigSources
 
 _MAX_LENGTH = 400
 _MAX_KNOWN = 12

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import yaml
 
 from lightning_opd import __version__
-from lightning_opd.cli.recipe.spec import find_recipe, read_recipe
-from lightning_opd.cli.sources import Variables, read_yaml
-from lightning_opd.cli.table import TRAINER_COMMANDS
+from lightning_opd.options.sources import Variables, read_yaml
+from lightning_opd.options.table import TRAINER_COMMANDS
+from lightning_opd.workflow.recipe import find_recipe, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_opd.cli.recipe.spec import Recipe, StepSpec
+    from lightning_opd.workflow.recipe import Recipe, StepSpec
 
 _MARKER = "step.json"
 

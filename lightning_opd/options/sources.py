@@ -12,8 +12,8 @@ from typing import TypeAlias, cast
 import yaml
 from jsonargparse import get_loader
 
-from lightning_opd.cli.shipped import find, note_origin
 from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
+from lightning_opd.options.shipped import find, note_origin
 
 Tree: TypeAlias = dict[str, object]
 KeyPath: TypeAlias = tuple[str, ...]

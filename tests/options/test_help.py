@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 import lightning_opd
-from lightning_opd.cli.help import fitting, wanted_help
 from lightning_opd.functional.credit import Credit
 from lightning_opd.interfaces import Objective, Task, Teacher
+from lightning_opd.options.help import fitting, wanted_help
 from tests.commands import Cli
 from tests.implementations import import_all, subclasses
 

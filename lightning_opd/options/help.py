@@ -14,8 +14,8 @@ import docstring_parser
 from jsonargparse import DefaultHelpFormatter
 from typing_extensions import override
 
-from lightning_opd.cli.table import TRAINER_COMMANDS
 from lightning_opd.errors import ConfigError, class_path_problem, did_you_mean
+from lightning_opd.options.table import TRAINER_COMMANDS
 
 if TYPE_CHECKING:
     from argparse import Action

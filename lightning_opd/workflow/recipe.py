@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_opd.cli.shipped import find
-from lightning_opd.cli.sources import read_text, read_yaml
-from lightning_opd.cli.table import command_names
 from lightning_opd.errors import ConfigError, MissingFileError, did_you_mean
+from lightning_opd.options.shipped import find
+from lightning_opd.options.sources import read_text, read_yaml
+from lightning_opd.options.table import command_names
 
 
 @dataclass(frozen=True)

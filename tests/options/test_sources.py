@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_opd.cli.sources import ConfigSources, Variables
 from lightning_opd.errors import ConfigError
+from lightning_opd.options.sources import ConfigSources, Variables
 from tests.commands import Write
 
 ALL = {"run": "${run}/base", "list": ["${runs}", {"recipe": "${recipe}/step.py"}], "seed": "seed ${seed}", "n": 3}

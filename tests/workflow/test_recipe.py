@@ -8,8 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lightning_opd.cli.recipe.spec import read_recipe
-from lightning_opd.cli.recipe.step import resolve
+from lightning_opd.workflow.recipe import read_recipe
+from lightning_opd.workflow.step import resolve
 from tests.commands import Cli, Write
 from tests.tiny import model_config
 
@@ -156,7 +156,7 @@ def test_a_changed_comment_redoes_nothing(cli: Cli, recipe: Path) -> None:
 
 def test_another_version_redoes_everything(cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli("run", recipe)
-    monkeypatch.setattr("lightning_opd.cli.recipe.step.__version__", "999")
+    monkeypatch.setattr("lightning_opd.workflow.step.__version__", "999")
     assert statuses(cli("run", recipe)[1]) == {"words": "done", "report": "done"}
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_opd.cli.recipe.spec import read_recipe
-from lightning_opd.cli.shipped import find, shipped
-from lightning_opd.cli.sources import ConfigSources
 from lightning_opd.errors import MissingFileError
+from lightning_opd.options.shipped import find, shipped
+from lightning_opd.options.sources import ConfigSources
+from lightning_opd.workflow.recipe import read_recipe
 from tests.commands import Cli
 
 ROOT = Path(__file__).parents[2]

@@ -1,1 +1,0 @@
-"""Recipes: ordered steps from nothing to a report, each of which also works alone."""
