@@ -7,16 +7,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed.distributed_c10d import Store, _get_default_store
 from typing_extensions import override
 
 from lightning_opd.models import num_ranks
+from lightning_opd.processes import LAUNCHER
 
 MOST_SECONDS_BETWEEN_BEATS = 5.0
 LEFT = "left"
@@ -33,14 +37,34 @@ class RankWatch(Callback):
     def __init__(self) -> None:
         """Wait for the processes to meet."""
         self._beats: Beats | None = None
+        self._meeting: Meeting | None = None
+
+    @contextlib.contextmanager
+    def meeting(self, trainer: L.Trainer) -> Iterator[None]:
+        """Watch from now on, before the processes have met, that they do; at the end they need not have.
+
+        Args:
+            trainer: Not yet started.
+        """
+        if trainer.world_size > 1:
+            self._meeting = Meeting(trainer.global_rank, _timeout(trainer), partial(_processes, trainer), _end)
+        try:
+            yield
+        finally:
+            self._has_met()
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if num_ranks() > 1 and self._beats is None:
-            timeout = getattr(trainer.strategy, "_timeout", None) or timedelta(minutes=30)
             store = _get_default_store().clone()  # type: ignore[attr-defined]  # torch's stub lacks it
             rank = torch.distributed.get_rank()
-            self._beats = Beats(store, rank, num_ranks(), timeout.total_seconds(), _end)
+            self._beats = Beats(store, rank, num_ranks(), _timeout(trainer), _end)
+        self._has_met()
+
+    def _has_met(self) -> None:
+        if self._meeting is not None:
+            self._meeting.stop()
+            self._meeting = None
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -123,6 +147,74 @@ class Beats:
                 )
                 self._on_lost(lost, line)
                 return
+
+
+class Meeting:
+    """A thread that waits for the processes of a run to meet: until then none can tell another that it is alive.
+
+    Args:
+        rank: This process.
+        timeout: Seconds that the processes may take to meet.
+        processes: Returns the process ids of other ranks on this machine, as far as they are known.
+        on_lost: Called with the lost rank, -1 if it is not known, and a line that says so.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        timeout: float,
+        processes: Callable[[], Mapping[int, int]],
+        on_lost: Callable[[int, str], None],
+    ) -> None:
+        """Start it."""
+        self._rank, self._timeout, self._processes, self._on_lost = rank, timeout, processes, on_lost
+        self._interval = min(MOST_SECONDS_BETWEEN_BEATS, timeout / 20)
+        self._met = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="rank-meeting").start()
+
+    def stop(self) -> None:
+        """They have met, or need not any more."""
+        self._met.set()
+
+    def _watch(self) -> None:
+        begin = last = time.monotonic()
+        while not self._met.wait(self._interval):
+            now = time.monotonic()
+            if now - last > self._timeout / 2:  # this process itself was stopped
+                begin = now
+            last = now
+            if now - begin > 0.9 * self._timeout:  # before that of the library that waits, which names nobody
+                lost = next((rank for rank, process in self._processes().items() if _is_stopped(process)), -1)
+                who = f"rank {lost} is stopped" if lost >= 0 else "one is stopped, or its machine is not there"
+                self._on_lost(
+                    lost,
+                    f"the ranks have not met within {now - begin:.0f} s (the strategy's `timeout` is "
+                    f"{self._timeout:.0f} s): {who}. Rank {self._rank} ends; run the same command again.",
+                )
+                return
+
+
+def _timeout(trainer: L.Trainer) -> float:
+    """Return the seconds that a strategy gives its processes."""
+    timeout = getattr(trainer.strategy, "_timeout", None) or timedelta(minutes=30)
+    return float(timeout.total_seconds())
+
+
+def _processes(trainer: L.Trainer) -> dict[int, int]:
+    """Return rank → process id: of those that this process has started, or of the one that has started it."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher) and launcher.procs:
+        return {trainer.global_rank + number: process.pid for number, process in enumerate(launcher.procs, start=1)}
+    started_by = int(os.environ.get(LAUNCHER, "0"))
+    return {0: started_by} if started_by and trainer.num_nodes == 1 else {}
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:  # it has ended, or this is no Linux
+        return False
+    return state in {"T", "t"}
 
 
 def _end(rank: int, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import warnings
@@ -110,6 +111,14 @@ class OPDCommandLine(LightningCLI):
         if self._command == "preflight" or (self._command == "fit" and self._get(self.config, "preflight")):
             trainer.callbacks.insert(0, Preflight())  # type: ignore[attr-defined]  # set by Lightning
         return trainer
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with contextlib.ExitStack() as stack:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+                if isinstance(callback, RankWatch):
+                    stack.enter_context(callback.meeting(self.trainer))
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Refuse folders that cannot be written, and find the checkpoint to go on from."""

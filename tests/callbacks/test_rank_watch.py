@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +11,7 @@ import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch._C._distributed_c10d import TCPStore  # where its types are
 
-from lightning_opd.callbacks.rank_watch import Beats
+from lightning_opd.callbacks.rank_watch import Beats, Meeting
 
 
 class Lost:
@@ -58,3 +60,27 @@ def test_processes_that_answer_or_have_left_are_left_alone(store: Callable[[], T
     time.sleep(2.5)  # longer than the timeout
     beats[0].stop()
     assert [one.ranks for one in lost] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("rank", "stopped", "expected"),
+    [(0, 2, "rank 2 is stopped. Rank 0 ends"), (1, 0, "rank 0 is stopped. Rank 1 ends")],
+)
+def test_a_process_that_is_stopped_before_they_meet_is_named(rank: int, stopped: int, expected: str) -> None:
+    others = {number: subprocess.Popen(["sleep", "60"]) for number in {0, 1, 2} - {rank}}
+    others[stopped].send_signal(signal.SIGSTOP)
+    lost = Lost()
+    Meeting(rank, 0.5, lambda: {number: process.pid for number, process in others.items()}, lost)
+    assert lost.told.wait(10)
+    for process in others.values():
+        process.kill()
+        process.wait()
+    assert lost.ranks == [stopped]
+    assert expected in lost.line
+
+
+def test_processes_that_have_met_are_left_alone() -> None:
+    lost = Lost()
+    meeting = Meeting(0, 0.5, dict, lost)
+    meeting.stop()
+    assert not lost.told.wait(1.0)

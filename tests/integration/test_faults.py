@@ -66,6 +66,23 @@ def test_a_stopped_process_is_named_by_the_others_which_end(victim: int, world: 
     assert "--ckpt_path last" in line
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_stopped_before_they_meet_is_named(victim: int, world: Path, tmp_path: Path) -> None:
+    words = command(world, tmp_path / "run", "ddp", "full", "--trainer.strategy.init_args.timeout=0:00:20")
+    process = start(words, tmp_path / "log")
+    own = ranks_of(process.pid, 2)
+    os.kill(own[victim], signal.SIGSTOP)
+    began = time.monotonic()
+    while len(list(processes_of(process.pid))) > (victim == 0):
+        assert time.monotonic() - began < 100
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    [line] = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
+    assert f"rank {victim} is stopped. Rank {1 - victim} ends" in line
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("strategy", "adapter", "kills"), [("cpu", "lora", 2), ("ddp", "full", 1), ("fsdp", "lora", 1)]
