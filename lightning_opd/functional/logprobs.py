@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 MAX_CHUNK_ELEMENTS = 2**24
 """Logits that may exist at once; 64 MiB in float32."""
 
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
+"""Logits in bytes that one chunk may hold on each kind of device."""
+
 MAX_LOG_RATIO = 20.0
 """Largest difference in nats of two log-probs whose ratio is formed."""
 
@@ -19,6 +22,18 @@ MAX_LOG_RATIO = 20.0
 def promote(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `x` in at least float32; float64 stays float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def positions_per_chunk(vocab_size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Return how many positions' logits one chunk may hold, at least 1.
+
+    Args:
+        vocab_size: Logits per position.
+        device: Where they are computed.
+        dtype: Of the states; the logits are counted in at least float32.
+    """
+    num_bytes = torch.promote_types(dtype, torch.float32).itemsize * max(1, vocab_size)
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // num_bytes)
 
 
 def bounded_log_ratio(
@@ -101,6 +116,8 @@ def linear_token_statistics(
     mask: Bool[Tensor, "batch time"],
     temperature: float = 1.0,
     chunk_size: int | None = None,
+    *,
+    with_entropies: bool = True,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
     """Return log-probs (with gradient) and entropies (detached) in nats where `mask` is True, 0 elsewhere.
 
@@ -111,9 +128,14 @@ def linear_token_statistics(
         mask: Positions to score; the others cost nothing.
         temperature: Divides the logits.
         chunk_size: Positions per chunk.
+        with_entropies: Whether to compute the entropies, too; else they are 0.
     """
 
     def statistics(states: Tensor, token_ids: Tensor) -> Tensor:
+        if not with_entropies:
+            logits = promote(head(states)) / temperature
+            chosen = logits.gather(-1, token_ids[:, None]) - torch.logsumexp(logits, -1, keepdim=True)
+            return torch.cat([chosen, torch.zeros_like(chosen)], dim=-1)
         logprobs = log_softmax(head(states), temperature)
         detached = logprobs.detach()
         entropy = -torch.where(detached > -torch.inf, detached.exp() * detached, 0.0).sum(-1)
@@ -146,10 +168,9 @@ def linear_top_k(
     """
     rows, columns = mask.nonzero(as_tuple=True)
     chosen = states[rows, columns]
-    size = chunk_size or max(1, len(chosen))
     found = []
-    for start in range(0, max(1, len(chosen)), size):
-        logprobs = log_softmax(head(chosen[start : start + size]), temperature)
+    for part in chosen.split(chunk_size or max(1, len(chosen))):
+        logprobs = log_softmax(head(part), temperature)
         found.append(logprobs.topk(min(k, logprobs.shape[-1]), dim=-1))
     values, ids = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
     all_ids, all_values = (x.new_zeros(*mask.shape, x.shape[-1]) for x in (ids, values))
@@ -182,7 +203,7 @@ def over_positions(
     keep = mask[rows, columns]
     arguments = [x[rows, columns] for x in (states, *others)]
     size = chunk_size or len(rows)
-    chunks = [tuple(x[i : i + size] for x in arguments) for i in range(0, len(rows), size)]
+    chunks = list(zip(*(x.split(size) for x in arguments), strict=True))
     if len(chunks) == 1:
         values = function(*chunks[0])
     else:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics
+from lightning_opd.functional.logprobs import linear_token_statistics, positions_per_chunk
 from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
 
 
@@ -32,10 +32,10 @@ class StudentForward:
 
     @cached_property
     def _statistics(self) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        chunk_size = max(1, MAX_CHUNK_ELEMENTS // self.head.vocab_size)
+        chunk_size = positions_per_chunk(self.head.vocab_size, self.hidden_states.device, self.hidden_states.dtype)
         return linear_token_statistics(
             self.hidden_states,
-            self.head.logits,
+            self.head.cut(self.head.vocab_size).logits,
             self.batch.token_ids,
             self.batch.response_mask,
             self.batch.temperature,

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.divergences import Divergence, ReverseKL
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, over_positions, promote
+from lightning_opd.functional.logprobs import over_positions, positions_per_chunk, promote
 from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
@@ -156,9 +156,10 @@ class DistributionMatching(Objective):
         if scores.top_ids.shape[-1] < top_k.k:
             msg = f"`TopK` needs {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
             raise ConfigError(msg)
+        head = student.head.cut(student.head.vocab_size)
 
         def compare(states: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-            logits = promote(student.head.logits(states)) / batch.temperature
+            logits = promote(head.logits(states)) / batch.temperature
             return top_k_divergence(top_k.divergence, logits, ids, logprobs, top_k.correction)
 
         return over_positions(
@@ -167,7 +168,7 @@ class DistributionMatching(Objective):
             student.hidden_states,
             scores.top_ids[..., : top_k.k],
             scores.top_logprobs[..., : top_k.k],
-            chunk_size=max(1, MAX_CHUNK_ELEMENTS // student.head.vocab_size),
+            chunk_size=positions_per_chunk(head.vocab_size, mask.device, student.hidden_states.dtype),
         )
 
     @torch.no_grad()

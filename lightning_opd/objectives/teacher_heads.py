@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import linear_divergence
-from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
+from lightning_opd.functional.logprobs import positions_per_chunk
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.types import RolloutBatch
 
@@ -52,12 +51,12 @@ def against_each_teacher(
         total = total + linear_divergence(
             partial(compare, index),
             student.hidden_states,
-            dataclasses.replace(student.head, vocab_size=vocab_size).logits,
+            student.head.cut(vocab_size).logits,
             scores.hidden_states[..., :width],
-            dataclasses.replace(head, vocab_size=vocab_size).logits,
+            head.cut(vocab_size).logits,
             mask & (batch.teacher_ids == index)[:, None],
             batch.temperature,
             head.temperature or batch.temperature,
-            chunk_size=max(1, MAX_CHUNK_ELEMENTS // vocab_size),
+            chunk_size=positions_per_chunk(vocab_size, student.hidden_states.device, student.hidden_states.dtype),
         )
     return total

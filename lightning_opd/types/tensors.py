@@ -53,9 +53,18 @@ class LinearHead:
         """Return the logits of the real vocabulary at each state."""
         if self.weight is None:
             return states[..., : self.vocab_size]
-        bias = None if self.bias is None else self.bias[: self.vocab_size]
-        states = states.to(self.weight.dtype)  # some models keep float32 states beside bfloat16 weights
-        return self.finish(torch.nn.functional.linear(states, self.weight[: self.vocab_size], bias))
+        own = self.cut(self.vocab_size)
+        assert own.weight is not None
+        states = states.to(own.weight.dtype)  # some models keep float32 states beside bfloat16 weights
+        return self.finish(torch.nn.functional.linear(states, own.weight, own.bias))
+
+    def cut(self, vocab_size: int) -> LinearHead:
+        """Return the head of the first `vocab_size` tokens at most, its matrix sliced once for many chunks."""
+        size = min(vocab_size, self.vocab_size)
+        if self.weight is None or (len(self.weight) == size == self.vocab_size):
+            return dataclasses.replace(self, vocab_size=size)
+        bias = None if self.bias is None else self.bias[:size]
+        return dataclasses.replace(self, weight=self.weight[:size], bias=bias, vocab_size=size)
 
     def finish(self, products: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
         """Return the logits made of the products of states and matrix: scaled, then capped, in their own dtype."""
