@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.functional.fused import Beside, BlockFunction, Fused, Part, fused
+from lightning_opd.functional.heads import HeadStates
 from lightning_opd.functional.logprobs import log_softmax, over_positions, promote
 
 IMPOSSIBLE_LOGPROB = -100.0
@@ -30,6 +32,83 @@ class Divergence(ABC):
 
         Log-probs may take the place of logits.
         """
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of what `with_gradient` measures at every position beside the divergence."""
+        return ()
+
+    def with_gradient(
+        self,
+        student_logits: Float[Tensor, "positions vocab"],
+        teacher_logits: Float[Tensor, "positions vocab"],
+        *,
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
+        """Return the divergence at every position and what `metric_names` measures there, without a graph.
+
+        By default from `__call__`; an override saves memory and time.
+
+        Args:
+            student_logits: With `gradient`, overwritten by the derivative of each position's divergence in them.
+            teacher_logits: May be overwritten.
+            gradient: Whether the derivative is asked for.
+        """
+        leaf = student_logits.detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            values = self(leaf, teacher_logits)
+        if gradient:
+            one = torch.ones_like(values)
+            slope = torch.autograd.grad(values, leaf, one)[0] if values.requires_grad else torch.zeros_like(leaf)
+            student_logits.copy_(slope)
+        return values.detach(), student_logits[:, :0]
+
+    def from_states(
+        self,
+        student: HeadStates,
+        teachers: Sequence[HeadStates],
+        weights: Float[Tensor, " positions"] | None = None,
+    ) -> Fused:
+        """Return the divergence at every position straight from states and heads, one chunk of logits at a time.
+
+        Student and teacher are compared on the tokens that both have, cut before any softmax.
+
+        Args:
+            student: The states and head to differentiate.
+            teachers: Each with the states of its positions, which follow one another in those of the student.
+            weights: The gradient with which each value is expected to come back, up to one common factor; saves a
+                product with the matrix. None where it is not known.
+        """
+        parts = [against(student, teacher, self.with_gradient) for teacher in teachers]
+        return fused(student, parts, weights, len(self.metric_names))
+
+
+def against(student: HeadStates, teacher: HeadStates, function: BlockFunction) -> Part:
+    """Return the part in which a function of (student logits, teacher logits) meets one teacher.
+
+    Args:
+        student: Whose positions are gone through.
+        teacher: States of as many positions, and the teacher's head.
+        function: As in `Divergence.with_gradient`.
+    """
+    vocab_size, dtype = min(student.head.vocab_size, teacher.head.vocab_size), teacher.dtype
+
+    def begin() -> tuple[BlockFunction, Beside]:
+        theirs, memory = teacher.detached(dtype), torch.empty(0)
+
+        def compare(ours: Tensor, products: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
+            return function(ours, theirs.finish(products), gradient=gradient)
+
+        def beside(positions: slice) -> tuple[Tensor]:
+            nonlocal memory
+            num_elements = (positions.stop - positions.start) * vocab_size
+            if len(memory) < num_elements:
+                memory = theirs.buffer(num_elements)
+            return (theirs.products(positions, vocab_size, memory),)
+
+        return compare, beside
+
+    return Part(len(teacher.states), vocab_size, begin)
 
 
 @dataclass(frozen=True)
@@ -57,6 +136,22 @@ class ReverseKL(Divergence):
         student = log_softmax(student_logits).clamp(min=IMPOSSIBLE_LOGPROB)
         teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
         return (student.exp() * (student - teacher)).sum(-1)
+
+    @override
+    def with_gradient(
+        self,
+        student_logits: Float[Tensor, "positions vocab"],
+        teacher_logits: Float[Tensor, "positions vocab"],
+        *,
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
+        student = log_softmax(student_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        difference = log_softmax(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB).neg_().add_(student)
+        probabilities = torch.exp(student, out=student_logits)
+        values = torch.mul(probabilities, difference, out=student).sum(-1)
+        if gradient:
+            probabilities.mul_(difference.sub_(values[:, None]))
+        return values, values.new_zeros(len(values), 0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +183,26 @@ class ForwardKL(Divergence):
         student = torch.where(student > -torch.inf, student, IMPOSSIBLE_LOGPROB)
         teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
         return (teacher.exp() * (teacher - student)).sum(-1)
+
+    @override
+    def with_gradient(
+        self,
+        student_logits: Float[Tensor, "positions vocab"],
+        teacher_logits: Float[Tensor, "positions vocab"],
+        *,
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
+        student = log_softmax(student_logits)
+        impossible = student == -torch.inf
+        student.masked_fill_(impossible, IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        probabilities = teacher.exp()
+        values = teacher.sub_(student).mul_(probabilities).sum(-1)
+        if gradient:
+            probabilities.masked_fill_(impossible, 0.0)
+            slope = torch.exp(student, out=student_logits)
+            slope.mul_(probabilities.sum(-1, keepdim=True)).sub_(probabilities)
+        return values, values.new_zeros(len(values), 0)
 
 
 @dataclass(frozen=True)
@@ -128,6 +243,26 @@ class JensenShannon(Divergence):
         towards_teacher = (teacher.exp() * (teacher - mixture)).sum(-1)
         towards_student = (student.exp() * (student - mixture)).sum(-1)
         return self.weight * towards_teacher + (1 - self.weight) * towards_student
+
+    @override
+    def with_gradient(
+        self,
+        student_logits: Float[Tensor, "positions vocab"],
+        teacher_logits: Float[Tensor, "positions vocab"],
+        *,
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
+        student = log_softmax(student_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        mixture = torch.logaddexp(teacher + log(self.weight), student + log(1 - self.weight))
+        towards_teacher = (teacher - mixture).mul_(teacher.exp_()).sum(-1)
+        difference = torch.sub(student, mixture, out=mixture)
+        probabilities = torch.exp(student, out=student_logits)
+        towards_student = torch.mul(probabilities, difference, out=student).sum(-1)
+        if gradient:
+            probabilities.mul_(difference.sub_(towards_student[:, None])).mul_(1 - self.weight)
+        values = self.weight * towards_teacher + (1 - self.weight) * towards_student
+        return values, values.new_zeros(len(values), 0)
 
 
 def linear_divergence(

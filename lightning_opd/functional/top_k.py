@@ -12,6 +12,8 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import Divergence
+from lightning_opd.functional.fused import Part, fused
+from lightning_opd.functional.heads import HeadStates
 from lightning_opd.functional.logprobs import log_softmax, promote
 
 ABSENT_LOGPROB = -1e4
@@ -72,17 +74,71 @@ class TopK(Divergence):
             _coarsened(teacher, ids, present_mask, self.correction),
         )
 
+    @property
+    @override
+    def metric_names(self) -> tuple[str, ...]:
+        return ("top_k_overlap", "student_mass", "teacher_mass")
+
+    @override
+    def with_gradient(
+        self,
+        student_logits: Float[Tensor, "positions vocab"],
+        teacher_logits: Float[Tensor, "positions vocab"],
+        *,
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
+        student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
+        student_ids, teacher_ids = _top(student, self.k), _top(teacher, self.k)
+        ids, present_mask = self._chosen(student_ids, teacher_ids)
+        statistics = torch.stack(_agreement(student, teacher, student_ids, teacher_ids), -1)
+        theirs = _coarsened(teacher, ids, present_mask, self.correction)
+        values = _from_coarse(self, student, ids, present_mask, theirs, student_logits if gradient else None)
+        return values, statistics
+
+    def from_top_k(
+        self,
+        student: HeadStates,
+        top_ids: Int[Tensor, "positions k"],
+        top_logprobs: Float[Tensor, "positions k"],
+        weights: Float[Tensor, " positions"] | None = None,
+    ) -> Float[Tensor, " positions"]:
+        """Return `top_k_divergence` at every position straight from the student's states, a chunk at a time.
+
+        Args:
+            student: The states and head to differentiate.
+            top_ids: The teacher's likeliest tokens, each at most once.
+            top_logprobs: Their log-probs in nats; −inf marks a missing entry.
+            weights: As for `from_states`.
+        """
+
+        def function(logits: Tensor, ids: Tensor, logprobs: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
+            ids, present_mask, theirs = _served(ids, logprobs, self.correction)
+            into = logits if gradient else None
+            return _from_coarse(self, log_softmax(logits), ids, present_mask, theirs, into), logits[:, :0]
+
+        whole = (function, lambda positions: (top_ids[positions], top_logprobs[positions]))
+        part = Part(len(top_ids), student.head.vocab_size, lambda: whole)
+        return fused(student, [part], weights).values
+
     def _support(
         self, student: Float[Tensor, "*shape vocab"], teacher: Float[Tensor, "*shape vocab"]
     ) -> tuple[Int[Tensor, "*shape entries"], Bool[Tensor, "*shape entries"]]:
         """Return token ids, and which of them belong to the support."""
-        if self.support == "student":
-            ids = _top(student, self.k)
-            return ids, torch.ones_like(ids, dtype=torch.bool)
-        teacher_ids = _top(teacher, self.k)
-        if self.support == "teacher":
-            return teacher_ids, torch.ones_like(teacher_ids, dtype=torch.bool)
-        student_ids = _top(student, self.k)
+        needs_student, needs_teacher = self.support != "teacher", self.support != "student"
+        return self._chosen(
+            _top(student, self.k) if needs_student else None, _top(teacher, self.k) if needs_teacher else None
+        )
+
+    def _chosen(
+        self, student_ids: Int[Tensor, "*shape k"] | None, teacher_ids: Int[Tensor, "*shape k"] | None
+    ) -> tuple[Int[Tensor, "*shape entries"], Bool[Tensor, "*shape entries"]]:
+        """Return token ids, and which of them belong to the support, from both sides' likeliest tokens."""
+        own = student_ids if self.support == "student" else teacher_ids
+        assert own is not None
+        if self.support in {"student", "teacher"}:
+            return own, torch.ones_like(own, dtype=torch.bool)
+        assert student_ids is not None
+        assert teacher_ids is not None
         is_shared = _is_in(student_ids, teacher_ids)
         if self.support == "intersection":
             return student_ids, is_shared
@@ -112,13 +168,7 @@ def top_k_divergence(
         ValueError: The correction is unknown.
     """
     _check(correction)
-    present_mask = top_logprobs > -torch.inf
-    ids = torch.where(present_mask, top_ids, 0)
-    teacher = torch.where(present_mask, promote(top_logprobs), ABSENT_LOGPROB).detach()
-    if correction == "tail":
-        precision = torch.finfo(teacher.dtype).eps
-        rest = (-torch.expm1(torch.logsumexp(teacher, -1, keepdim=True))).clamp(min=precision)
-        teacher = torch.cat([teacher, rest.log()], -1)
+    ids, present_mask, teacher = _served(top_ids, top_logprobs, correction)
     return divergence(_coarsened(log_softmax(student_logits), ids, present_mask, correction), teacher)
 
 
@@ -139,12 +189,33 @@ def support_statistics(
 ) -> SupportStatistics:
     """Return the overlap of both sides' k likeliest tokens, and the mass each side puts on the other's."""
     student, teacher = log_softmax(student_logits), log_softmax(teacher_logits)
-    student_ids, teacher_ids = _top(student, k), _top(teacher, k)
+    return _agreement(student, teacher, _top(student, k), _top(teacher, k))
+
+
+def _agreement(
+    student: Float[Tensor, "*shape vocab"],
+    teacher: Float[Tensor, "*shape vocab"],
+    student_ids: Int[Tensor, "*shape k"],
+    teacher_ids: Int[Tensor, "*shape k"],
+) -> SupportStatistics:
     return SupportStatistics(
         _is_in(student_ids, teacher_ids).to(student.dtype).mean(-1),
         student.gather(-1, teacher_ids).exp().sum(-1),
         teacher.gather(-1, student_ids).exp().sum(-1),
     )
+
+
+def _served(
+    top_ids: Int[Tensor, "*shape k"], top_logprobs: Float[Tensor, "*shape k"], correction: str
+) -> tuple[Int[Tensor, "*shape k"], Bool[Tensor, "*shape k"], Float[Tensor, "*shape outcomes"]]:
+    """Return ids, which of them are there, and the coarsened log-probs of a teacher that returns only these."""
+    present_mask = top_logprobs > -torch.inf
+    teacher = torch.where(present_mask, promote(top_logprobs), ABSENT_LOGPROB).detach()
+    if correction == "tail":
+        precision = torch.finfo(teacher.dtype).eps
+        rest = (-torch.expm1(torch.logsumexp(teacher, -1, keepdim=True))).clamp(min=precision)
+        teacher = torch.cat([teacher, rest.log()], -1)
+    return torch.where(present_mask, top_ids, 0), present_mask, teacher
 
 
 def _check(correction: str) -> None:
@@ -178,3 +249,39 @@ def _coarsened(
     in_support = torch.zeros_like(logprobs, dtype=torch.int8).scatter_add(-1, ids, present_mask.to(torch.int8)) > 0
     rest = torch.where(in_support | (logprobs == -torch.inf), ABSENT_LOGPROB, logprobs)
     return torch.cat([chosen, torch.logsumexp(rest, -1, keepdim=True)], -1)
+
+
+def _from_coarse(
+    top_k: TopK,
+    student: Float[Tensor, "positions vocab"],
+    ids: Int[Tensor, "positions entries"],
+    present_mask: Bool[Tensor, "positions entries"],
+    teacher: Float[Tensor, "positions outcomes"],
+    into: Float[Tensor, "positions vocab"] | None,
+) -> Float[Tensor, " positions"]:
+    """Return the divergence of coarsened distributions; `into` becomes its derivative in the student's logits.
+
+    Args:
+        top_k: The divergence, and how the rest counts.
+        student: Log-probs of the whole vocabulary; overwritten where a derivative is asked for.
+        ids: The support's tokens.
+        present_mask: Which of them belong to the support.
+        teacher: Coarsened log-probs.
+        into: Memory for the derivative, or None.
+    """
+    coarse = _coarsened(student, ids, present_mask, top_k.correction).requires_grad_(into is not None)
+    with torch.set_grad_enabled(into is not None):
+        values = top_k.divergence(coarse, teacher)
+    if into is None:
+        return values
+    (slope,) = torch.autograd.grad(values, coarse, torch.ones_like(values))
+    num = ids.shape[-1]
+    chosen = torch.where(present_mask & (student.gather(-1, ids) > -torch.inf), slope[:, :num], 0.0)
+    torch.exp(student, out=into).mul_(-(chosen.sum(-1, keepdim=True) + slope[:, num:].sum(-1, keepdim=True)))
+    if top_k.correction == "tail":  # the rest's mass is spread as it was: derivative p(a) / p(rest)
+        everywhere = student.gather(-1, ids)
+        outside = student.scatter_reduce_(-1, ids, torch.where(present_mask, -torch.inf, everywhere), "amin")
+        rest = coarse.detach()[:, num:]
+        into.addcmul_(outside.sub_(rest).exp_(), slope[:, num:].expand_as(into))
+    into.scatter_add_(-1, ids, chosen)
+    return values.detach()

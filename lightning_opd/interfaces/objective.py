@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.logprobs import linear_token_statistics, positions_per_chunk
+from lightning_opd.functional.fused import token_statistics
+from lightning_opd.functional.heads import HeadStates
 from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
 
 
@@ -30,17 +32,34 @@ class StudentForward:
     head: LinearHead
     batch: RolloutBatch
 
+    def at(self, rows: Int[Tensor, " positions"], columns: Int[Tensor, " positions"]) -> HeadStates:
+        """Return the states at some positions, with the head that reads them."""
+        return HeadStates(self.hidden_states[rows, columns], self.head, self.batch.temperature)
+
+    def foresee(self, weights: Float[Tensor, "batch time"]) -> None:
+        """Say with which gradient each log-prob is expected to come back, up to one common factor.
+
+        It saves a product with the output matrix if it comes before the first look at `logprobs`; a wrong forecast
+        costs time only.
+        """
+        self._forecast.append(weights)
+
     @cached_property
-    def _statistics(self) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        chunk_size = positions_per_chunk(self.head.vocab_size, self.hidden_states.device, self.hidden_states.dtype)
-        return linear_token_statistics(
-            self.hidden_states,
-            self.head.cut(self.head.vocab_size).logits,
-            self.batch.token_ids,
-            self.batch.response_mask,
-            self.batch.temperature,
-            chunk_size,
+    def _forecast(self) -> list[Float[Tensor, "batch time"]]:
+        return []
+
+    @cached_property
+    def _statistics(self) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"] | None]:
+        mask = self.batch.response_mask
+        where = mask.nonzero(as_tuple=True)
+        weights = self._forecast[-1][where] if self._forecast else None
+        # entropies are for the logs of a training step: there they come with the log-probs
+        found = token_statistics(
+            self.at(*where), self.batch.token_ids[where], weights, with_entropies=torch.is_grad_enabled()
         )
+        logprobs, entropies = (None if x is None else x.new_zeros(mask.shape).index_put(where, x) for x in found)
+        assert logprobs is not None
+        return logprobs, entropies
 
     @property
     def logprobs(self) -> Float[Tensor, "batch time"]:
@@ -52,10 +71,17 @@ class StudentForward:
         """Log-probs in nats before the batch's first update, detached; the current ones if there is one update."""
         return self.logprobs.detach() if self.batch.old_logprobs is None else self.batch.old_logprobs
 
-    @property
+    @cached_property
     def entropies(self) -> Float[Tensor, "batch time"]:
         """Entropy of the distribution each response token was drawn from, in nats, detached."""
-        return self._statistics[1]
+        if self._statistics[1] is not None:
+            return self._statistics[1]
+        mask = self.batch.response_mask
+        where = mask.nonzero(as_tuple=True)
+        with torch.no_grad():
+            _, entropies = token_statistics(self.at(*where), self.batch.token_ids[where], with_entropies=True)
+        assert entropies is not None
+        return entropies.new_zeros(mask.shape).index_put(where, entropies)
 
 
 BatchForward: TypeAlias = Callable[[Callable[[RolloutBatch, StudentForward], Tensor]], Tensor]

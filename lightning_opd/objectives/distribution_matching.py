@@ -6,24 +6,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.divergences import Divergence, ReverseKL
-from lightning_opd.functional.logprobs import over_positions, positions_per_chunk, promote
 from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
-from lightning_opd.functional.top_k import TopK, support_statistics, top_k_divergence
+from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
+from lightning_opd.objectives.forecast import forecast
 from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over, per_teacher
-from lightning_opd.objectives.teacher_heads import against_each_teacher
+from lightning_opd.objectives.teacher_heads import teacher_positions
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
-
-SUPPORT_METRICS = ("top_k_overlap", "student_mass", "teacher_mass")
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class DistributionMatching(Objective):
         if advantages is None:
             advantages = self.advantages(batch, student)
         mask = batch.response_mask & batch.aligned_mask
-        divergences = self._divergences(batch, student)
+        divergences, measured = self._divergences(batch, student, mask)
         losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
         weights: dict[str, tuple[Tensor, Tensor]] = {}
         if self.off_policy is not None or bool(advantages.any()):  # with weights, every rank logs them
@@ -139,47 +137,47 @@ class DistributionMatching(Objective):
             {
                 **per_teacher("teacher_kl", divergences, mask, batch),
                 "advantage": mean_over(advantages, batch.response_mask),
-                **self._support_metrics(batch, student),
+                **measured,
                 **weights,
             },
         )
 
-    def _divergences(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
-        mask = batch.response_mask & batch.aligned_mask
-        if self.teacher_signal == "hidden_states":
-            return against_each_teacher(lambda _, ours, theirs: self.divergence(ours, theirs), batch, student, mask)
+    def _divergences(
+        self, batch: RolloutBatch, student: StudentForward, mask: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time"], dict[str, tuple[Tensor, Tensor]]]:
+        """Return the divergence where `mask` holds, and what to log about it."""
+        weights = batch.distill_weights[:, None].expand(mask.shape)
+        weights_ahead = forecast(self.reduction, weights, mask & batch.distill_mask, batch)
+        if self.teacher_signal == "top_k":
+            return self._served_divergences(batch, student, mask, weights_ahead), {}
+        where = teacher_positions(batch, student, mask)
+        own = None if weights_ahead is None else where.take(weights_ahead)
+        values, metrics = self.divergence.from_states(where.student, where.teachers, own)
+        measured = where.spread(metrics, mask)
+        names = self.divergence.metric_names
+        return where.spread(values, mask), {name: mean_over(measured[..., i], mask) for i, name in enumerate(names)}
+
+    def _served_divergences(
+        self,
+        batch: RolloutBatch,
+        student: StudentForward,
+        mask: Bool[Tensor, "batch time"],
+        weights: Float[Tensor, "batch time"] | None,
+    ) -> Float[Tensor, "batch time"]:
+        """Return the divergence from teachers that answer with their likeliest tokens only."""
         assert isinstance(self.divergence, TopK)
-        top_k, scores = self.divergence, batch.teacher_scores
+        k, scores = self.divergence.k, batch.teacher_scores
         if scores is None or scores.top_ids is None or scores.top_logprobs is None:
             msg = "The teachers returned no top-k log-probs. Use a teacher that returns them, or hidden states."
             raise ConfigError(msg)
-        if scores.top_ids.shape[-1] < top_k.k:
-            msg = f"`TopK` needs {top_k.k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
+        if scores.top_ids.shape[-1] < k:
+            msg = f"`TopK` needs {k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
             raise ConfigError(msg)
-        head = student.head.cut(student.head.vocab_size)
-
-        def compare(states: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-            logits = promote(head.logits(states)) / batch.temperature
-            return top_k_divergence(top_k.divergence, logits, ids, logprobs, top_k.correction)
-
-        return over_positions(
-            compare,
-            mask,
-            student.hidden_states,
-            scores.top_ids[..., : top_k.k],
-            scores.top_logprobs[..., : top_k.k],
-            chunk_size=positions_per_chunk(head.vocab_size, mask.device, student.hidden_states.dtype),
+        where = mask.nonzero(as_tuple=True)
+        values = self.divergence.from_top_k(
+            student.at(*where),
+            scores.top_ids[where][:, :k],
+            scores.top_logprobs[where][:, :k],
+            None if weights is None else weights[where],
         )
-
-    @torch.no_grad()
-    def _support_metrics(self, batch: RolloutBatch, student: StudentForward) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return how far both sides agree on their likeliest tokens, if only those are compared."""
-        if self.teacher_signal == "top_k" or not isinstance(self.divergence, TopK):
-            return {}
-        k, mask = self.divergence.k, batch.response_mask & batch.aligned_mask
-
-        def statistics(_: int, ours: Tensor, theirs: Tensor) -> Tensor:
-            return torch.stack(support_statistics(ours, theirs, k), dim=-1)
-
-        values = against_each_teacher(statistics, batch, student, mask)
-        return {name: mean_over(values[..., i], mask) for i, name in enumerate(SUPPORT_METRICS)}
+        return values.new_zeros(mask.shape).index_put(where, values)

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
+from lightning_opd.objectives.forecast import forecast
 from lightning_opd.objectives.metrics import mean_over
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
@@ -66,6 +67,11 @@ class Likelihood(Objective):
         advantages: Float[Tensor, "batch time"] | None = None,
     ) -> LossTerms:
         mask = batch.response_mask
+        ahead = forecast(
+            self.reduction, -batch.distill_weights[:, None].expand(mask.shape), mask & batch.distill_mask, batch
+        )
+        if ahead is not None:
+            student.foresee(ahead)
         losses = torch.where(mask & batch.distill_mask, -student.logprobs * batch.distill_weights[:, None], 0.0)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)
         return LossTerms(

@@ -14,6 +14,7 @@ from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
+from lightning_opd.objectives.forecast import forecast
 from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
@@ -83,7 +84,11 @@ class OutcomeGradient(Objective):
     ) -> LossTerms:
         if advantages is None:
             advantages = self.advantages(batch, student)
-        logprobs, mask = student.logprobs, batch.response_mask
+        mask = batch.response_mask
+        ahead = forecast(self.reduction, -advantages, mask, batch)
+        if ahead is not None:  # right for the first update on tokens of the student's own
+            student.foresee(ahead)
+        logprobs = student.logprobs
         losses = self.policy_loss(logprobs, student.old_logprobs, advantages)
         losses, weights = weighted(losses, self.off_policy, batch, student)
         loss = self.reduction(losses, mask, batch.num_active_tokens, batch.num_trajectories)

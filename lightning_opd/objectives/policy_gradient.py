@@ -14,6 +14,8 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.advantages import AdvantageEstimator, Immediate
 from lightning_opd.functional.baselines import Baseline
+from lightning_opd.functional.divergences import against
+from lightning_opd.functional.fused import BlockFunction, fused
 from lightning_opd.functional.log_ratio_transforms import Clip, LogRatioTransform, expected_log_ratio, shape
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.functional.off_policy import OffPolicyWeight
@@ -22,7 +24,7 @@ from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
 from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over, per_teacher
-from lightning_opd.objectives.teacher_heads import against_each_teacher
+from lightning_opd.objectives.teacher_heads import teacher_positions
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
 
 
@@ -200,11 +202,18 @@ class PolicyGradient(Objective):
         if not self._needs_kl:
             return None
 
-        def expected(index: int, ours: Tensor, theirs: Tensor) -> Tensor:
+        def expected(index: int) -> BlockFunction:
             transforms = self._transforms(batch.teacher_names[index])
-            return expected_log_ratio(transforms, log_softmax(ours), log_softmax(theirs))
 
-        return against_each_teacher(expected, batch, student, self._signal_mask(batch))
+            def function(ours: Tensor, theirs: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
+                return expected_log_ratio(transforms, log_softmax(ours), log_softmax(theirs)), ours[:, :0]
+
+            return function
+
+        mask = self._signal_mask(batch)
+        where = teacher_positions(batch, student, mask)
+        parts = [against(where.student, teacher, expected(index)) for index, teacher in enumerate(where.teachers)]
+        return where.spread(fused(where.student, parts).values, mask)
 
     def returns(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
         """Return the estimator's value at every token before any baseline, in nats, detached."""

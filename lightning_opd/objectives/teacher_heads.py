@@ -1,34 +1,56 @@
-"""Compares student and teacher at every position, one chunk of logits at a time."""
+"""Compares student and teacher at every position, straight from their hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.divergences import linear_divergence
-from lightning_opd.functional.logprobs import positions_per_chunk
+from lightning_opd.functional.heads import HeadStates
 from lightning_opd.interfaces import StudentForward
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores
 
 
-def against_each_teacher(
-    compare: Callable[[int, Tensor, Tensor], Tensor],
-    batch: RolloutBatch,
-    student: StudentForward,
-    mask: Bool[Tensor, "batch time"],
-) -> Float[Tensor, "batch time *more"]:
-    """Compare the student's logits with those of each row's own teacher where `mask` holds; 0 elsewhere.
+@dataclass(frozen=True)
+class TeacherPositions:
+    """The positions at which the student meets its rows' own teachers, one teacher's after the other's.
 
     Args:
-        compare: From (teacher index, student logits, teacher logits), each `[positions, vocab]` and
-            divided by its temperature, to one number (or several) per position.
+        rows: Row of each position.
+        columns: Column of each position.
+        student: The student's states there, with graph, and its head.
+        teachers: Every teacher's states at its own positions, and its head.
+    """
+
+    rows: Int[Tensor, " positions"]
+    columns: Int[Tensor, " positions"]
+    student: HeadStates
+    teachers: Sequence[HeadStates]
+
+    def take(self, values: Float[Tensor, "batch time"]) -> Float[Tensor, " positions"]:
+        """Return the values at these positions, in their order."""
+        return values[self.rows, self.columns]
+
+    def spread(
+        self, values: Float[Tensor, "positions ..."], mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time ..."]:
+        """Return values of these positions in the shape of `mask`, 0 elsewhere; the inverse of `take`."""
+        return values.new_zeros(*mask.shape, *values.shape[1:]).index_put((self.rows, self.columns), values)
+
+
+def teacher_positions(
+    batch: RolloutBatch, student: StudentForward, mask: Bool[Tensor, "batch time"]
+) -> TeacherPositions:
+    """Return student and teachers at the positions where `mask` holds, in the order of `batch.teacher_names`.
+
+    Args:
         batch: Rows with the teachers' hidden states and heads.
         student: The student's states and head.
-        mask: Positions to compare.
+        mask: Positions to compare; rows without a teacher have none.
 
     Raises:
         ValueError: A teacher returned no hidden states, or has no head.
@@ -40,23 +62,31 @@ def against_each_teacher(
             "`PolicyGradient` with an estimator that reads sampled tokens only (`Immediate`)."
         )
         raise ConfigError(msg)
-    total = student.hidden_states.new_zeros(())
+    heads = []
     for index, head in enumerate(scores.heads or (None,)):
         if head is None:
             msg = f"Teacher `{batch.teacher_names[index]}` has no output head; use the objective `PolicyGradient`."
             raise ConfigError(msg)
-        # one vocabulary for both sides, cut before any softmax
-        vocab_size = min(head.vocab_size, student.head.vocab_size)
-        width = scores.hidden_states.shape[-1] if head.weight is None else head.weight.shape[1]
-        total = total + linear_divergence(
-            partial(compare, index),
-            student.hidden_states,
-            student.head.cut(vocab_size).logits,
-            scores.hidden_states[..., :width],
-            head.cut(vocab_size).logits,
-            mask & (batch.teacher_ids == index)[:, None],
-            batch.temperature,
-            head.temperature or batch.temperature,
-            chunk_size=positions_per_chunk(vocab_size, student.hidden_states.device, student.hidden_states.dtype),
-        )
-    return total
+        heads.append(head)
+    rows, columns = (mask & ((batch.teacher_ids >= 0) & (batch.teacher_ids < len(heads)))[:, None]).nonzero(
+        as_tuple=True
+    )
+    owners = batch.teacher_ids[rows]
+    order = owners.argsort(stable=True)
+    rows, columns = rows[order], columns[order]
+    counts = torch.bincount(owners, minlength=len(heads)).tolist()
+    parts = zip(heads, rows.split(counts), columns.split(counts), strict=True)
+    teachers = [
+        HeadStates(states_at(scores, head, *where), head, head.temperature or batch.temperature)
+        for head, *where in parts
+    ]
+    return TeacherPositions(rows, columns, student.at(rows, columns), teachers)
+
+
+def states_at(
+    scores: TeacherScores, head: LinearHead, rows: Int[Tensor, " positions"], columns: Int[Tensor, " positions"]
+) -> Float[Tensor, "positions hidden"]:
+    """Return the states that a teacher's head reads at some positions; the only place that reads stored states."""
+    assert scores.hidden_states is not None
+    width = scores.hidden_states.shape[-1] if head.weight is None else head.weight.shape[1]
+    return scores.hidden_states[rows, columns, :width]

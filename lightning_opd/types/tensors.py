@@ -61,10 +61,8 @@ class LinearHead:
     def cut(self, vocab_size: int) -> LinearHead:
         """Return the head of the first `vocab_size` tokens at most, its matrix sliced once for many chunks."""
         size = min(vocab_size, self.vocab_size)
-        if self.weight is None or (len(self.weight) == size == self.vocab_size):
-            return dataclasses.replace(self, vocab_size=size)
-        bias = None if self.bias is None else self.bias[:size]
-        return dataclasses.replace(self, weight=self.weight[:size], bias=bias, vocab_size=size)
+        weight, bias = (x if x is None or len(x) == size else x[:size] for x in (self.weight, self.bias))
+        return dataclasses.replace(self, weight=weight, bias=bias, vocab_size=size)
 
     def finish(self, products: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
         """Return the logits made of the products of states and matrix: scaled, then capped, in their own dtype."""

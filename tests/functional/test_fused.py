@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.functional import heads, logprobs
+from lightning_opd.functional.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL
+from lightning_opd.functional.fused import token_statistics
+from lightning_opd.functional.heads import HeadStates
+from lightning_opd.functional.top_k import TopK, top_k_divergence
+from lightning_opd.types import LinearHead
+
+VOCAB, ROWS, HIDDEN, TEACHER_HIDDEN, NUM = 11, 13, 5, 4, 10
+
+
+class Squares(Divergence):
+    """A user's own, with nothing but the formula."""
+
+    @override
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return (student_logits.softmax(-1) - teacher_logits.softmax(-1)).square().sum(-1)
+
+
+DIVERGENCES = [
+    ReverseKL(),
+    ForwardKL(),
+    JensenShannon(0.3),
+    Squares(),
+    *(
+        TopK(inner, 3, support, correction)
+        for inner in (ReverseKL(), ForwardKL(), JensenShannon())
+        for support in ("student", "teacher", "union", "intersection")
+        for correction in ("tail", "renormalise")
+    ),
+]
+every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks, and several blocks in each."""
+    monkeypatch.setitem(logprobs.CHUNK_BYTES, "cpu", 8 * VOCAB * 4)
+    monkeypatch.setitem(heads.BLOCK_ELEMENTS, "cpu", VOCAB * 3)
+
+
+class Case:
+    """A student and two teachers of another width, their heads with padded rows."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        scale: float = 1.0,
+        soft_cap: float | None = None,
+        has_bias: bool = False,
+        temperatures: tuple[float, float] = (0.7, 1.3),
+        dtype: torch.dtype = torch.float64,
+        num: int = NUM,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.states, self.weight = normal(num, HIDDEN).requires_grad_(), normal(ROWS, HIDDEN).requires_grad_()
+        self.bias = normal(ROWS).requires_grad_() if has_bias else None
+        self.inputs = [x for x in (self.states, self.weight, self.bias) if x is not None]
+        self.head = LinearHead(self.weight, self.bias, VOCAB + 1, scale=scale, soft_cap=soft_cap)
+        self.teacher_head = LinearHead(normal(ROWS, TEACHER_HIDDEN), None, VOCAB, soft_cap=soft_cap)
+        self.teacher_states, self.weights = normal(num, TEACHER_HIDDEN), normal(num)
+        self.ids = torch.randint(VOCAB, (num,), generator=generator)
+        self.temperatures = temperatures
+
+    @property
+    def student(self) -> HeadStates:
+        return HeadStates(self.states, self.head, self.temperatures[0])
+
+    @property
+    def teachers(self) -> list[HeadStates]:
+        half = len(self.states) // 2
+        return [
+            HeadStates(states, self.teacher_head, self.temperatures[1])
+            for states in (self.teacher_states[:half], self.teacher_states[half:])
+        ]
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        ours, theirs = self.head.logits(self.states), self.teacher_head.logits(self.teacher_states)
+        promoted = torch.promote_types(ours.dtype, torch.float32)
+        return (
+            ours[:, :VOCAB].to(promoted) / self.temperatures[0],
+            theirs[:, :VOCAB].to(promoted) / self.temperatures[1],
+        )
+
+    def gradients(self, values: Tensor, weights: Tensor | None = None) -> list[Tensor]:
+        chosen = self.weights if weights is None else weights
+        return list(torch.autograd.grad((values * chosen.detach()).sum(), self.inputs, retain_graph=True))
+
+    def same(self, values: Tensor, expected: Tensor, atol: float = 1e-12) -> None:
+        torch.testing.assert_close(values, expected, rtol=0, atol=atol)
+        for one, other in zip(self.gradients(values), self.gradients(expected), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=100 * atol)
+
+
+CASES = st.builds(
+    Case,
+    st.integers(0, 99),
+    scale=st.sampled_from([1.0, 0.3, 4.0]),
+    soft_cap=st.sampled_from([None, 2.0, 30.0]),
+    has_bias=st.booleans(),
+    temperatures=st.tuples(*[st.sampled_from([1.0, 0.6, 1.7])] * 2),
+    num=st.sampled_from([1, 2, 9]),
+)
+# what may be said of the gradient beforehand: the truth, twice it, another, nothing
+FORECASTS = st.sampled_from([lambda w: w, lambda w: -2 * w, torch.ones_like, torch.zeros_like, lambda w: None])
+
+
+@every_divergence
+@settings(max_examples=15)
+@given(CASES, FORECASTS)
+def test_a_divergence_from_states_is_that_of_the_logits(divergence: Divergence, case: Case, forecast: object) -> None:
+    assert callable(forecast)
+    values = divergence.from_states(case.student, case.teachers, forecast(case.weights)).values
+    case.same(values, divergence(*case.logits()))
+
+
+@settings(max_examples=30)
+@given(CASES, FORECASTS, st.booleans())
+def test_log_probs_and_entropies_from_states_are_those_of_the_logits(
+    case: Case, forecast: object, with_entropies: bool  # noqa: FBT001  # drawn by hypothesis
+) -> None:
+    assert callable(forecast)
+    values, entropies = token_statistics(
+        case.student, case.ids, forecast(case.weights), with_entropies=with_entropies
+    )
+    dense = torch.log_softmax(case.head.logits(case.states) / case.temperatures[0], -1)
+    case.same(values, dense.gather(-1, case.ids[:, None]).squeeze(-1))
+    assert (entropies is not None) == with_entropies
+    if entropies is not None:
+        assert not entropies.requires_grad
+        torch.testing.assert_close(entropies, -(dense.exp() * dense).sum(-1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("correction", ["tail", "renormalise"])
+@pytest.mark.parametrize("inner", [ReverseKL(), ForwardKL(), JensenShannon()], ids=str)
+def test_a_served_top_k_from_states_is_that_of_the_logits(inner: Divergence, correction: str) -> None:
+    case = Case(has_bias=True)
+    logits = torch.log_softmax(case.head.logits(case.states) / 0.7, -1)
+    top = torch.log_softmax(torch.randn(NUM, VOCAB + 1, dtype=torch.float64), -1).topk(4)
+    top.values[0, 2:] = -torch.inf
+    values = TopK(inner, 4, correction=correction).from_top_k(case.student, top.indices, top.values, case.weights)
+    case.same(values, top_k_divergence(inner, logits, top.indices, top.values, correction))
+
+
+@every_divergence
+@pytest.mark.parametrize("impossible", [-math.inf, -1e4, -150.0])
+def test_impossible_tokens_count_as_in_the_plain_form(divergence: Divergence, impossible: float) -> None:
+    """In the student, in the teacher, and in both."""
+    case = Case(has_bias=True, temperatures=(1.0, 1.0))
+    bias = torch.zeros(ROWS, dtype=torch.float64)
+    bias[[2, 3]] = impossible
+    teacher_bias = torch.zeros_like(bias)
+    teacher_bias[[3, 4]] = impossible
+    case.head = LinearHead(case.weight, bias, VOCAB)
+    case.teacher_head = LinearHead(case.teacher_head.weight, teacher_bias, VOCAB)
+    case.inputs = case.inputs[:2]
+    for forecast in (case.weights, None):
+        case.same(divergence.from_states(case.student, case.teachers, forecast).values, divergence(*case.logits()))
+
+
+@every_divergence
+def test_the_gradient_is_that_of_finite_differences(divergence: Divergence) -> None:
+    case = Case(scale=0.5, soft_cap=3.0, num=3)
+    ones = torch.ones(3, dtype=torch.float64)
+
+    def loss(states: Tensor, weight: Tensor) -> Tensor:
+        head = LinearHead(weight, None, VOCAB, scale=0.5, soft_cap=3.0)
+        return divergence.from_states(HeadStates(states, head, 0.7), case.teachers, ones).values.sum()
+
+    assert torch.autograd.gradcheck(loss, (case.states, case.weight))
+
+
+@every_divergence
+def test_without_positions_every_parameter_stays_in_the_graph(divergence: Divergence) -> None:
+    case = Case(has_bias=True, num=0)
+    values = divergence.from_states(case.student, case.teachers, case.weights).values
+    assert [bool(g.any()) for g in case.gradients(values)] == [False] * 3
