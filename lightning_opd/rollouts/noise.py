@@ -26,17 +26,18 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def uniforms(seeds: Int[Tensor, " rows"], position: int) -> Float[Tensor, " rows"]:
+def uniforms(seeds: Int[Tensor, " rows"], position: int | Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Return one uniform number in [0, 1) per row, in float64.
 
     Args:
         seeds: One int64 seed per row.
-        position: Index of the draw within the row.
+        position: Index of the draw within the row, one for all rows or one per row.
 
     Reference:
         Steele, Lea, Flood, Fast splittable pseudorandom number generators (2014): SplitMix64.
     """
-    x = seeds + _signed((position + 1) * 0x9E3779B97F4A7C15)
+    step = 0x9E3779B97F4A7C15
+    x = seeds + (_signed((position + 1) * step) if isinstance(position, int) else (position + 1) * _signed(step))
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     x = x ^ _shift_right(x, 31)

@@ -21,7 +21,7 @@ from transformers import (
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.models import load_tokenizer
-from lightning_opd.rollouts.drawing import draw, sampling_logprobs
+from lightning_opd.rollouts.drawing import draw, sampling_weights
 from lightning_opd.types import Sampling
 from tests.rollouts.test_in_process import PROMPTS, SAMPLING, engine_of, seeds
 from tests.tiny import save_model
@@ -40,6 +40,11 @@ CASES: list[dict[str, Any]] = [
     {"top_p": 0.9, "min_p": 0.3},
     {"top_k": 6, "top_p": 0.8, "min_p": 0.1, "repetition_penalty": 1.3, "temperature": 1.4},
 ]
+
+
+def sampling_logprobs(logits: Tensor, sampling: Sampling, seen: Tensor) -> Tensor:
+    weights = sampling_weights(logits, sampling, seen).double()
+    return (weights / weights.sum(dim=-1, keepdim=True)).log().float()
 
 
 def transformers_logprobs(logits: Tensor, sampling: Sampling, token_ids: Tensor) -> Tensor:

@@ -110,10 +110,10 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_nucleus_keeps_the_smallest_sufficient_set_and_renormalises() -> None:
-    logprobs = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    assert nucleus(logprobs, 0.6).tolist() == [[True, True, False, False]]
-    assert nucleus(logprobs, 0.1).tolist() == [[True, False, False, False]]
-    tokens, drawn = draw(logprobs.expand(500, 4), torch.arange(500), 0, Sampling(top_p=0.6))
+    probs = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    assert nucleus(probs, 0.6).tolist() == [[True, True, False, False]]
+    assert nucleus(probs, 0.1).tolist() == [[True, False, False, False]]
+    tokens, drawn = draw(probs.log().expand(500, 4), torch.arange(500), 0, Sampling(top_p=0.6))
     assert set(tokens.tolist()) == {0, 1}
     assert torch.allclose(drawn.exp(), torch.tensor([0.5, 0.3])[tokens] / 0.8)
 
