@@ -16,14 +16,16 @@ from lightning_opd.models.loading import (
 from lightning_opd.models.modes import evaluating, remove_dropout
 from lightning_opd.models.outline import Outline, outline
 from lightning_opd.models.owner import StudentOwner, student_owner
-from lightning_opd.models.sharding import shard, shard_whole, unsharded
+from lightning_opd.models.sharding import root_unsharded, shard, shard_whole, unsharded
 from lightning_opd.models.sizes import ParameterCounts, parameter_counts
+from lightning_opd.models.slices import LoadSettings, frozen, load_sharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
 from lightning_opd.models.tree_reading import READ_AT_ONCE, TreeReading
 
 __all__ = [
     "READ_AT_ONCE",
     "LanguageModel",
+    "LoadSettings",
     "Lora",
     "NonFiniteWeightsError",
     "Outline",
@@ -42,15 +44,18 @@ __all__ = [
     "declared_stop_ids",
     "evaluating",
     "export_student",
+    "frozen",
     "gather_objects",
     "load_causal_lm",
     "load_config",
+    "load_sharded",
     "load_tokenizer",
     "max_over",
     "num_ranks",
     "outline",
     "parameter_counts",
     "remove_dropout",
+    "root_unsharded",
     "shard",
     "shard_whole",
     "student_owner",

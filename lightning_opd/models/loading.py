@@ -103,7 +103,7 @@ def load_causal_lm(
     options = locate(path, MODEL, revision)
     if Path(path).is_dir():
         check_model(Path(path))
-    with _explained(MODEL, path), quiet_files(), _explain_attention(attn_implementation):
+    with _explained(MODEL, path), quiet_files(), explain_attention(attn_implementation):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch_dtype(dtype) or "auto",
@@ -161,7 +161,8 @@ def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype | None:
 
 
 @contextlib.contextmanager
-def _explain_attention(name: str | None) -> Iterator[None]:
+def explain_attention(name: str | None) -> Iterator[None]:
+    """Say in a line that an attention does not exist for an architecture."""
     try:
         yield
     except (ValueError, ImportError) as error:

@@ -6,22 +6,47 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     from transformers import PreTrainedModel
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Shard a model's layers, then the model itself, over the data-parallel ranks (FSDP2)."""
-    from torch.distributed.fsdp import fully_shard
+    """Shard a model's layers, then the model itself, over the data-parallel ranks (FSDP2).
 
+    Inside autocast, as the Trainer's mixed precision enters it, weights are gathered in autocast's precision and
+    gradients summed in float32; each rank keeps its part of the weights in their own precision. A model that is
+    sharded already stays as it is.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if isinstance(model, FSDPModule):
+        return
+    policy = precision_policy(mesh.device_type)
     layers = set(model._no_split_modules or ())  # transformers' own list of layer classes
     for module in model.modules():
         if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def precision_policy(device_type: str) -> MixedPrecisionPolicy:
+    """Return in which precision FSDP2 gathers weights and sums gradients here: autocast's, or the weights' own.
+
+    Autocast alone would gather float32 and keep a second copy of every weight until its context ends.
+
+    Args:
+        device_type: Of the devices that the weights lie on, for example cuda.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if not torch.is_autocast_enabled(device_type):
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.get_autocast_dtype(device_type), reduce_dtype=torch.float32)
 
 
 def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
@@ -29,6 +54,21 @@ def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
     fully_shard(module, mesh=mesh)
+
+
+@contextlib.contextmanager
+def root_unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather what lies outside a sharded model's layers, its head among it; layers gather themselves in a forward."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 @contextlib.contextmanager

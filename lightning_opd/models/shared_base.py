@@ -147,9 +147,10 @@ class SharedBase:
         if self._is_set_up or self._is_student:
             return
         self._is_set_up = True
-        self.causal_lm.to(device)  # type: ignore[arg-type]  # transformers annotates less than torch takes
         if mesh is not None:
-            shard(self.causal_lm, mesh)
+            shard(self.causal_lm, mesh)  # moves what it shards, layer by layer
+        else:
+            self.causal_lm.to(device)  # type: ignore[arg-type]  # transformers annotates less than torch takes
 
 
 class SharedBases:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,9 +16,11 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.models.adapter_targets import excluded_modules
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.checks import check_causal, check_targets
-from lightning_opd.models.loading import checkpoint_dtype, load_causal_lm, load_config, load_tokenizer, torch_dtype
+from lightning_opd.models.loading import checkpoint_dtype, load_config, load_tokenizer, torch_dtype
+from lightning_opd.models.slices import LoadSettings, load_sharded
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -126,22 +128,31 @@ class StudentConfig:
         return AutoConfig.for_model(str(settings.pop("model_type")), **settings)
 
 
-def build_student(student: StudentConfig) -> nn.Module:
-    """Load or initialise the student, with its adapter, in train mode."""
+def build_student(student: StudentConfig, mesh: DeviceMesh | None = None) -> nn.Module:
+    """Load or initialise the student, with its adapter, in train mode.
+
+    Args:
+        student: Its settings.
+        mesh: Ranks to shard it over while it is loaded, so that none holds all of it; None for a whole one.
+    """
     base = None if student.path is None else adapter_base(student.path)
     if base is not None:
         return train_mode(_adapter_to_go_on_with(student, base))
     if student.path is not None:
-        model = load_causal_lm(
-            student.path,
-            revision=student.revision,
-            dtype=_dtype(student),
-            attn_implementation=student.attn_implementation,
-            trust_remote_code=student.trust_remote_code,
+        settings = LoadSettings(
+            student.path, student.revision, _dtype(student), student.attn_implementation, student.trust_remote_code
         )
+        if mesh is not None:
+            return load_sharded(settings, mesh, partial(_prepared, student))
+        model = settings.load()
     else:
         model = _random_model(student)
         check_causal(student.name, model)
+    return _prepared(student, model)
+
+
+def _prepared(student: StudentConfig, model: PreTrainedModel) -> nn.Module:
+    """Return a model with its adapter, if it has one, in train mode."""
     if student.gradient_checkpointing:
         with warnings.catch_warnings():  # transformers is renaming the method; both names work
             warnings.simplefilter("ignore", FutureWarning)

@@ -29,10 +29,12 @@ from lightning_opd.models.shared_base import SharedBases
 from lightning_opd.modules.critic import Critic, value_loss
 from lightning_opd.modules.cross_tokenizer import check_cross_tokenizer_teachers
 from lightning_opd.modules.evaluation import EvaluationModule
+from lightning_opd.modules.meshes import sharding_precision
 from lightning_opd.modules.optimization import OptimizerFactory, SchedulerFactory
 from lightning_opd.modules.quotients import Quotients
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import AdapterExpert, TeacherPool, attach, teacher_of, tell_student
+from lightning_opd.teachers.adapters import JoinsBase
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
 from lightning_opd.types import LossTerms, RolloutBatch
 
@@ -149,9 +151,10 @@ class OPDModule(EvaluationModule):
         if self.trainer.state.fn == "fit":
             check_cross_tokenizer_teachers(self.objective, self.teachers.distinct)
         mesh = self.data_mesh()
-        self.teachers.setup(self.trainer.strategy.root_device, mesh)
-        if self.reference is not None:
-            self.reference.setup(self.trainer.strategy.root_device, mesh)
+        with sharding_precision(self):
+            self.teachers.setup(self.trainer.strategy.root_device, mesh)
+            if self.reference is not None:
+                self.reference.setup(self.trainer.strategy.root_device, mesh)
         if self.critic is not None:
             weight = next(self.language_model.model.parameters())
             self.critic.build(
@@ -159,6 +162,12 @@ class OPDModule(EvaluationModule):
             )
             if mesh is not None:
                 shard_whole(self.critic, mesh)
+
+    @override
+    def _loads_in_shards(self) -> bool:
+        reference = () if self.reference is None else (self.reference,)
+        others = (*self.teachers.distinct.values(), *reference)  # those that join a base need it whole
+        return super()._loads_in_shards() and not any(isinstance(teacher, JoinsBase) for teacher in others)
 
     def _ends_of_turn(self) -> tuple[int, ...]:
         """Return the tokens that end a reply as such; text at which a run lets replies end stays text."""

@@ -29,9 +29,11 @@ from lightning_opd.models import (
     context_length,
     declared_stop_ids,
     load_tokenizer,
+    root_unsharded,
     shard,
 )
 from lightning_opd.modules import logged_points
+from lightning_opd.modules.meshes import data_mesh, sharding_precision
 from lightning_opd.modules.non_finite import NonFiniteGuard
 from lightning_opd.modules.optimization import (
     OptimizerFactory,
@@ -129,16 +131,26 @@ class StudentModule(L.LightningModule, StudentOwner):
             self._shard_student()
 
     def _build_student(self) -> nn.Module:
-        self.student = self.configure_student()
+        if self._loads_in_shards():
+            with sharding_precision(self):
+                self.student = build_student(self.student_config, self.data_mesh())
+        else:
+            self.student = self.configure_student()
         model = causal_lm(self.student)
         check_rows(self.student_config.name, model, len(self.tokenizer))
-        self._language_model = LanguageModel(model, len(self.tokenizer))
+        with root_unsharded(model):  # the head is probed
+            self._language_model = LanguageModel(model, len(self.tokenizer))
         return self.student
+
+    def _loads_in_shards(self) -> bool:
+        """Return whether the student is sharded while it is loaded, because nobody wants to see it whole."""
+        return self.data_mesh() is not None and type(self).configure_student is StudentModule.configure_student
 
     def _shard_student(self) -> None:
         mesh = self.data_mesh()
         if mesh is not None:
-            shard(self.language_model.model, mesh)
+            with sharding_precision(self):
+                shard(self.language_model.model, mesh)
 
     def data_mesh(self) -> DeviceMesh | None:
         """Return the ranks that share the weights, or None where every rank has all of them.
@@ -146,16 +158,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         Raises:
             ValueError: The strategy would split matrices (tensor parallelism), which is not supported.
         """
-        if self.device_mesh is None:
-            return None
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            msg = (
-                f"Expected `tensor_parallel_size: 1`, got {self.device_mesh['tensor_parallel'].size()}. Set "
-                "`data_parallel_size` of the ModelParallelStrategy to the number of processes "
-                "(see configs/trainer/fsdp.yaml)."
-            )
-            raise ConfigError(msg)
-        return self.device_mesh["data_parallel"]
+        return data_mesh(self)
 
     def forward_student(self, batch: RolloutBatch) -> StudentForward:
         """Run the student over a micro-batch, with its graph."""

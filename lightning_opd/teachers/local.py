@@ -19,13 +19,15 @@ from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, 
 from lightning_opd.models import (
     READ_AT_ONCE,
     LanguageModel,
+    LoadSettings,
     TreeReading,
     context_length,
-    load_causal_lm,
+    frozen,
     load_config,
+    load_sharded,
     load_tokenizer,
     max_over,
-    shard,
+    root_unsharded,
     torch_dtype,
 )
 from lightning_opd.teachers.scoring import RowScores
@@ -119,22 +121,19 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
-        model = load_causal_lm(
-            self.path,
-            revision=self.revision,
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
-        )
-        model.requires_grad_(requires_grad=False).eval().to(device)
+        settings = LoadSettings(self.path, self.revision, self.dtype, self.attn_implementation, self.trust_remote_code)
+        if mesh is None:
+            model = frozen(settings.load())
+            model.to(device)  # type: ignore[arg-type]  # transformers annotates less than torch takes
+        else:
+            model = load_sharded(settings, mesh, frozen)
         if self.temperature is not None:
             rank_zero_info(
                 f"Teacher `{self.path}` is scored at temperature {self.temperature}: the student that matches it has "
                 f"z_student = (sampling temperature / {self.temperature}) · z_teacher + const."
             )
-        self._model, self._mesh = LanguageModel(model, len(self.tokenizer())), mesh
-        if mesh is not None:
-            shard(model, mesh)
+        with root_unsharded(model):  # the head is probed
+            self._model, self._mesh = LanguageModel(model, len(self.tokenizer())), mesh
 
     def adopt(self, model: LanguageModel, mesh: DeviceMesh | None = None) -> None:
         """Score with a model that somebody else has loaded, and shards, instead of loading one.

@@ -1,0 +1,78 @@
+"""Student and teachers sharded over two real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+from tests.models import run_sharded
+from tests.tiny import save_model
+
+SCRIPT = Path(__file__).with_name("run_sharded.py")
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 214 MB."""
+    return save_model(
+        tmp_path_factory.mktemp("large") / "model", hidden_size=512, num_hidden_layers=16, intermediate_size=2048
+    )
+
+
+@pytest.fixture(scope="module")
+def results(world: Path, large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "0")  # put back afterwards
+        patch.setenv("PL_SEED_WORKERS", "0")
+        run_sharded.main(world, large, folder / "alone.pt", "alone")
+    command = [sys.executable, str(SCRIPT), str(world), str(large), str(folder / "together.pt"), "together"]
+    plain = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
+    ranks = [
+        subprocess.Popen(
+            command, env={**plain, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(text[-3000:] for text in said)
+    return {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in ("alone", "together")}
+
+
+def test_no_process_holds_a_whole_model_while_it_loads(results: dict[str, dict[str, Any]], large: Path) -> None:
+    size = (large / "model.safetensors").stat().st_size
+    found = results["together"]["loaded"]
+    assert size > 2e8
+    assert found["is_same"] == [True, True]
+    for in_slices, as_a_whole in found["growth"]:
+        assert in_slices < 0.75 * size
+        assert as_a_whole > size  # what is measured can see it
+
+
+def test_a_sharded_float32_run_learns_as_one_process_does(results: dict[str, dict[str, Any]]) -> None:
+    one, two = (results[name]["runs"]["32-true"] for name in ("alone", "together"))
+    for mine, theirs in zip(one["gradients"], two["gradients"], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, gradient in mine.items():
+            assert float((theirs[name] - gradient).norm()) < 1e-4 * float(gradient.norm()) + 1e-6, name
+
+
+def test_a_sharded_mixed_run_is_as_near_to_float32_as_an_unsharded_one(results: dict[str, dict[str, Any]]) -> None:
+    exact = results["alone"]["runs"]["32-true"]["gradients"][0]
+    alone, together = (results[name]["runs"]["bf16-mixed"] for name in ("alone", "together"))
+    assert {g.dtype for g in together["gradients"][0].values()} == {torch.float32}
+    for key in ("train/teacher_kl", "train/entropy"):
+        assert together["logged"][0][key] == pytest.approx(alone["logged"][0][key], rel=0.05)
+    for name, gradient in together["gradients"][0].items():
+        plain = alone["gradients"][0][name]
+        cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), plain.flatten(), dim=0)
+        assert float(cosine) > 0.98, name
+        assert gradient.shape == exact[name].shape
