@@ -23,6 +23,7 @@ from lightning_opd.models import num_ranks
 from lightning_opd.processes import LAUNCHER
 
 MOST_SECONDS_BETWEEN_BEATS = 5.0
+MOST_SILENCE = timedelta(minutes=30)
 LEFT = "left"
 
 
@@ -30,8 +31,9 @@ class RankWatch(Callback):
     """End this process when another one of the run has not answered for the strategy's `timeout`, and say which.
 
     A collective alone would wait for a process that is stopped, swapped out or on a machine that is gone, and then
-    say only that it has waited. Each process tells the others twenty times per `timeout` that it is alive. The
-    command line adds this callback by itself.
+    say only that it has waited. Each process tells the others twenty times per `timeout` that it is alive. A long
+    `timeout` is for a process whose replies are long, and says nothing about one that is lost: half an hour of silence
+    ends the run in any case. The command line adds this callback by itself.
     """
 
     def __init__(self) -> None:
@@ -141,9 +143,9 @@ class Beats:
             if late:
                 lost = 0 if self._rank in late else late[0]  # the first one has the store: without it none is heard of
                 line = (
-                    f"rank {lost} has not answered for {now - self._seen[lost]:.0f} s (the strategy's `timeout` is "
-                    f"{self._timeout:.0f} s): it is stopped, or its machine is gone. Rank {self._rank} ends; go on "
-                    "with `--ckpt_path last`."
+                    f"rank {lost} has not answered for {now - self._seen[lost]:.0f} s (allowed are {self._timeout:.0f} "
+                    "s, the strategy's `timeout`, but at most half an hour): it is stopped, or its machine is gone. Rank "
+                    f"{self._rank} ends; go on with `--ckpt_path last`."
                 )
                 self._on_lost(lost, line)
                 return
@@ -195,8 +197,8 @@ class Meeting:
 
 
 def _timeout(trainer: L.Trainer) -> float:
-    """Return the seconds that a strategy gives its processes."""
-    timeout = getattr(trainer.strategy, "_timeout", None) or timedelta(minutes=30)
+    """Return the seconds that a strategy gives its processes, at most half an hour: none is silent for longer."""
+    timeout = min(getattr(trainer.strategy, "_timeout", None) or MOST_SILENCE, MOST_SILENCE)
     return float(timeout.total_seconds())
 
 

@@ -9,6 +9,7 @@ import lightning as L  # Lightning's own convention
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.models.distributed import wait_at_most
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def data_mesh(module: L.LightningModule) -> DeviceMesh | None:
     """Return the ranks that share the weights, or None where every rank has all of them.
+
+    Their collectives wait for a slow rank, which may still generate, as long as the strategy's `timeout` says.
 
     Raises:
         ConfigError: The strategy would split matrices (tensor parallelism), which is not supported.
@@ -29,6 +32,9 @@ def data_mesh(module: L.LightningModule) -> DeviceMesh | None:
             "the ModelParallelStrategy to the number of processes (see configs/trainer/fsdp.yaml)."
         )
         raise ConfigError(msg)
+    timeout = getattr(module.trainer.strategy, "_timeout", None)  # Lightning's only name for it
+    if timeout is not None:
+        wait_at_most(mesh["data_parallel"], timeout)
     return mesh["data_parallel"]
 
 

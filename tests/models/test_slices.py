@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,19 @@ from lightning_opd.models import (
     LoadSettings,
     Lora,
     StudentConfig,
+    any_rank,
     build_student,
     causal_lm,
     frozen,
+    gather_objects,
     load_sharded,
+    num_ranks,
     root_unsharded,
     shard,
+    sum_over_ranks,
     unsharded,
 )
+from lightning_opd.models.distributed import wait_at_most
 from lightning_opd.models.slices import _sources
 from tests.architectures import tiny_architecture
 from tests.tiny import save_model
@@ -149,6 +155,16 @@ def test_autocast_gathers_weights_in_its_precision_and_sums_gradients_in_float32
     for name, gradient in exact.items():
         rounding = float((plain[name] - gradient).norm()) + 0.02 * float(gradient.norm())
         assert float((sharded[name] - gradient).norm()) <= 3 * rounding
+
+
+def test_collectives_of_a_group_count_its_ranks_alone_and_wait_as_long_as_they_are_told(mesh: DeviceMesh) -> None:
+    group = mesh.get_group()
+    assert num_ranks(group) == 1
+    assert gather_objects("x", group) == ["x"]
+    assert any_rank(flag=True, group=group)
+    assert sum_over_ranks(torch.ones(2), group).tolist() == [1.0, 1.0]
+    wait_at_most(mesh, timedelta(hours=2))
+    assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=2)
 
 
 def test_a_head_is_probed_while_its_layers_are_sharded(tmp_path: Path, mesh: DeviceMesh) -> None:
