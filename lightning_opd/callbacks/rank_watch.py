@@ -144,7 +144,7 @@ class Beats:
                 lost = 0 if self._rank in late else late[0]  # the first one has the store: without it none is heard of
                 line = (
                     f"rank {lost} has not answered for {now - self._seen[lost]:.0f} s (allowed are {self._timeout:.0f} "
-                    "s, the strategy's `timeout`, but at most half an hour): it is stopped, or its machine is gone. Rank "
+                    "s, the strategy's `timeout` up to half an hour): it is stopped, or its machine is gone. Rank "
                     f"{self._rank} ends; go on with `--ckpt_path last`."
                 )
                 self._on_lost(lost, line)
