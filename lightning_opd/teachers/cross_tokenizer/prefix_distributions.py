@@ -92,7 +92,7 @@ class PrefixDistributions:
         """
         indices = range(len(reply.student_ids)) if indices is None else indices
         shape = len(indices), len(self._sums.student)
-        settled, open_ = _Masses(shape), _Masses(shape)
+        settled, open_ = _Masses(self._sums, shape), _Masses(self._sums, shape)
         for index, node, head, longer in self.places(reply.segments, reply.controls) if places is None else places:
             if index not in indices:
                 continue
@@ -105,9 +105,9 @@ class PrefixDistributions:
             open_.add(row, reply.row(node), weight, following.open, following.open_ids, excluded)
         known, open_mass = torch.zeros(2, *shape, dtype=torch.float64, device=self._sums.device)
         for nodes in self._sums.chunks([*settled.nodes(), *open_.nodes()]):
-            probabilities = reply.probabilities(nodes)
-            settled.add_to(known, nodes, probabilities)
-            open_.add_to(open_mass, nodes, probabilities)
+            logprobs = reply.logprobs(nodes)
+            settled.add_to(known, nodes, logprobs)
+            open_.add_to(open_mass, nodes, logprobs)
         known = torch.where(open_mass <= MAX_OPEN_FRACTION * known, known, 0.0)
         own = (token_scores.logprobs.exp() * token_scores.is_scored)[indices.start : indices.stop]
         ids = torch.tensor(reply.student_ids[indices.start : indices.stop], dtype=torch.long, device=known.device)
@@ -167,8 +167,8 @@ class PrefixDistributions:
 class _Masses:
     """Adds probabilities of the teacher's tokens to the student's tokens, one chunk of nodes at a time."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self._shape = shape
+    def __init__(self, sums: PrefixProbabilities, shape: tuple[int, int]) -> None:
+        self._sums, self._shape = sums, shape
         self._parts: list[tuple[int, float, Tensor, Tensor]] = []
 
     def add(
@@ -196,14 +196,15 @@ class _Masses:
         """Return the nodes whose probabilities are needed."""
         return [node for node, *_ in self._parts]
 
-    def add_to(self, out: Tensor, nodes: range, probabilities: Tensor) -> None:
+    def add_to(self, out: Tensor, nodes: range, logprobs: Tensor) -> None:
         """Add what comes from a chunk of nodes."""
         parts = [part for part in self._parts if part[0] in nodes]
         if not parts:
             return
         counts = torch.tensor([len(indices) for _, _, indices, _ in parts], device=out.device)
         weights = torch.tensor([weight for _, weight, _, _ in parts], dtype=out.dtype, device=out.device)
-        sources = torch.cat([indices + (node - nodes.start) * probabilities.shape[1] for node, _, indices, _ in parts])
-        masses = probabilities.flatten()[sources].double() * weights.repeat_interleave(counts)
+        rows = torch.tensor([node - nodes.start for node, *_ in parts], device=out.device).repeat_interleave(counts)
+        masses = self._sums.gather(logprobs, rows, torch.cat([indices for _, _, indices, _ in parts]))
+        masses *= weights.repeat_interleave(counts)
         # one scatter over all parts: row and token are one flat index
         out.view(-1).index_add_(0, torch.cat([targets for *_, targets in parts]), masses)

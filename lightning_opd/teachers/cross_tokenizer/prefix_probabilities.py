@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS
@@ -55,8 +55,8 @@ class Reply:
         segments: Its text, in order.
         controls: (student index, node, node before) of the control tokens that both sides have.
         before: Log-prob (nats) of the teacher's tokens up to and including each node.
-        probabilities: Returns, for a range of rows, the probabilities of all the teacher's tokens after the node of
-            each, in sorted order; see `PrefixProbabilities.sort`. Asked for no more rows at once than a chunk holds.
+        logprobs: Returns, for a range of rows, the log-probs (nats) of all the teacher's tokens after the node of
+            each, in the order of their ids. Asked for no more rows at once than a chunk holds.
         rows: The row of each node; by default its own number. Nodes that no sum needs have any.
     """
 
@@ -64,7 +64,7 @@ class Reply:
     segments: Sequence[TextSegment]
     controls: Sequence[tuple[int, int, int]]
     before: Sequence[float]
-    probabilities: Callable[[range], Float[Tensor, "rows vocab"]]
+    logprobs: Callable[[range], Float[Tensor, "rows known"]]
     rows: Sequence[int] | None = None
 
     def row(self, node: int) -> int:
@@ -101,11 +101,20 @@ class PrefixProbabilities:
         """Where the teacher's probabilities lie."""
         return self._order.device
 
-    def sort(self, logprobs: Float[Tensor, "nodes known"]) -> Float[Tensor, "nodes vocab"]:
-        """Return probabilities of the teacher's tokens in sorted order; 0 for those beyond its model."""
-        num_missing = max(0, len(self.teacher) - logprobs.shape[1])
-        known = torch.nn.functional.pad(logprobs, (0, num_missing), value=-torch.inf) if num_missing else logprobs
-        return known.index_select(1, self._order).exp_()
+    def gather(
+        self, logprobs: Float[Tensor, "rows known"], rows: Int[Tensor, " asked"], indices: Int[Tensor, " asked"]
+    ) -> Float[Tensor, " asked"]:
+        """Return probabilities (float64) of single tokens of the teacher; 0 for those beyond its model.
+
+        Args:
+            logprobs: Of its tokens, in the order of their ids.
+            rows: The row of each.
+            indices: The sorted index of each.
+        """
+        ids = self._order[indices]
+        last = logprobs.shape[1] - 1
+        found = logprobs[rows, ids.clamp(max=last)].double().exp_()
+        return found.masked_fill_(ids > last, 0.0)
 
     def chunks(self, rows: Sequence[int]) -> Iterator[range]:
         """Yield ranges of rows that cover the given ones, each with no more probabilities than a chunk may hold."""
@@ -118,7 +127,7 @@ class PrefixProbabilities:
     def masses(
         self,
         covers: Sequence[Cover],
-        probabilities: Callable[[range], Float[Tensor, "rows vocab"]],
+        logprobs: Callable[[range], Float[Tensor, "rows known"]],
         rows: Sequence[int] | None = None,
     ) -> list[float]:
         """Return the probability of each cover's tokens after its node; the arguments are those of `Reply`."""
@@ -126,18 +135,21 @@ class PrefixProbabilities:
             return []
         nodes, first, stop = torch.tensor(covers, dtype=torch.long, device=self.device).unbind(dim=1)
         of_covers = nodes if rows is None else torch.tensor(rows, device=self.device)[nodes]
-        order = of_covers.argsort()
-        at, first, stop = of_covers[order], first[order], stop[order]
+        order = of_covers.argsort(stable=True)
+        at, first, count = of_covers[order], first[order], (stop - first)[order]
         masses = torch.zeros(len(covers), dtype=torch.float64, device=self.device)
         for chunk in self.chunks([int(at[0]), int(at[-1])]):
             begin, end = torch.searchsorted(at, torch.tensor([chunk.start, chunk.stop], device=self.device)).tolist()
-            # a cover is a range of sorted tokens, so that its mass is a difference of two cumulative sums
-            cumulative = probabilities(chunk).cumsum(dim=-1, dtype=torch.float64)
-            row, before = at[begin:end] - chunk.start, first[begin:end]
-            below = torch.where(before > 0, cumulative[row, before - 1], 0.0)
-            masses[order[begin:end]] = cumulative[row, stop[begin:end] - 1] - below
-        found: list[float] = masses.tolist()
-        return found
+            table = logprobs(chunk)
+            for part in _parts(count[begin:end].tolist(), begin):
+                counts = count[part]
+                starts = first[part] - (counts.cumsum(0) - counts)
+                which = torch.arange(len(counts), device=self.device).repeat_interleave(counts)
+                indices = torch.arange(len(which), device=self.device) + starts[which]
+                found = self.gather(table, (at[part] - chunk.start)[which], indices)
+                masses[part] = found.new_zeros(len(counts)).index_add_(0, which, found)
+        found_of: list[float] = torch.empty_like(masses).index_copy_(0, order, masses).tolist()
+        return found_of
 
     def log_sums(
         self, terms: Sequence[Sequence[Cover]], masses: Sequence[float], before: Sequence[float]
@@ -210,3 +222,15 @@ class PrefixProbabilities:
             # or one that leaves the text inside the longer token: the teacher is then taken to finish that token
             found += [self.teacher.equal_to(rest[:length]) for length in range(leaves_after + 1, len(rest))]
         return union(found)
+
+
+def _parts(counts: Sequence[int], start: int) -> Iterator[slice]:
+    """Yield slices of lists of numbers, from `start` on, each with no more numbers than a chunk may hold, or one."""
+    first = last = start
+    total = 0
+    for count in counts:
+        if last > first and total + count > MAX_CHUNK_ELEMENTS // 8:
+            yield slice(first, last)
+            first, total = last, 0
+        last, total = last + 1, total + count
+    yield slice(first, last)

@@ -68,7 +68,7 @@ def prefix_scores(
     ends: dict[int, float] = {}  # log P after the last student token of a segment
     if terms is None:
         terms = terms_of(reply.segments, sums)
-        masses = sums.masses([cover for term in terms for cover in term], reply.probabilities, reply.rows)
+        masses = sums.masses([cover for term in terms for cover in term], reply.logprobs, reply.rows)
     log_sums = iter(sums.log_sums(terms, masses, reply.before))
     for segment in reply.segments:
         least, begin = _least(segment, reply.before), segment.student_spans[0][0]

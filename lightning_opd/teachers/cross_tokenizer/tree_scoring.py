@@ -116,11 +116,9 @@ class _Planned(NamedTuple):
     def scored(self, table: _Table, sums: PrefixProbabilities) -> tuple[Reply, PrefixScores]:
         """Return the reply with what the teacher says, and its scores; the head is used once for each node."""
         covers = [cover for term in self.terms for cover in term]
-        masses = sums.masses(covers, table.probabilities, self.rows)
+        masses = sums.masses(covers, table.logprobs, self.rows)
         tree = self.tree
-        reply = Reply(
-            self.student_ids, tree.segments, tree.controls, table.before(), table.probabilities, rows=self.rows
-        )
+        reply = Reply(self.student_ids, tree.segments, tree.controls, table.before(), table.logprobs, rows=self.rows)
         return reply, prefix_scores(reply, sums, self.terms, masses)
 
 
@@ -170,11 +168,11 @@ class _Table:
             self._own[children[is_inside]] = own.clamp(min=IMPOSSIBLE_LOGPROB)
         return logprobs
 
-    def probabilities(self, rows: range) -> Float[Tensor, "rows vocab"]:
+    def logprobs(self, rows: range) -> Float[Tensor, "rows vocab"]:
         """Return what `Reply` asks for; the last answer is kept."""
         if self._last is None or self._last[0] != rows:
             self._last = None  # its memory, before the next
-            self._last = rows, self._sums.sort(self._logprobs(rows))
+            self._last = rows, self._logprobs(rows)
         return self._last[1]
 
     def before(self) -> list[float]:

@@ -90,7 +90,7 @@ def random_reply(both: Translator, token_ids: list[int], seed: int, scale: float
     before = [0.0]
     for parent, token_id in zip(tree.parents[1:], tree.token_ids[1:], strict=True):
         before.append(before[parent] + float(table[parent, token_id]))
-    return tree, Reply(token_ids, tree.segments, tree.controls, before, rows_of(sums_of(both).sort(table)))
+    return tree, Reply(token_ids, tree.segments, tree.controls, before, rows_of(table))
 
 
 def scored(

@@ -30,7 +30,7 @@ def test_no_token_answers_for_what_follows_it() -> None:
         table = torch.stack([first, second, second])
         before = [0.0, float(first[0]), float(first[0] + second[2] if whole is None else whole)]
         segment = TextSegment(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
-        reply = Reply(ids, [segment], [], before, rows_of(sums.sort(table)))
+        reply = Reply(ids, [segment], [], before, rows_of(table))
         token_scores = prefix_scores(reply, sums)
         assert token_scores.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
         assert PrefixDistributions(sums)(reply, token_scores)[0].tolist() == pytest.approx([0.85, 0.05, 0.1])
@@ -50,7 +50,7 @@ def reply_of(
     """
     before = [float(TEACHER[path[path >= 0]].log().sum()) for path in paths]
     table = TEACHER.log().expand(len(paths), -1)
-    return Reply(ids, [segment], controls, before, rows_of(sums.sort(table)))
+    return Reply(ids, [segment], controls, before, rows_of(table))
 
 
 TEACHER = torch.tensor([0.3, 0.4, 0.2, 0.1], dtype=torch.float64)

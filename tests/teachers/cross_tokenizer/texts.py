@@ -126,7 +126,7 @@ class Texts:
         ends = [nodes[beginning] for beginning in beginnings]
         segment = TextSegment(text.encode(), spans_of(own), [True] * len(own), 0, ends, None)
         ids = [self.student.vocabulary().index(token) for token in own]
-        reply = Reply(ids, [segment], [], before, rows_of(self._sums.sort(table)))
+        reply = Reply(ids, [segment], [], before, rows_of(table))
         token_scores = prefix_scores(reply, self._sums)
         assert token_scores.is_scored.all()
         self.prefix_distributions.append(PrefixDistributions(self._sums)(reply, token_scores))
