@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_opd.models import LanguageModel
 from lightning_opd.models.tree_masks import tree_masks
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree
+from lightning_opd.types import TokenTree
 
 
 class Packed(NamedTuple):
@@ -56,3 +57,10 @@ def whole_tree_states(model: LanguageModel, token_ids: Tensor, attention_mask: T
     decoder = model.model.get_decoder()
     states: Tensor = decoder(input_ids=token_ids, attention_mask=masks, position_ids=position_ids, use_cache=False)[0]
     return states
+
+
+def after_prompt(prompt: Sequence[int], tree: PrefixTree) -> TokenTree:
+    """Return what a model reads: a prompt, of which the last token is node 0, and the nodes of a tree after it."""
+    last = len(prompt) - 1
+    parents = [*range(-1, last), *(last + parent for parent in tree.parents[1:])]
+    return TokenTree([*prompt, *tree.token_ids[1:]], parents)

@@ -63,12 +63,34 @@ class PrefixCredit(Credit):
     welcome. P needs the teacher's whole distributions, not log-probs of single tokens, hence a teacher in this
     process: `lightning_opd.teachers.CrossTokenizerTeacher` computes it.
 
+    The teacher first reads its own tokens of the text, then other tokenisations of its beginnings as far as they may
+    matter. Most of those that it reads for the last digits of P are absurd to it: `tolerance` says how much of P may
+    be left unread. The scores of a response add up to the same for any tolerance.
+
+    Args:
+        tolerance: Largest error of each log P in nats, at least 0, which has the teacher read all; a c_i is a
+            difference of two. The default is well below what bfloat16 makes of a log-prob.
+
+    Raises:
+        ConfigError: `tolerance` is negative or not finite.
+
     Reference:
         Vieira et al., From language models over tokens to language models over characters (2024): prefix
         probabilities by covers.
     """
 
+    tolerance: float = 1e-4
+
     adds_up: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        if not 0 <= self.tolerance < float("inf"):
+            msg = (
+                f"Expected `tolerance` of `PrefixCredit` to be a number of nats, 0 or more, got {self.tolerance}. "
+                "Leave it out for the default, or set 0 for a teacher that reads every tokenisation."
+            )
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,9 +74,15 @@ class ReadsTrees(HasOutputHead):
         """
 
     @abstractmethod
-    def tree_hidden_states(self, trees: Iterable[TokenTree]) -> Iterator[Float[Tensor, "time hidden"]]:
-        """Yield its states after each token of one tree after the other; to be read to the end on every rank.
+    def tree_hidden_states(
+        self, trunks: Iterable[Sequence[int]], branches: Callable[[Float[Tensor, "trunk hidden"]], TokenTree]
+    ) -> Iterator[Float[Tensor, "branches hidden"]]:
+        """Read trunks, ask which branches to read beside each, and yield the states after each token of these.
+
+        To be read to the end on every rank. The output layer is there from the first call of `branches` on.
 
         Args:
-            trees: Prompts, each with a tree of continuations; asked for as they are needed.
+            trunks: Tokens one after the other; asked for as they are needed.
+            branches: Called once for each trunk, in order, with the states after its tokens. Returns the tokens to
+                read beside it; their parents count the tokens of the trunk first, then their own.
         """

@@ -142,17 +142,23 @@ class LanguageModel:
             return shift_right(self._decoder_states(token_ids, attention_mask))
         return shift_right(self._call(token_ids, attention_mask))
 
-    def read_trees(self, reading: TreeReading, *, is_probe: bool = False) -> Iterator[Float[Tensor, "time hidden"]]:
+    def read_trees(
+        self, reading: TreeReading, cache: DynamicCache | None = None, *, is_probe: bool = False
+    ) -> Iterator[Float[Tensor, "time hidden"]]:
         """Yield the states after each token of one tree after the other, each as in a plain forward over its branch.
+
+        Only those of the tokens that the reading reads; nothing at all where it reads none of any tree.
 
         Args:
             reading: The trees; each of its chunks takes one forward.
+            cache: Keys and values of the trunks that an earlier reading has read; those that are kept are left there.
             is_probe: Whether layers of sliding attention get masks of their own even where all is within reach.
         """
         from transformers import DynamicCache
 
         read = self._decoder_states if self._is_linear else self._call
-        cache, device = DynamicCache(), self.model.device  # keeps all, for layers of sliding attention, too
+        cache = DynamicCache() if cache is None else cache  # keeps all, for layers of sliding attention, too
+        device = self.model.device
         parts: list[Tensor] = []
         num_done = num_read = 0
         for chunk in reading.chunks:

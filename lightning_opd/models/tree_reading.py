@@ -34,16 +34,25 @@ class Chunk(NamedTuple):
 class TreeReading:
     """Which tokens of some trees are read together, and which of the others each of them reads.
 
-    Every tree has a *trunk*, its longest branch. A token reads the trunk up to the place where its own branch leaves
-    it, and its branch from there on. Only the trunk is kept from chunk to chunk; what goes on from another branch of
-    an earlier chunk reads that again.
+    Every tree has a *trunk*, by default its longest branch. A token reads the trunk up to the place where its own
+    branch leaves it, and its branch from there on. Only the trunk is kept from chunk to chunk; what goes on from
+    another branch of an earlier chunk reads that again.
 
     Args:
         trees: Tokens and, for each, the number of the token before it in its tree.
         at_once: Most tokens to read at once.
+        num_read: So many of each tree's first tokens are its trunk, and an earlier reading has kept them.
+        goes_on: Whether all trunks are kept for another reading.
     """
 
-    def __init__(self, trees: Sequence[TokenTree], at_once: int = READ_AT_ONCE) -> None:
+    def __init__(
+        self,
+        trees: Sequence[TokenTree],
+        at_once: int = READ_AT_ONCE,
+        num_read: Sequence[int] | None = None,
+        *,
+        goes_on: bool = False,
+    ) -> None:
         """Find the trunks and cut the chunks."""
         self.token_ids: list[int] = []
         self.trees: list[int] = []
@@ -53,18 +62,23 @@ class TreeReading:
         self._leaves: list[int] = []
         """For each token the depth at which its branch leaves the trunk."""
         self.ends: list[int] = []
-        for tree in trees:
-            self._add(tree)
-            self.ends.append(len(self.token_ids))
-        self.chunks = self._cut(at_once)
+        """Of the trees, counted in tokens that this reading reads."""
+        self._unread: list[int] = []
+        for i, tree in enumerate(trees):
+            start = len(self.token_ids)
+            self._add(tree, None if num_read is None else num_read[i])
+            self._unread += range(start + (0 if num_read is None else num_read[i]), len(self.token_ids))
+            self.ends.append(len(self._unread))
+        self.chunks = self._cut(at_once, goes_on=goes_on)
 
-    def _add(self, tree: TokenTree) -> None:
+    def _add(self, tree: TokenTree, num_read: int | None) -> None:
         start = len(self.token_ids)
         depths: list[int] = []
         for parent in tree.parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
         is_trunk = [False] * len(depths)
-        node = depths.index(max(depths)) if depths else -1
+        last = depths.index(max(depths)) if depths else -1
+        node = last if num_read is None else num_read - 1
         while node >= 0:
             is_trunk[node] = True
             node = tree.parents[node]
@@ -76,23 +90,24 @@ class TreeReading:
         self._parents += [start + parent if parent >= 0 else -1 for parent in tree.parents]
         self._is_trunk += is_trunk
 
-    def _cut(self, at_once: int) -> list[Chunk]:
+    def _cut(self, at_once: int, *, goes_on: bool) -> list[Chunk]:
         runs: list[tuple[int, set[int]]] = []  # first new token, and what is read again
+        unread = self._unread
         start, again = 0, set[int]()
-        for column in range(len(self.token_ids)):
-            missing = self._missing(column, start, again)
-            if column > start and column + 1 - start + len(again) + len(missing) > at_once:
+        for place, column in enumerate(unread):
+            missing = self._missing(column, unread[start], again)
+            if place > start and place + 1 - start + len(again) + len(missing) > at_once:
                 runs.append((start, again))
-                start, again = column, set()
-                missing = self._missing(column, start, again)
+                start, again = place, set()
+                missing = self._missing(column, column, again)
             again |= missing
-        runs += [(start, again)] if self.token_ids else []
-        chunks, cached = [], list[int]()
-        for (start, again), end in zip(runs, [*(first for first, _ in runs[1:]), len(self.token_ids)], strict=True):
-            columns = [*sorted(again), *range(start, end)]
-            goes_on = self.trees[end] if end < len(self.trees) else len(self.ends)
+        runs += [(start, again)] if unread else []
+        chunks, cached = [], sorted(set(range(len(self.token_ids))).difference(unread))
+        for (start, again), end in zip(runs, [*(first for first, _ in runs[1:]), len(unread)], strict=True):
+            columns = [*sorted(again), *unread[start:end]]
+            first = 0 if goes_on else self.trees[unread[end]] if end < len(unread) else len(self.ends)
             both = [*cached, *columns]
-            kept = [i for i, column in enumerate(both) if self._is_trunk[column] and self.trees[column] >= goes_on]
+            kept = [i for i, column in enumerate(both) if self._is_trunk[column] and self.trees[column] >= first]
             chunks.append(Chunk(columns, len(again), cached, kept))
             cached = [both[i] for i in kept]
         return chunks

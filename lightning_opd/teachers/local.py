@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,7 @@ from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from transformers import PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedTokenizerBase
 
 TREE_ATTENTION = ("sdpa", "eager")
 """Attention that takes any mask."""
@@ -190,25 +191,48 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             raise ConfigError(msg)
 
     @override
-    def tree_hidden_states(self, trees: Iterable[TokenTree]) -> Iterator[Float[Tensor, "time hidden"]]:
-        model, dummy, has_read = self._loaded(), TreeReading([TokenTree([0, 0], [-1, 0])]), False
-        for group in _groups(trees):
-            known = [TokenTree([min(i, model.vocab_size - 1) for i in tree.token_ids], tree.parents) for tree in group]
-            reading = TreeReading(known)
-            self._check_length(max(reading.depths) + 1, model.max_length)
-            self._check_tree(max(len(tree.token_ids) for tree in group))
-            num_more, has_read = self._most_chunks(len(reading.chunks)) - len(reading.chunks), True
-            for states in model.read_trees(reading):
-                self._gather_head(frozenset({Signal.HIDDEN_STATES}))
-                yield states
-            for _ in range(num_more):
-                list(model.read_trees(dummy))
+    def tree_hidden_states(
+        self, trunks: Iterable[Sequence[int]], branches: Callable[[Float[Tensor, "trunk hidden"]], TokenTree]
+    ) -> Iterator[Float[Tensor, "branches hidden"]]:
+        from transformers import DynamicCache
+
+        has_read, last_id = False, self._loaded().vocab_size - 1
+        for group in _groups(trunks):
+            cache, has_read = DynamicCache(), True
+            lengths, trees = [len(trunk) for trunk in group], list[TokenTree]()
+            known = [TokenTree([min(i, last_id) for i in trunk], range(-1, len(trunk) - 1)) for trunk in group]
+            for trunk, states in zip(known, self._read(TreeReading(known, goes_on=True), cache), strict=True):
+                more = branches(states)
+                token_ids = [*trunk.token_ids, *(min(i, last_id) for i in more.token_ids)]
+                trees.append(TokenTree(token_ids, [*trunk.parents, *more.parents]))
+            reading = TreeReading(trees, num_read=lengths)
+            yield from self._read(reading, cache)
+            if not reading.chunks:
+                yield from (states[:0] for _ in group)
         while num_more := self._most_chunks(0):  # another rank still has trees: join its collectives
             has_read = True
-            for _ in range(num_more):
-                list(model.read_trees(dummy))
+            self._read_dummies(num_more)
         if has_read:  # a forward has gathered the head's weights
             self._gather_head(frozenset({Signal.HIDDEN_STATES}))
+
+    def _read(self, reading: TreeReading, cache: DynamicCache) -> Iterator[Float[Tensor, "time hidden"]]:
+        """Yield the states of a reading; run the model as often as the rank that runs it most."""
+        model = self._loaded()
+        self._check_length(max(reading.depths) + 1, model.max_length)
+        self._check_tree(max(Counter(reading.trees).values()))
+        num_chunks = len(reading.chunks)
+        # a rank that says 0 has nothing left
+        num_more = 0 if self._mesh is None else self._most_chunks(max(1, num_chunks)) - num_chunks
+        for states in model.read_trees(reading, cache):
+            self._gather_head(frozenset({Signal.HIDDEN_STATES}))
+            yield states
+        self._read_dummies(num_more)
+
+    def _read_dummies(self, num: int) -> None:
+        """Join the collectives of another rank that reads so many chunks."""
+        dummy = TreeReading([TokenTree([0, 0], [-1, 0])])
+        for _ in range(num):
+            list(self._loaded().read_trees(dummy))
 
     def _check_length(self, longest: int, max_length: int) -> None:
         if longest > max_length:
@@ -264,12 +288,12 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         self._model, self._has_copied_head = None, False
 
 
-def _groups(trees: Iterable[TokenTree]) -> Iterator[list[TokenTree]]:
-    """Yield trees together, as many as it takes for one chunk."""
-    group: list[TokenTree] = []
-    for tree in trees:
-        group.append(tree)
-        if sum(len(one.token_ids) for one in group) >= READ_AT_ONCE:
+def _groups(trunks: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Yield trunks together, as many as it takes for one chunk."""
+    group: list[Sequence[int]] = []
+    for trunk in trunks:
+        group.append(trunk)
+        if sum(map(len, group)) >= READ_AT_ONCE:
             yield group
             group = []
     if group:

@@ -34,7 +34,8 @@ Token i is compared with log P(text up to token i) - log P(text before token i).
 log P("1+") - log P("1"). P("1") contains `1-` as much as `1+`: the score of `1` does not depend on the `+` that came
 after it, and no token answers for what follows. The scores of a reply add up to the log-prob of its text. The price:
 the teacher must give whole distributions, after its tokens of *every beginning* of the reply. The reply `1+6` takes
-`1`, `1+` and `1+` `6`: a tree, which the teacher reads in one forward pass.
+`1`, `1+` and `1+` `6`: a tree. The teacher reads its *trunk* first, the tokens of the whole reply, and then the
+branches of which the trunk does not already say that they are too unlikely to matter.
 
 **The files, in reading order.** What both ways need:
 
@@ -52,9 +53,11 @@ The credit that sums over texts:
 
     token_bytes.py           a sorted vocabulary: which tokens begin with these bytes?
     prefix_probabilities.py  a reply's segments of text, and sums over the tokens that cover a beginning
-    prefix_tree.py           the tokens of all beginnings of a reply as a tree, packed for one forward
+    prefix_tree.py           the tokens of all beginnings of a reply as a tree
     prefix_scores.py         the score of each token of the student
     prefix_distributions.py  the probability of every other token that the student could have generated
+    branch_choice.py         the branches that are likely enough to be read
+    node_table.py            what the teacher says at the nodes that it has read
     tree_scoring.py          score a batch this way
 
 And on top:

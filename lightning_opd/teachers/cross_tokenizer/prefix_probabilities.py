@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -129,10 +129,10 @@ class PrefixProbabilities:
         covers: Sequence[Cover],
         logprobs: Callable[[range], Float[Tensor, "rows known"]],
         rows: Sequence[int] | None = None,
-    ) -> list[float]:
+    ) -> dict[Cover, float]:
         """Return the probability of each cover's tokens after its node; the arguments are those of `Reply`."""
         if not covers:
-            return []
+            return {}
         nodes, first, stop = torch.tensor(covers, dtype=torch.long, device=self.device).unbind(dim=1)
         of_covers = nodes if rows is None else torch.tensor(rows, device=self.device)[nodes]
         order = of_covers.argsort(stable=True)
@@ -148,23 +148,23 @@ class PrefixProbabilities:
                 indices = torch.arange(len(which), device=self.device) + starts[which]
                 found = self.gather(table, (at[part] - chunk.start)[which], indices)
                 masses[part] = found.new_zeros(len(counts)).index_add_(0, which, found)
-        found_of: list[float] = torch.empty_like(masses).index_copy_(0, order, masses).tolist()
-        return found_of
+        return dict(zip([covers[i] for i in order.tolist()], masses.tolist(), strict=True))
 
     def log_sums(
-        self, terms: Sequence[Sequence[Cover]], masses: Sequence[float], before: Sequence[float]
+        self, terms: Sequence[Sequence[Cover]], masses: Mapping[Cover, float], before: Sequence[float]
     ) -> list[float]:
         """Return, for each list of covers, log Σ exp(before) · mass.
 
         Args:
             terms: Lists of covers.
-            masses: Of all of them, one after the other; see `masses`.
+            masses: Of covers; those of which it is not known are left out.
             before: Log-prob (nats) of the teacher's tokens up to and including each node.
         """
-        pending, sums = iter(masses), []
+        sums = []
         for term in terms:
-            reference = max((before[node] for node, _, _ in term), default=0.0)  # exp must not underflow
-            total = sum(math.exp(before[node] - reference) * next(pending) for node, _, _ in term)
+            known = [(before[cover[0]], masses[cover]) for cover in term if cover in masses]
+            reference = max((logprob for logprob, _ in known), default=0.0)  # exp must not underflow
+            total = sum(math.exp(logprob - reference) * mass for logprob, mass in known if logprob > -math.inf)
             sums.append(reference + math.log(total) if total > 0 else -math.inf)
         return sums
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +41,7 @@ def prefix_scores(
     reply: Reply,
     sums: PrefixProbabilities,
     terms: Sequence[Sequence[Cover]] | None = None,
-    masses: Sequence[float] = (),
+    masses: Mapping[Cover, float] | None = None,
 ) -> PrefixScores:
     """Return the log-probs (float64) of the student's tokens of a reply.
 
@@ -58,7 +58,7 @@ def prefix_scores(
         reply: The reply, and what the teacher says about it.
         sums: Of both vocabularies.
         terms: Those of the reply's segments, if they are known; see `terms_of`.
-        masses: The masses of the covers in `terms`, one after the other.
+        masses: Of the covers in `terms`, if they are known; a cover that is missing counts as 0.
 
     Reference:
         Vieira et al., From language models over tokens to language models over characters (2024).
@@ -68,15 +68,16 @@ def prefix_scores(
     ends: dict[int, float] = {}  # log P after the last student token of a segment
     if terms is None:
         terms = terms_of(reply.segments, sums)
+    if masses is None:
         masses = sums.masses([cover for term in terms for cover in term], reply.logprobs, reply.rows)
     log_sums = iter(sums.log_sums(terms, masses, reply.before))
     for segment in reply.segments:
-        least, begin = _least(segment, reply.before), segment.student_spans[0][0]
+        least, begin = least_logprobs(segment, reply.before), segment.student_spans[0][0]
         start = max(next(log_sums), least[begin])
         last = start if begin else reply.before[segment.root]
         later = -math.inf if segment.next_node is None else reply.before[segment.next_node]
         whole = [(max(next(log_sums), least[end]), next(log_sums)) for _, end in segment.student_spans]
-        reached = _reached(whole, segment.is_canonical, later)
+        reached = reached_logprobs(whole, segment.is_canonical, later)
         for i, ((begins, _), own, is_canonical) in enumerate(zip(whole, reached, segment.is_canonical, strict=True)):
             index = segment.first_student + i
             starts[index], is_scored[index] = last, True
@@ -102,11 +103,12 @@ def terms_of(segments: Sequence[TextSegment], sums: PrefixProbabilities) -> list
     for segment in segments:
         terms.append(sums.covers(segment, segment.student_spans[0][0]))
         for index, (_, end) in enumerate(segment.student_spans):
-            terms += [sums.covers(segment, end), sums.longer_covers(segment, index)]
+            longer = sums.longer_covers(segment, index) if segment.is_canonical[index] else []
+            terms += [sums.covers(segment, end), longer]
     return terms
 
 
-def _least(segment: TextSegment, before: Sequence[float]) -> list[float]:
+def least_logprobs(segment: TextSegment, before: Sequence[float]) -> list[float]:
     """Return a lower bound of log P of each beginning: its most likely single tokenisation, or a longer one's.
 
     It replaces a sum of masses that rounding has swallowed (P below the precision of a cumulative sum).
@@ -118,7 +120,7 @@ def _least(segment: TextSegment, before: Sequence[float]) -> list[float]:
     return least[::-1]
 
 
-def _reached(whole: Sequence[tuple[float, float]], is_canonical: Sequence[bool], later: float) -> list[float]:
+def reached_logprobs(whole: Sequence[tuple[float, float]], is_canonical: Sequence[bool], later: float) -> list[float]:
     """Return log P up to each token: of its bytes, less the texts that go on to a longer token.
 
     The difference may round to less than what the reply itself did afterwards, or to nothing. P never increases along

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -10,7 +10,6 @@ from lightning_opd.teachers.cross_tokenizer.opening import Opening
 from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import TextSegment
 from lightning_opd.teachers.cross_tokenizer.spelling import spans_of
 from lightning_opd.teachers.cross_tokenizer.translation import Translator, without_lead
-from lightning_opd.types import TokenTree
 
 
 @dataclass
@@ -26,12 +25,14 @@ class PrefixTree:
         parents: The node before each; always a smaller number.
         segments: The text between control tokens.
         controls: (student index, node, node before) of control tokens that both sides have.
+        end: The node at the end of the whole reply.
     """
 
     token_ids: list[int] = field(default_factory=lambda: [-1])
     parents: list[int] = field(default_factory=lambda: [-1])
     segments: list[TextSegment] = field(default_factory=list)
     controls: list[tuple[int, int, int]] = field(default_factory=list)
+    end: int = 0
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def child(self, node: int, token_id: int) -> int:
@@ -47,6 +48,13 @@ class PrefixTree:
         for token_id in token_ids:
             node = self.child(node, token_id)
         return node
+
+    def trunk(self) -> list[int]:
+        """Return the nodes of the teacher's own tokens of the whole reply, node 0 included, from the first on."""
+        nodes = [self.end]
+        while nodes[-1]:
+            nodes.append(self.parents[nodes[-1]])
+        return nodes[::-1]
 
 
 def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
@@ -74,6 +82,7 @@ def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
                     text = str(translator.student.convert_ids_to_tokens(token_id)).encode()
                     node = tree.descendant(before, translator.teacher_spelling.encode(text))
         start += len(tokens)
+    tree.end = node
     return tree
 
 
@@ -144,35 +153,3 @@ def _nodes(tree: PrefixTree, root: int, both: Translator, text: bytes) -> list[i
         nodes[length] = node
         node, length = tree.parents[node], length - len(spelling.token_bytes(tree.token_ids[node]))
     return nodes
-
-
-def read_nodes(tree: PrefixTree, asked: Iterable[int]) -> tuple[list[int], list[int]]:
-    """Return the row of each node, −1 for none, and the node of each row: the nodes that a teacher has to read.
-
-    A node at the end of a branch is left out if nobody asks what may follow it.
-
-    Args:
-        tree: The tree.
-        asked: Nodes after which the teacher's probabilities are needed.
-    """
-    read = sorted({0, *asked, *tree.parents[1:]})
-    rows = [-1] * len(tree.token_ids)
-    for row, node in enumerate(read):
-        rows[node] = row
-    return rows, read
-
-
-def with_prompt(prompt: Sequence[int], tree: PrefixTree, rows: Sequence[int], read: Sequence[int]) -> TokenTree:
-    """Return what a teacher reads: a prompt, of which the last token is node 0, and some nodes of the tree after it.
-
-    Args:
-        prompt: At least one token.
-        tree: The tree.
-        rows: Of each node; see `read_nodes`.
-        read: The node of each row.
-    """
-    last = len(prompt) - 1
-    return TokenTree(
-        [*prompt, *(tree.token_ids[node] for node in read[1:])],
-        [*range(-1, last), *(last + rows[tree.parents[node]] for node in read[1:])],
-    )

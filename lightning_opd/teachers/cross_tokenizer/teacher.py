@@ -114,7 +114,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
             case AlignedCredit():
                 return AlignedScorer(self.translator, self.scorer, credit)
             case PrefixCredit():
-                return TreeScorer(self.translator, self.scorer, self.top_k)
+                return TreeScorer(self.translator, self.scorer, self.top_k, credit.tolerance)
             case _:
                 msg = f"`credit` must be an `AlignedCredit` or a `PrefixCredit`, got {type(credit).__name__}."
                 raise ConfigTypeError(msg)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_opd.models import LanguageModel, TreeReading, load_causal_lm
-from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, prefix_tree, read_nodes, with_prompt
+from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, prefix_tree
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from lightning_opd.types import TokenTree
 from tests.teachers.cross_tokenizer.families import family, normalising
 from tests.teachers.cross_tokenizer.random_pairs import random_translator
-from tests.trees import pack, whole_tree_states
+from tests.trees import after_prompt, pack, whole_tree_states
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 VOCAB_SIZE = 288
@@ -74,11 +75,7 @@ def test_a_tree_read_in_chunks_is_that_read_in_one_forward(model: LanguageModel,
     trees = [branching_tree(0, 20), branching_tree(0, 5), PrefixTree(), branching_tree(2, 30)]
     prompts = [*PROMPTS[:2], [4, 4], PROMPTS[2]]
     whole = whole_tree_states(model, *pack(prompts, trees))
-    pieces = []
-    for prompt, tree in zip(prompts, trees, strict=True):
-        nodes = list(range(len(tree.token_ids)))
-        pieces.append(with_prompt(prompt, tree, nodes, nodes))
-    reading = TreeReading(pieces, at_once)
+    reading = TreeReading([after_prompt(*pair) for pair in zip(prompts, trees, strict=True)], at_once)
     for row, states in enumerate(model.read_trees(reading)):
         assert len(states) == len(prompts[row]) + len(trees[row].token_ids) - 1
         assert not states.requires_grad
@@ -88,15 +85,34 @@ def test_a_tree_read_in_chunks_is_that_read_in_one_forward(model: LanguageModel,
     assert len(reading.chunks) == 1 or any(chunk.num_known for chunk in reading.chunks)
 
 
-def test_what_nobody_asks_for_is_not_read(model: LanguageModel) -> None:
-    tree = branching_tree(2, 30)
-    leaves = sorted(set(range(1, 31)) - set(tree.parents))
-    rows, read = read_nodes(tree, leaves[:2])
-    assert read == sorted({*tree.parents[1:], *leaves[:2]})
-    assert [rows[node] for node in read] == list(range(len(read)))
-    whole = whole_tree_states(model, *pack(PROMPTS[:1], [tree]))[0, len(PROMPTS[0]) - 1 :]
-    (states,) = model.read_trees(TreeReading([with_prompt(PROMPTS[0], tree, rows, read)], 5))
-    assert float((states[len(PROMPTS[0]) - 1 :] - whole[read]).abs().max()) < 1e-10
+@pytest.mark.parametrize("at_once", [1, 3, 8, 1000])
+def test_branches_read_after_their_trunks_are_those_read_with_them(model: LanguageModel, at_once: int) -> None:
+    """Trunks that share a chunk, one without a branch, and branches that go on in later chunks."""
+    from transformers import DynamicCache
+
+    trees = [branching_tree(0, 20), branching_tree(0, 5), PrefixTree(), branching_tree(2, 30)]
+    prompts, wholes = [*PROMPTS[:2], [4, 4], PROMPTS[2]], []
+    whole = whole_tree_states(model, *pack(prompts, trees))
+    for prompt, tree in zip(prompts, trees, strict=True):
+        tree.end = len(tree.token_ids) // 2
+        wholes.append([*range(len(prompt)), *(len(prompt) - 1 + node for node in tree.trunk()[1:])])
+    columns = [
+        [*trunk, *sorted(set(range(len(p) + len(t.token_ids) - 1)) - set(trunk))]
+        for trunk, p, t in zip(wholes, prompts, trees, strict=True)
+    ]
+    sorted_trees = []
+    for order, prompt, tree in zip(columns, prompts, trees, strict=True):
+        piece, place = after_prompt(prompt, tree), {column: i for i, column in enumerate(order)}
+        parents = [place.get(piece.parents[column], -1) for column in order]
+        sorted_trees.append(TokenTree([piece.token_ids[column] for column in order], parents))
+    lengths, cache = [len(trunk) for trunk in wholes], DynamicCache()
+    trunks = [TokenTree(t.token_ids[:n], t.parents[:n]) for t, n in zip(sorted_trees, lengths, strict=True)]
+    first = list(model.read_trees(TreeReading(trunks, at_once, goes_on=True), cache))
+    second = list(model.read_trees(TreeReading(sorted_trees, at_once, lengths), cache))
+    for row, (order, of_trunk, of_branches) in enumerate(zip(columns, first, second, strict=True)):
+        assert len(of_trunk) == lengths[row]
+        states = torch.cat([of_trunk, of_branches])
+        assert float((states - whole[row, order]).abs().max()) < 1e-10
 
 
 def test_a_reply_is_read_as_its_beginnings_one_by_one(model: LanguageModel) -> None:

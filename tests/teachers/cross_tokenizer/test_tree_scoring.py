@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,18 @@ class ReadsWholeTrees(LocalTeacher):
         self.num_read: list[int] = []
 
     @override
-    def tree_hidden_states(self, trees: Iterable[TokenTree]) -> Iterator[Tensor]:
-        for tree in trees:
-            self.num_read.append(len(tree.token_ids))
-            root, *rest = tree.token_ids
-            nodes = PrefixTree([-1, *rest], list(tree.parents))
-            yield whole_tree_states(self._loaded(), *pack([[root]], [nodes]))[0]
+    def tree_hidden_states(
+        self, trunks: Iterable[Sequence[int]], branches: Callable[[Tensor], TokenTree]
+    ) -> Iterator[Tensor]:
+        for trunk in trunks:
+            parents = list(range(-1, len(trunk) - 1))
+            more = branches(self._states(trunk, parents))
+            self.num_read.append(len(trunk) + len(more.token_ids))
+            yield self._states([*trunk, *more.token_ids], [*parents, *more.parents])[len(trunk) :]
+
+    def _states(self, token_ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+        root, *rest = token_ids
+        return whole_tree_states(self._loaded(), *pack([[root]], [PrefixTree([-1, *rest], list(parents))]))[0]
 
 
 def both_ways(world: Path, folder: Path, replies: tuple[str, ...]) -> tuple[RolloutBatch, list[TeacherScores], int]:
@@ -77,7 +83,7 @@ def test_scores_of_trees_read_in_chunks_are_those_of_one_forward(
 def test_a_reply_whose_tree_is_larger_than_ever_measured_is_refused_by_name(foreign: Path) -> None:
     teacher = LocalTeacher(str(foreign))
     teacher.setup(CPU)
-    tree = TokenTree([3] * (MAX_TREE_TOKENS + 1), [-1, *([0] * MAX_TREE_TOKENS)])
+    tree = TokenTree([3] * MAX_TREE_TOKENS, [0] * MAX_TREE_TOKENS)
     words = rf"{MAX_TREE_TOKENS + 1} tokens for one reply.*`PrefixCredit`.*the {MAX_TREE_TOKENS} .*max_new_tokens.*Span"
     with pytest.raises(ConfigError, match=words):
-        list(teacher.tree_hidden_states([tree]))
+        list(teacher.tree_hidden_states([[3]], lambda _: tree))
