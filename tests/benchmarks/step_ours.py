@@ -62,7 +62,7 @@ def weight_mib() -> float:
             for parameter in found.parameters(recurse=False):
                 storage = parameter.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values()) / 2**20
+    return float(sum(storages.values())) / 2**20
 
 
 def module(setting: Setting) -> OPDModule:

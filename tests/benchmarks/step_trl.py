@@ -25,7 +25,7 @@ def main() -> None:
     setting = json.loads(sys.argv[1])
     gate, folder = Gate(measures_memory=setting["measures_memory"]), Path(setting["folder"])
 
-    class StepGate(TrainerCallback):  # type: ignore[misc]  # not typed
+    class StepGate(TrainerCallback):
         def on_train_begin(self, *arguments: Any, **more: Any) -> None:
             gate.wait()
 

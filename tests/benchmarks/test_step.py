@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.benchmarks import step_ours
 from tests.benchmarks.gate import MARK, Gate
@@ -58,7 +57,6 @@ def test_every_step_stops_at_the_gate_and_generates_all_tokens(
         assert set(record["parts"]) == {"rollout", "score"}
         assert 0 < sum(record["parts"].values()) < record["seconds"]
         assert record["metrics"]["train/response_length"] == setting.new_tokens
-        assert record["metrics"]["train/truncated_fraction"] == 1
 
 
 def test_the_peak_after_the_rollout_is_above_what_was_held_before(
@@ -70,24 +68,21 @@ def test_the_peak_after_the_rollout_is_above_what_was_held_before(
     assert all(record["resident"] > 0 and record["peak"] > 0 for record in steps)
 
 
-def test_adapters_on_one_base_add_less_memory_than_models_of_their_own(
+def test_adapters_on_one_base_are_in_memory_without_further_bases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = {}
-    for adapters in (False, True):
-        for teachers in (1, 4):
-            setting = setting_in(tmp_path / f"{adapters}{teachers}", adapters=adapters, teachers=teachers, steps=1)
-            held[adapters, teachers] = train(setting, monkeypatch, capsys)[0]["weight_mib"]
-    model = torch.tensor([]).new_zeros(1).element_size() * _num_parameters(tmp_path / "False1" / "t0") / 2**20
-    assert held[False, 4] - held[False, 1] == pytest.approx(3 * model, rel=1e-3)
-    assert held[True, 4] - held[True, 1] < 2 * model
+    for teachers in (1, 4):
+        setting = setting_in(tmp_path / f"{teachers}", adapters=True, teachers=teachers, steps=1)
+        held[teachers] = train(setting, monkeypatch, capsys)[0]["weight_mib"]
+    adapter = 4 * _num_parameters(tmp_path / "4" / "t0" / "adapter_model.safetensors") / 2**20
+    assert held[4] - held[1] == pytest.approx(3 * adapter, rel=1e-6)
 
 
-def _num_parameters(folder: Path) -> int:
-    from safetensors import safe_open
+def _num_parameters(path: Path) -> int:
+    from safetensors.torch import load_file
 
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # no mapping
+    return sum(tensor.numel() for tensor in load_file(path).values())
 
 
 def test_a_table_has_a_line_below_its_head() -> None:
