@@ -10,7 +10,7 @@ from lightning_opd.functional.special_tokens import first_special_token_mask
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.models import student_owner
 from lightning_opd.tokenization.replies import structure_token_ids
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import RolloutBatch, Signal
 
 
 class FirstSpecialTokenMask(OPDCallback):
@@ -35,6 +35,11 @@ class FirstSpecialTokenMask(OPDCallback):
     def __init__(self, tokens: list[str] | None = None) -> None:
         """Remember the tokens; the student's tokenizer knows their ids."""
         self.tokens = tokens
+
+    @property
+    @override
+    def signals(self) -> frozenset[Signal]:
+        return frozenset()
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
-from lightning_opd.types import RolloutBatch, Trajectory
+from lightning_opd.types import RolloutBatch, Signal, Trajectory
 
 
 class FormatErrorMask(OPDCallback):
@@ -39,6 +39,11 @@ class FormatErrorMask(OPDCallback):
             raise ConfigError(msg)
         self.warn_above, self.from_erring_turn = warn_above, from_erring_turn
         self._has_warned = False
+
+    @property
+    @override
+    def signals(self) -> frozenset[Signal]:
+        return frozenset()
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.outcomes import RLOO, OutcomeAdvantage
 from lightning_opd.interfaces import OPDCallback, RewardFunction, finite_reward
-from lightning_opd.types import RolloutBatch, Trajectory
+from lightning_opd.types import RolloutBatch, Signal, Trajectory
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class OutcomeReward(OPDCallback):
     @override
     def needs_siblings(self) -> bool:
         return True
+
+    @property
+    @override
+    def signals(self) -> frozenset[Signal]:
+        return frozenset()
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:

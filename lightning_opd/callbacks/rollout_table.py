@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.tokenization.visible import shortened, visible
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import RolloutBatch, Signal
 
 MAX_LINES = 40
 """Most lines of one cell in the console."""
@@ -53,9 +53,18 @@ class RolloutTable(OPDCallback):
         self.max_characters = max_characters
         self._num_batches = 0
 
+    @property
+    @override
+    def signals(self) -> frozenset[Signal]:
+        return frozenset({Signal.LOGPROBS} if self._is_due else ())
+
+    @property
+    def _is_due(self) -> bool:
+        return self._num_batches % self.every_n_batches == 0
+
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
-        is_due = self._num_batches % self.every_n_batches == 0
+        is_due = self._is_due
         self._num_batches += 1
         if not is_due or not trainer.is_global_zero:
             return

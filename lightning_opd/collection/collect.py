@@ -21,7 +21,7 @@ from lightning_opd.models import sum_over_ranks
 from lightning_opd.rollouts.episodes import Episode, generate_episodes, reward_episodes
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.tokenization.compatibility import padding_token_id
-from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, SampledTokens, Sampling, TeacherScores
+from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, SampledTokens, Sampling, Signal, TeacherScores
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Collector:
         version: int,
         num_micro_batches: int,
         callbacks: Sequence[tuple[str, Callable[[RolloutBatch], None]]],
+        signals: frozenset[Signal] = frozenset(),
     ) -> list[RolloutBatch]:
         """Return the micro-batches of one rollout batch, in order of use.
 
@@ -68,6 +69,7 @@ class Collector:
             version: Optimiser steps so far: the version of the student's weights.
             num_micro_batches: Micro-batches per optimiser step.
             callbacks: Name and function of each callback, in their order.
+            signals: What they read of the teachers' scores, beside what the learner asks for.
         """
         rows = [row * self.samples_per_prompt + j for row in batch.rows for j in range(self.samples_per_prompt)]
         seeds = [row_seed(self.seed, "train", batch.index, row) for row in rows]
@@ -78,7 +80,7 @@ class Collector:
             episodes = generate(batch.prompts, seeds, self.sampling, version)
             tokens = self._reward(episodes, batch, self.sampling)
         with Stopwatch() as score_time, self.stage("score"):
-            scores = self._score(tokens)
+            scores = self._score(tokens, self.learner.signals | signals)
         rollouts = self._join(tokens, scores, batch, is_off_policy=is_off_policy)
         if not is_off_policy:
             with self.stage("proof"):
@@ -95,14 +97,14 @@ class Collector:
         return split(rollouts, self.updates_per_batch, num_micro_batches, sum_over_ranks)
 
     def evaluate(self, batch: PromptBatch, version: int) -> RolloutBatch:
-        """Return one scored response per prompt, with noise that depends on split and prompt alone."""
+        """Return one response per prompt with its log-probs, and with noise that depends on split and prompt alone."""
         seeds = [row_seed(self.seed, batch.split, prompt.key, 0) for prompt in batch.prompts]
         is_greedy = batch.mode == "greedy"
         sampling = dataclasses.replace(self.sampling, temperature=0.0) if is_greedy else self.sampling
         with self.stage("rollout"):
             tokens = self._reward(self._generate(batch.prompts, seeds, sampling, version), batch, sampling)
         with self.stage("score"):
-            scores = self._score(tokens)
+            scores = self._score(tokens, frozenset({Signal.LOGPROBS}))
         return self._join(tokens, scores, batch)
 
     def _generate(
@@ -154,9 +156,9 @@ class Collector:
             weight.device,
         )
 
-    def _score(self, tokens: SampledTokens) -> TeacherScores | None:
+    def _score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores | None:
         teachers = self.learner.teachers
-        return teachers.score(tokens, self.learner.objective.signals) if len(teachers) else None
+        return teachers.score(tokens, signals) if len(teachers) else None
 
     def _join(
         self, tokens: SampledTokens, scores: TeacherScores | None, batch: PromptBatch, *, is_off_policy: bool = False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_opd.interfaces import Objective, StudentForward, Teacher
 from lightning_opd.models import LanguageModel
 from lightning_opd.teachers import TeacherPool
-from lightning_opd.types import Prompt, RolloutBatch, Sampling, Split
+from lightning_opd.types import Prompt, RolloutBatch, Sampling, Signal, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,7 @@ class Learner:
         objective: Says which signals it needs, and prepares a rollout batch.
         reference: Model whose log-probs some log-ratio transforms start from, or None.
         value: Maps the student's states to V, where a critic learns it, or None.
+        more_signals: What hooks of the module read of the teachers' scores, beside what the objective asks for.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +46,12 @@ class Learner:
     objective: Objective
     reference: Teacher | None = None
     value: Callable[[Tensor], Tensor] | None = None
+    more_signals: frozenset[Signal] = frozenset()
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """What every teacher must answer in training."""
+        return self.objective.signals | self.more_signals
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lightning_opd.errors import ConfigError, Problems
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
-from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Split
+from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Signal, Split
 
 
 class OPDDataModule(TrainerDataModule, RolloutProducer):
@@ -203,13 +203,16 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         if not trainer.training:
             return collector.evaluate(batch, trainer.global_step)
         if batch.micro_batch == 0:
+            found = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
             callbacks = [
-                (type(callback).__name__, partial(callback.on_rollout_end, trainer, trainer.lightning_module))
-                for callback in trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
-                if isinstance(callback, OPDCallback)
+                (type(c).__name__, partial(c.on_rollout_end, trainer, trainer.lightning_module)) for c in found
             ]
             self._micro_batches = collector.collect(
-                batch, trainer.global_step, trainer.accumulate_grad_batches, callbacks
+                batch,
+                trainer.global_step,
+                trainer.accumulate_grad_batches,
+                callbacks,
+                frozenset[Signal]().union(*(callback.signals for callback in found)),
             )
         elif self._is_restored:
             heads = collector.learner.teachers.heads()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_opd.types import RolloutBatch
+from lightning_opd.types import RolloutBatch, Signal
 
 if TYPE_CHECKING:
     import lightning as L
@@ -29,6 +29,14 @@ class OPDCallback(Callback):
     def needs_siblings(self) -> bool:
         """Whether it compares the responses to one prompt, of which there must be two or more."""
         return False
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """What it reads of the teachers' scores in the next rollout batch, beside what the objective asks for.
+
+        By default the log-probs, in case it reads them; without a reader they are not computed.
+        """
+        return frozenset({Signal.LOGPROBS})
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         """Called once per rollout batch, on every rank, after generation, rewards and scores."""

@@ -94,9 +94,8 @@ def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
 
 def _cause(batch: RolloutBatch) -> Mapping[str, object]:
     """Return which quantity of a micro-batch is not finite, and in which rows."""
-    scored = batch.response_mask & batch.aligned_mask
     wrong = {
-        "teacher": (~batch.teacher_logprobs.isfinite() & scored).any(dim=1),
+        "teacher": _broken_scores(batch).any(dim=1),
         "rollout log-probs": (~batch.rollout_logprobs.isfinite() & batch.response_mask).any(dim=1),
         "reward": ~batch.rewards.isfinite() | ~batch.outcome_advantages.isfinite(),
     }
@@ -108,3 +107,13 @@ def _cause(batch: RolloutBatch) -> Mapping[str, object]:
             return {"cause": what, "teachers": teachers, "rows": keys}
     keys = [trajectory.prompt.key for trajectory in batch.trajectories][:8]
     return {"cause": "the student's log-probs or the loss", "teachers": [], "rows": keys}
+
+
+def _broken_scores(batch: RolloutBatch) -> Tensor:
+    """Return where what a teacher was asked for is not finite; log-probs that nothing asked for are NaN by design."""
+    scored, scores = batch.response_mask & batch.aligned_mask, batch.teacher_scores
+    if scores is not None and scores.hidden_states is not None:
+        return (~scores.hidden_states.isfinite().all(dim=-1) | batch.teacher_logprobs.isinf()) & scored
+    if scores is not None and scores.top_logprobs is not None:
+        return (scores.top_logprobs.isnan().any(dim=-1) | batch.teacher_logprobs.isinf()) & scored
+    return ~batch.teacher_logprobs.isfinite() & scored

@@ -36,14 +36,14 @@ from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import AdapterExpert, TeacherPool, attach, teacher_of, tell_student
 from lightning_opd.teachers.adapters import JoinsBase
 from lightning_opd.tokenization.compatibility import check_same_vocabulary
-from lightning_opd.types import LossTerms, RolloutBatch
+from lightning_opd.types import LossTerms, RolloutBatch, Signal
 
 
 class OPDModule(EvaluationModule):
     """Distil one teacher per prompt into a student, on the student's own responses.
 
     `training_step` is the training step and stays as it is; a subclass overrides a hook:
-    `configure_student`, `compute_advantages`, `compute_loss`, `log_terms`.
+    `configure_student`, `compute_advantages`, `compute_loss`, `log_terms`, `more_signals`.
 
     Args:
         student: The model to train.
@@ -129,7 +129,16 @@ class OPDModule(EvaluationModule):
             self.objective,
             self.reference,
             self.critic,
+            self.more_signals,
         )
+
+    @property
+    def more_signals(self) -> frozenset[Signal]:
+        """What a subclass's hooks read of the teachers' scores, beside what the objective asks for.
+
+        By default the log-probs, in case they do; without a reader these are not computed.
+        """
+        return frozenset() if type(self) is OPDModule else frozenset({Signal.LOGPROBS})
 
     @override
     def configure_model(self) -> None:

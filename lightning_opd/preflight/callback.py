@@ -19,7 +19,7 @@ from lightning_opd.preflight.models import broken_models, check_models
 from lightning_opd.preflight.report import Check, Report, Status
 from lightning_opd.preflight.student import check_learning_rates, check_stops, outline_of
 from lightning_opd.preflight.tokenizers import QUESTION, compare_tokenizers
-from lightning_opd.types import Messages, RolloutBatch
+from lightning_opd.types import Messages, RolloutBatch, Signal
 
 
 class Preflight(OPDCallback):
@@ -70,6 +70,11 @@ class Preflight(OPDCallback):
             self.report.add(Check("student", "loaded"))
         self.report.gather_failed()
         raise _TunerExitException
+
+    @property
+    @override
+    def signals(self) -> frozenset[Signal]:
+        return frozenset(() if self._has_seen_models else {Signal.LOGPROBS})
 
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:

@@ -16,7 +16,7 @@ from lightning_opd.models import evaluating
 from lightning_opd.modules import OPDModule
 from lightning_opd.preflight.report import Check, Report, Status
 from lightning_opd.teachers import LocalTeacher, TeacherPool
-from lightning_opd.types import Prompt, PromptBatch, RolloutBatch
+from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Signal
 
 PROMPTS_PER_TEACHER = 2
 MAX_NEW_TOKENS = 64
@@ -166,7 +166,7 @@ def _small(collector: Collector) -> Collector:
 
 
 def _collect(collector: Collector, batch: PromptBatch) -> RolloutBatch:
-    [rollouts] = collector.collect(batch, 0, 1, [])
+    [rollouts] = collector.collect(batch, 0, 1, [], frozenset({Signal.LOGPROBS}))
     return rollouts
 
 

@@ -21,7 +21,7 @@ class RowScores:
     Args:
         model: Scores; frozen and in eval mode.
         tokens: What is scored.
-        signals: What is asked for beside the log-probs.
+        signals: What is asked for; nothing else is computed, and log-probs that are not are NaN.
         temperature: Divides the logits.
         top_k: Likeliest tokens per position, if they are asked for.
     """
@@ -40,7 +40,8 @@ class RowScores:
         is_known = (tokens.token_ids < model.vocab_size) | ~tokens.attention_mask
         self._aligned_mask = tokens.response_mask & is_known.long().cumprod(dim=1).bool()
         self._token_ids = tokens.token_ids.clamp(max=model.vocab_size - 1)
-        self._logprobs = torch.zeros_like(tokens.rollout_logprobs)
+        unread = 0.0 if Signal.LOGPROBS in signals else torch.nan
+        self._logprobs = torch.zeros_like(tokens.rollout_logprobs).masked_fill(self._aligned_mask, unread)
         self._hidden_states: Tensor | None = None
         self._top_ids: Tensor | None = None
         self._top_logprobs: Tensor | None = None
@@ -52,10 +53,11 @@ class RowScores:
         aligned_mask = self._aligned_mask[rows][:, columns]
         chunk_size = max(1, MAX_CHUNK_ELEMENTS // self._model.vocab_size)
         states = self._model.states(token_ids, self._tokens.attention_mask[rows][:, columns])
-        logprobs, _ = linear_token_statistics(
-            states, head().logits, token_ids, aligned_mask, self._temperature, chunk_size
-        )
-        self._logprobs[rows, columns] = logprobs.to(self._logprobs.dtype)
+        if Signal.LOGPROBS in self._signals:
+            logprobs, _ = linear_token_statistics(
+                states, head().logits, token_ids, aligned_mask, self._temperature, chunk_size
+            )
+            self._logprobs[rows, columns] = logprobs.to(self._logprobs.dtype)
         shape = self._tokens.token_ids.shape
         if Signal.HIDDEN_STATES in self._signals:
             if self._hidden_states is None:

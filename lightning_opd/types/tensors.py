@@ -189,7 +189,8 @@ class TeacherScores:
     """A teacher's answer about every token, on the student's time axis.
 
     Args:
-        logprobs: Teacher log-prob of each token in nats.
+        logprobs: Teacher log-prob of each token in nats; NaN on aligned tokens where nothing asked for them, so
+            that nobody takes them for scores.
         aligned_mask: True where teacher and student speak about the same event.
         top_ids: Teacher's k likeliest token ids at each position, or None.
         top_logprobs: Their log-probs in nats, or None.
@@ -213,7 +214,8 @@ class RolloutBatch(SampledTokens):
     """Sampled tokens with their rewards and scores: one rollout batch, or one micro-batch cut from it.
 
     Args:
-        teacher_logprobs: Log-prob of each token under the prompt's own teacher, in nats.
+        teacher_logprobs: Log-prob of each token under the prompt's own teacher, in nats; NaN on aligned tokens
+            unless the objective, the module or a callback names `Signal.LOGPROBS` among its signals.
         aligned_mask: True where teacher and student speak about the same event.
         distill_mask: True where the distillation term may act; callbacks may clear it.
         distill_weights: Weight of the distillation term per trajectory; callbacks may change it.

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from lightning_opd import OPDModule
-from lightning_opd.interfaces import StudentForward
+from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.modules.non_finite import NonFiniteUpdatesError
 from lightning_opd.rollouts.drawing import draw
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import LossTerms, RolloutBatch, Sampling
 from tests.replay import fit
-from tests.world import largest_difference, make_data, make_module, make_trainer
+from tests.world import OBJECTIVES, largest_difference, make_data, make_module, make_trainer
 
 
 class Faulty(OPDModule):
@@ -63,14 +63,17 @@ def test_too_many_in_a_row_end_the_run_with_what_was_found(world: Path, tmp_path
     assert all(cause["rows"] for cause in causes)
 
 
-def test_a_teacher_of_nan_is_named(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
+def test_a_teacher_of_nan_is_named(objective: Objective, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "code", tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     save_file({name: weight * float("nan") for name, weight in weights.items()}, tmp_path / "broken/model.safetensors")
-    module = make_module(world, teachers={"code": LocalTeacher(str(tmp_path / "broken"))})
+    module = make_module(world, objective, teachers={"code": LocalTeacher(str(tmp_path / "broken"))})
     module.non_finite.max_in_a_row = 1
     with pytest.raises(NonFiniteUpdatesError, match="Not finite: log-probs of teacher `code`"):
         make_trainer(tmp_path).fit(module, make_data())
+    [cause] = [json.loads(line) for line in (tmp_path / "non_finite.json").read_text().splitlines()]
+    assert cause["teachers"] == ["code"]
 
 
 def test_logits_of_nan_draw_a_token_all_the_same() -> None:

@@ -21,6 +21,7 @@ from lightning_opd.models.shared_base import BaseSettings, SharedBases
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.teachers import AdapterExpert, AdapterTeacher, LocalTeacher, PrivilegedTeacher
+from lightning_opd.types import Signal
 from tests.models.test_adapters import logits
 from tests.tiny import save_adapter, save_model
 from tests.world import Recorder, largest_difference, make_data, make_trainer
@@ -95,7 +96,7 @@ def test_training_is_that_of_teachers_with_a_model_each(
 def test_every_adapter_scores_as_its_own_model_does(experts: Path, tmp_path: Path) -> None:
     module = make(experts, {**together(experts), "base": AdapterTeacher(None)})
     rollouts = train(tmp_path, module, max_steps=1).rollout_batches[0]
-    signals = module.objective.signals
+    signals = module.objective.signals | {Signal.LOGPROBS}
     found = {}
     for name, path in (("code", "code"), ("math", "math"), ("base", "base")):
         alone = LocalTeacher(str(experts / path))
@@ -184,8 +185,9 @@ def test_adapters_of_another_base_get_that_base(experts: Path, tmp_path: Path) -
     rollouts = train(tmp_path, module, max_steps=1).rollout_batches[0]
     alone = LocalTeacher(str(experts / "foreign"))
     alone.setup(torch.device("cpu"))
-    expected = alone.score(rollouts, frozenset()).logprobs
-    assert torch.allclose(module.teachers["math"].score(rollouts, frozenset()).logprobs, expected, atol=1e-5)
+    logprobs = frozenset({Signal.LOGPROBS})
+    expected = alone.score(rollouts, logprobs).logprobs
+    assert torch.allclose(module.teachers["math"].score(rollouts, logprobs).logprobs, expected, atol=1e-5)
 
 
 def changed(experts: Path, folder: Path, weights: bool = True, **settings: object) -> Path:

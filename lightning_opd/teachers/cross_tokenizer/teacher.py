@@ -144,7 +144,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
             msg = f"Teacher `{self.path}` has another tokenizer than the student: its hidden states say nothing here."
             raise ConfigError(msg)
         assert self._batch_scorer is not None  # like the translator, made in `set_student_tokenizer`
-        scores = self._batch_scorer.score(tokens, signals)
+        scores = self._batch_scorer.score(tokens, signals | {Signal.LOGPROBS})  # its metrics read them
         return replace(scores, metrics=self._metrics(tokens, scores))
 
     def _metrics(self, tokens: SampledTokens, scores: TeacherScores) -> Mapping[str, tuple[Tensor, Tensor]]:
