@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from lightning_opd.functional.length_groups import budgeted_groups, padded_tokens
 from lightning_opd.functional.logprobs import shift_right
 from lightning_opd.models.caches import CACHE_ARGUMENTS, cache_argument
+from lightning_opd.models.modes import evaluating
 from lightning_opd.models.output_scaling import explain, probing_states
 from lightning_opd.models.tree_masks import obstacle_to_trees, tree_masks
 from lightning_opd.models.tree_reading import TreeReading
@@ -20,6 +23,9 @@ from lightning_opd.types import LinearHead, TokenTree
 if TYPE_CHECKING:
     from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
+
+PROBE_LENGTH = 4
+"""Tokens, and paddings after them, with which it is tried whether a model needs a mask."""
 
 LENGTH_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
 """Names under which configurations keep the number of positions."""
@@ -33,6 +39,14 @@ def context_length(config: PretrainedConfig) -> int:
     """
     text = config.get_text_config(decoder=True)
     return int(next((value for name in LENGTH_NAMES if (value := getattr(text, name, None))), 2**31))
+
+
+def _is_right_padded(attention_mask: Bool[Tensor, "batch time"]) -> bool:
+    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
+
+
+def _positions(token_ids: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    return torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
 
 
 class LanguageModel:
@@ -55,6 +69,7 @@ class LanguageModel:
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         )
         self._copied_head: LinearHead | None = None
+        self._needs_mask: bool | None = None
         self._finish = self._probe()
         self._is_linear = self._finish is not None
 
@@ -93,7 +108,7 @@ class LanguageModel:
     def _decoder_states(
         self,
         token_ids: Int[Tensor, "batch time"],
-        attention_mask: Tensor | dict[str, Tensor],
+        attention_mask: Tensor | dict[str, Tensor] | None,
         position_ids: Int[Tensor, "batch time"] | None = None,
         cache: DynamicCache | None = None,
     ) -> Float[Tensor, "batch time hidden"]:
@@ -112,7 +127,7 @@ class LanguageModel:
     def _call(
         self,
         token_ids: Tensor,
-        attention_mask: Tensor | dict[str, Tensor],
+        attention_mask: Tensor | dict[str, Tensor] | None,
         position_ids: Tensor | None = None,
         cache: DynamicCache | None = None,
         **settings: int,
@@ -136,11 +151,59 @@ class LanguageModel:
     ) -> Float[Tensor, "batch time hidden"]:
         """Return the states from which the head predicts each token: `out[b, t]` predicts `token_ids[b, t]`.
 
-        Where the model reshapes its logits after the output matrix, the states are the logits.
+        Where the model reshapes its logits after the output matrix, the states are the logits. Rows that are padded on
+        the right are read without a mask, where that is exact, and with others of their length: flash attention, and
+        little padding. The states of padding are of no use.
         """
-        if self._is_linear:
-            return shift_right(self._decoder_states(token_ids, attention_mask))
-        return shift_right(self._call(token_ids, attention_mask))
+        groups = self.groups(attention_mask)
+        if len(groups) <= 1:
+            return shift_right(self._states_after(token_ids, attention_mask))
+        parts = []
+        for group in groups:
+            rows = torch.tensor(group, device=token_ids.device)
+            length = max(1, int(attention_mask[rows].sum(dim=1).max()))
+            states = self._states_after(token_ids[rows, :length], attention_mask[rows, :length])
+            parts.append(torch.nn.functional.pad(states, (0, 0, 0, token_ids.shape[1] - length)))
+        order = torch.tensor([row for group in groups for row in group], device=token_ids.device)
+        return shift_right(torch.cat(parts)[order.argsort()])
+
+    def groups(self, attention_mask: Bool[Tensor, "batch time"]) -> list[list[int]]:
+        """Return the rows of each forward that `states` takes: one under FSDP, where all ranks take equally many."""
+        if isinstance(self.model, FSDPModule) or not _is_right_padded(attention_mask):
+            return [list(range(len(attention_mask)))]
+        return budgeted_groups(attention_mask.sum(dim=1).tolist())
+
+    def padded_tokens(self, attention_mask: Bool[Tensor, "batch time"]) -> int:
+        """Return the tokens, padding included, that the layers read in `states`."""
+        groups = self.groups(attention_mask)
+        if len(groups) == 1:
+            return attention_mask.numel()
+        return padded_tokens(attention_mask.sum(dim=1).tolist(), groups)
+
+    def _states_after(
+        self, token_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time hidden"]:
+        """Return the states (or logits) after each token, in one forward."""
+        outputs = self._decoder_states if self._is_linear else self._call
+        if not _is_right_padded(attention_mask) or self._reads_padding():
+            return outputs(token_ids, attention_mask)
+        return outputs(token_ids, None, _positions(token_ids))
+
+    @torch.no_grad()
+    def _reads_padding(self) -> bool:
+        """Return whether a real token's logits without a mask depend on the padding after it; found out once."""
+        if self._needs_mask is None:
+            device = next(self.model.parameters()).device
+            token_ids = torch.arange(1, 1 + PROBE_LENGTH, device=device)[None] % self.vocab_size
+            mask = torch.ones_like(token_ids, dtype=torch.bool)
+            padded = torch.nn.functional.pad(token_ids, (0, PROBE_LENGTH))
+            with evaluating(self.model), torch.autocast(device.type, enabled=False):
+                expected = self._call(token_ids, mask)
+                got = self._call(padded, None, _positions(padded))[:, :PROBE_LENGTH]
+            is_coarse = device.type != "cpu" or expected.dtype.itemsize < 4 or isinstance(self.model, FSDPModule)
+            tolerance = (1e-1 if is_coarse else 1e-3) * float(expected.abs().max())
+            self._needs_mask = not float((got - expected).abs().max()) <= tolerance
+        return self._needs_mask
 
     def read_trees(
         self, reading: TreeReading, cache: DynamicCache | None = None, *, is_probe: bool = False
