@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_opd.functional.length_groups import neighbour_groups
 from lightning_opd.types import RolloutBatch, SampledTokens, TeacherScores, Trajectory
 
 
@@ -106,15 +107,21 @@ def balanced_parts(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
 def split(
     rollouts: RolloutBatch, num_updates: int, num_micro_batches: int, sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> list[RolloutBatch]:
-    """Split a rollout batch into `num_updates` × `num_micro_batches` balanced micro-batches, in order of use.
+    """Split a rollout batch into `num_updates` × `num_micro_batches` micro-batches, in order of use.
 
+    Each update gets rows of all lengths, equally many (±1). Inside an update the rows of a micro-batch are neighbours
+    by length, the longest first, so that little is padded and the largest micro-batch is as small as can be.
     The denominators of a micro-batch are those of its own update over all ranks. The batch's metrics travel
     with the first micro-batch.
     """
     parts = [rollouts]
     if num_updates * num_micro_batches > 1:
         lengths: list[int] = rollouts.attention_mask.sum(dim=1).tolist()
-        dealt = balanced_parts(lengths, num_updates * num_micro_batches)
+        dealt = [
+            [rows[i] for i in group]
+            for rows in balanced_parts(lengths, num_updates)
+            for group in neighbour_groups([lengths[row] for row in rows], num_micro_batches)
+        ]
         parts = [rollouts.select(torch.tensor(rows, device=rollouts.token_ids.device)) for rows in dealt]
     for part in parts[1:]:
         part.metrics = {}

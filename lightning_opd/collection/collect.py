@@ -15,7 +15,8 @@ from lightning_opd.collection.learner import Learner
 from lightning_opd.collection.off_policy import GenerationContext, OffPolicyResponses
 from lightning_opd.collection.prepare import prepare
 from lightning_opd.collection.proof import FirstBatchProof
-from lightning_opd.collection.statistics import Stopwatch, rollout_statistics
+from lightning_opd.collection.statistics import Stopwatch, padding, rollout_statistics
+from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
 from lightning_opd.interfaces import RolloutEngine, Task
 from lightning_opd.models import sum_over_ranks
 from lightning_opd.rollouts.episodes import Episode, generate_episodes, reward_episodes
@@ -39,6 +40,7 @@ class Collector:
         off_policy: Fraction of rollout batches that somebody else generates, or None.
         stage: Enters the precision of the training step and the profiler, without gradients.
         on_progress: Called with a stage, the number of finished responses, and of all.
+        max_tokens_per_forward: Most tokens, padding included, of a forward of the student without a graph.
         proof: Compares the engine with the training forward, once.
     """
 
@@ -52,6 +54,7 @@ class Collector:
     off_policy: OffPolicyResponses | None
     stage: Callable[[str], AbstractContextManager[object]]
     on_progress: Callable[[str, int, int], None]
+    max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD
     proof: FirstBatchProof = field(default_factory=FirstBatchProof)
 
     def collect(
@@ -92,9 +95,11 @@ class Collector:
             callback(rollouts)
             check_shapes(rollouts, name)
         with self.stage("prepare"):
-            prepare(rollouts, self.learner, self.updates_per_batch)
+            prepare(rollouts, self.learner, self.updates_per_batch, self.max_tokens_per_forward)
         rollouts.metrics = {**statistics, **rollouts.metrics}
-        return split(rollouts, self.updates_per_batch, num_micro_batches, sum_over_ranks)
+        parts = split(rollouts, self.updates_per_batch, num_micro_batches, sum_over_ranks)
+        parts[0].metrics = {**parts[0].metrics, **padding(parts, self.learner.load_language_model())}
+        return parts
 
     def evaluate(self, batch: PromptBatch, version: int) -> RolloutBatch:
         """Return one response per prompt with its log-probs, and with noise that depends on split and prompt alone."""

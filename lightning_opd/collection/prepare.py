@@ -8,29 +8,35 @@ import torch
 from torch import Tensor
 
 from lightning_opd.collection.learner import Learner
+from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD, budgeted_groups
 from lightning_opd.interfaces import PrepareContext, StudentForward
-from lightning_opd.models import evaluating, sum_over_ranks
+from lightning_opd.models import evaluating, gather_objects, sum_over_ranks
 from lightning_opd.types import RolloutBatch, Signal
 
-ROWS_PER_FORWARD = 64
-"""Rows of a rollout batch that one forward without a graph takes at once."""
 
-
-def prepare(rollouts: RolloutBatch, learner: Learner, num_updates: int) -> None:
+def prepare(
+    rollouts: RolloutBatch,
+    learner: Learner,
+    num_updates: int,
+    max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD,
+) -> None:
     """Store reference log-probs, baselines and old log-probs on a rollout batch, where something reads them.
 
     Args:
         rollouts: After the callbacks, so that their masks hold for baselines, too.
         learner: Whose objective and critic to ask.
         num_updates: Optimiser steps that the rollout batch serves.
+        max_tokens_per_forward: Most tokens, padding included, of one forward of the student.
     """
     if learner.reference is not None:
         rollouts.reference_logprobs = learner.reference.score(rollouts, frozenset({Signal.LOGPROBS})).logprobs
 
     def over_batch(function: Callable[[RolloutBatch, StudentForward], Tensor]) -> Tensor:
         values = torch.zeros_like(rollouts.rollout_logprobs)
-        for start in range(0, len(rollouts), ROWS_PER_FORWARD):
-            rows = torch.arange(start, min(start + ROWS_PER_FORWARD, len(rollouts)), device=values.device)
+        groups = budgeted_groups(rollouts.attention_mask.sum(dim=1).tolist(), max_tokens_per_forward)
+        num_rounds = max(gather_objects(len(groups)))  # under sharding all ranks take equally many forwards
+        for group in [*groups, *[groups[-1]] * (num_rounds - len(groups))]:
+            rows = torch.tensor(group, device=values.device)
             part = rollouts.select(rows)
             values[rows, rollouts.span(rows)] = function(part, learner.forward_student(part)).to(values.dtype)
         return values

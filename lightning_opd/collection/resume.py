@@ -15,7 +15,13 @@ from torch import Tensor
 from lightning_opd.errors import ConfigError
 from lightning_opd.types import Prompt
 
-SAME_RESULT = {"attn_implementation", "batch_size", "gradient_checkpointing", "trust_remote_code"}
+SAME_RESULT = {
+    "attn_implementation",
+    "batch_size",
+    "gradient_checkpointing",
+    "max_tokens_per_forward",
+    "trust_remote_code",
+}
 """Arguments of components that change how something is computed, never what."""
 
 

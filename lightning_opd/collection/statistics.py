@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_opd.models import LanguageModel
 from lightning_opd.types import RolloutBatch
 
 
@@ -56,3 +58,11 @@ def rollout_statistics(
         statistics[f"{stage}/token_fraction/{name}"] = (lengths[own].sum(), lengths.sum())
     scored = {} if rollouts.teacher_scores is None else rollouts.teacher_scores.metrics
     return {**statistics, **{f"{stage}/{name}": pair for name, pair in scored.items()}}
+
+
+def padding(micro_batches: Sequence[RolloutBatch], model: LanguageModel) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the tokens that the student's layers read in the updates, padding included, over the real ones."""
+    stage = "off_policy" if micro_batches[0].is_off_policy else "train"
+    num_real = torch.stack([part.attention_mask.sum() for part in micro_batches]).sum().double()
+    num_read = sum(model.padded_tokens(part.attention_mask) for part in micro_batches)
+    return {f"{stage}/update_padding": (num_real.new_tensor(num_read), num_real)}

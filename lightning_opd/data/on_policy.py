@@ -23,10 +23,20 @@ from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_
 from lightning_opd.data.prompt_splits import PromptSplits
 from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
 from lightning_opd.errors import ConfigError, Problems
+from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Signal, Split
+
+COUNTS = (
+    "prompts_per_batch",
+    "samples_per_prompt",
+    "updates_per_batch",
+    "max_measured_prompts",
+    "max_tokens_per_forward",
+)
+"""Settings that are at least 1."""
 
 
 class OPDDataModule(TrainerDataModule, RolloutProducer):
@@ -48,6 +58,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             loaded: `error`, `drop`, or `truncate_left` (the beginning of its longest message is left out).
         max_measured_prompts: Prompts of each split that are rendered and measured at the start, evenly spread, beside
             those with so many bytes that they might be too long; null for all. The processes share the work.
+        max_tokens_per_forward: Most tokens, padding included, that the student reads at once where no gradient is
+            needed; a longer trajectory is read alone. Teachers have a setting of their own.
 
     Attributes:
         prompt_reports: What the prompts of each split look like; there from `connect` on.
@@ -66,14 +78,15 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         seed: int | None = None,
         long_prompts: LongPrompts = "error",
         max_measured_prompts: int | None = None,
+        max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD,
     ) -> None:
         """Check the numbers; prompts are read in `connect`."""
         super().__init__()
         self.task, self.sampling, self.evaluation = task, sampling, evaluation
         self.prompts_per_batch, self.samples_per_prompt = prompts_per_batch, samples_per_prompt
         self.updates_per_batch = updates_per_batch
-        self.max_measured_prompts = max_measured_prompts
-        for name in ("prompts_per_batch", "samples_per_prompt", "updates_per_batch", "max_measured_prompts"):
+        self.max_measured_prompts, self.max_tokens_per_forward = max_measured_prompts, max_tokens_per_forward
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 msg = f"`data.{name}` must be at least 1, got {getattr(self, name)}."
@@ -108,6 +121,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             self.off_policy_responses,
             self._stage,
             RolloutProgress(trainer).show,
+            self.max_tokens_per_forward,
         )
         is_training, problems = trainer.state.fn == "fit", Problems()
         with problems.collecting():

@@ -12,6 +12,7 @@ import torch
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError
+from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.models import LanguageModel, StudentConfig, context_length, load_config, load_tokenizer, torch_dtype
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
@@ -65,6 +66,7 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         top_k: Likeliest tokens per position for an objective that asks for them.
         attn_implementation: Attention of transformers; by default the student's, or the architecture's.
         trust_remote_code: Run code shipped with the base; only for models you trust.
+        max_tokens_per_forward: Most tokens, padding included, scored at once; a longer trajectory is scored alone.
 
     Example:
         >>> AdapterTeacher(None, base="models/base").identity == AdapterTeacher(None, base="models/base").identity
@@ -81,13 +83,20 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         top_k: int = 64,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,  # a key in YAML
+        max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD,
     ) -> None:
         """Remember the settings; `attach` finds the base."""
         torch_dtype(dtype)
         self.adapter, self.base = adapter, base
         self._settings = BaseSettings(base, dtype, attn_implementation, trust_remote_code)
         self._scorer = LocalTeacher(
-            adapter or base or "the student's base", temperature, dtype, batch_size, top_k, attn_implementation
+            adapter or base or "the student's base",
+            temperature,
+            dtype,
+            batch_size,
+            top_k,
+            attn_implementation,
+            max_tokens_per_forward=max_tokens_per_forward,
         )
         self._student: StudentConfig | None = None
         self._base: SharedBase | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD, budgeted_groups
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
 from lightning_opd.models import (
     READ_AT_ONCE,
@@ -60,6 +61,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         trust_remote_code: Run code shipped with the model; only for models you trust.
         chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
         revision: Branch, tag or commit of `path`, where that is a hub name; by default the newest.
+        max_tokens_per_forward: Most tokens, padding included, scored at once; a longer trajectory is scored alone.
     """
 
     def __init__(
@@ -73,18 +75,20 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         trust_remote_code: bool = False,  # a key in YAML
         chat_template_kwargs: dict[str, object] | None = None,
         revision: str | None = None,
+        max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD,
     ) -> None:
         """Remember the settings; `setup` loads the model."""
         if temperature is not None and not 0 < temperature < math.inf:
             msg = f"`temperature` of teacher `{path}` must be positive, got {temperature}."
             raise ConfigError(msg)
-        for name, count in (("batch_size", batch_size), ("top_k", top_k)):
+        counts = {"batch_size": batch_size, "top_k": top_k, "max_tokens_per_forward": max_tokens_per_forward}
+        for name, count in counts.items():
             if count < 1:
                 msg = f"`{name}` of teacher `{path}` must be at least 1, got {count}."
                 raise ConfigError(msg)
         torch_dtype(dtype)
         self.path, self.temperature, self.dtype, self.batch_size = path, temperature, dtype, batch_size
-        self.top_k = top_k
+        self.top_k, self.max_tokens_per_forward = top_k, max_tokens_per_forward
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
         self.chat_template_kwargs, self.revision = chat_template_kwargs, revision
         self._model: LanguageModel | None = None
@@ -105,6 +109,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
             self.trust_remote_code,
             json.dumps(self.chat_template_kwargs, sort_keys=True),
             self.revision,
+            self.max_tokens_per_forward,
         )
 
     @override
@@ -160,15 +165,14 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
     @torch.no_grad()
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         model = self._loaded()
-        longest = int(tokens.attention_mask.sum(dim=1).max()) if len(tokens) else 0
-        self._check_length(longest, model.max_length)
+        lengths: list[int] = tokens.attention_mask.sum(dim=1).tolist()
+        self._check_length(max(lengths, default=0), model.max_length)
         collected = RowScores(model, tokens, signals, self.temperature or tokens.temperature, self.top_k)
-        for start in range(0, self._num_rounds(len(tokens)) * self.batch_size, self.batch_size):
-            if start < len(tokens):
-                end = min(start + self.batch_size, len(tokens))
-                collected.add(torch.arange(start, end, device=tokens.token_ids.device))
-            else:  # another rank still has rows: join its collectives
-                model.states(tokens.token_ids.new_zeros(1, 2), tokens.attention_mask.new_ones(1, 2))
+        groups = budgeted_groups(lengths, self.max_tokens_per_forward, self.batch_size)
+        for group in groups:
+            collected.add(torch.tensor(group, device=tokens.token_ids.device))
+        for _ in range(self._num_rounds(len(groups)) - len(groups)):  # another rank still has rows: join in
+            model.states(tokens.token_ids.new_zeros(1, 2), tokens.attention_mask.new_ones(1, 2))
         self._gather_head(signals)
         heads = (self.output_head(),) if Signal.HIDDEN_STATES in signals else ()
         return collected.scores(heads)
@@ -255,12 +259,9 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         """Return how many chunks of trees this rank must read, dummies included, where it has so many."""
         return num_chunks if self._mesh is None else max_over(self._mesh, num_chunks)
 
-    def _num_rounds(self, num_rows: int) -> int:
+    def _num_rounds(self, num_groups: int) -> int:
         """Return how often this rank must run the model; under sharding all ranks run it equally often."""
-        rounds = math.ceil(num_rows / self.batch_size)
-        if self._mesh is None:
-            return rounds
-        return max_over(self._mesh, max(rounds, 1))
+        return num_groups if self._mesh is None else max_over(self._mesh, max(num_groups, 1))
 
     def _gather_head(self, signals: frozenset[Signal]) -> None:
         """Keep a whole copy of a sharded head for the objective, and free the gathered weights."""

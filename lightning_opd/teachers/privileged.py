@@ -140,6 +140,7 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
             back(scores.top_logprobs),
             back(scores.hidden_states),
             scores.heads,
+            scores.metrics,
         )
 
 

@@ -42,9 +42,16 @@ class RowScores:
         self._token_ids = tokens.token_ids.clamp(max=model.vocab_size - 1)
         unread = 0.0 if Signal.LOGPROBS in signals else torch.nan
         self._logprobs = torch.zeros_like(tokens.rollout_logprobs).masked_fill(self._aligned_mask, unread)
+        self._num_read = 0
         self._hidden_states: Tensor | None = None
         self._top_ids: Tensor | None = None
         self._top_logprobs: Tensor | None = None
+
+    @property
+    def padding(self) -> tuple[Tensor, Tensor]:
+        """Tokens that the model has read, padding included, and those that are real."""
+        count = self._tokens.attention_mask.sum().double()
+        return count.new_tensor(self._num_read), count
 
     def add(self, rows: Int[Tensor, " rows"]) -> None:
         """Score some rows."""
@@ -52,7 +59,9 @@ class RowScores:
         token_ids = self._token_ids[rows][:, columns]
         aligned_mask = self._aligned_mask[rows][:, columns]
         chunk_size = max(1, MAX_CHUNK_ELEMENTS // self._model.vocab_size)
-        states = self._model.states(token_ids, self._tokens.attention_mask[rows][:, columns])
+        attention_mask = self._tokens.attention_mask[rows][:, columns]
+        states = self._model.states(token_ids, attention_mask)
+        self._num_read += self._model.padded_tokens(attention_mask)
         if Signal.LOGPROBS in self._signals:
             logprobs, _ = linear_token_statistics(
                 states, head().logits, token_ids, aligned_mask, self._temperature, chunk_size
@@ -73,5 +82,11 @@ class RowScores:
     def scores(self, heads: tuple[LinearHead | None, ...]) -> TeacherScores:
         """Return what was collected; with the head, where hidden states are asked for."""
         return TeacherScores(
-            self._logprobs, self._aligned_mask, self._top_ids, self._top_logprobs, self._hidden_states, heads
+            self._logprobs,
+            self._aligned_mask,
+            self._top_ids,
+            self._top_logprobs,
+            self._hidden_states,
+            heads,
+            {"score_padding": self.padding},
         )

@@ -58,6 +58,7 @@ def tokens() -> SampledTokens:
 def test_a_signal_alone_is_as_it_is_beside_the_others_and_costs_one_head(signal: Signal, world: Path) -> None:
     teacher, batch = LocalTeacher(str(world / "math"), top_k=5), tokens()
     teacher.setup(torch.device("cpu"))
+    teacher.score(batch, frozenset())  # finds out once whether the model needs a mask
     states = FlopCounterMode(display=False)
     with states:
         teacher.score(batch, frozenset())

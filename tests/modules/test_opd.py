@@ -103,8 +103,10 @@ def test_metrics_are_exact_means_over_the_rollout_batch(world: Path, tmp_path: P
         rollouts = recorder.rollout_batches[0]
     assert logs[0].keys() == logs[1].keys()
     for name in logs[0]:
-        if not name.startswith("time/"):
+        if not name.startswith(("time/", "train/update_padding")):
             assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5), name
+    assert 1 <= logs[1]["train/update_padding"] <= logs[0]["train/update_padding"] < 2
+    assert 1 <= logs[0]["train/score_padding/math"] < 2
     mask = rollouts.response_mask
     kl = (rollouts.rollout_logprobs - rollouts.teacher_logprobs)[mask].mean()
     assert logs[0]["train/teacher_kl"] == pytest.approx(float(kl), rel=1e-4)

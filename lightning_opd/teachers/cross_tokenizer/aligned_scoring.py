@@ -50,6 +50,7 @@ class AlignedScorer:
             _exactly_matched(top_logprobs, batch, views, own),
             _exactly_matched(scores.hidden_states, batch, views, own),
             scores.heads if self._translator.is_identity else (),
+            scores.metrics,
         )
 
     @cached_property

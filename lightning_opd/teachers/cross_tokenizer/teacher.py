@@ -145,7 +145,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
             raise ConfigError(msg)
         assert self._batch_scorer is not None  # like the translator, made in `set_student_tokenizer`
         scores = self._batch_scorer.score(tokens, signals | {Signal.LOGPROBS})  # its metrics read them
-        return replace(scores, metrics=self._metrics(tokens, scores))
+        return replace(scores, metrics={**scores.metrics, **self._metrics(tokens, scores)})
 
     def _metrics(self, tokens: SampledTokens, scores: TeacherScores) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Return what re-encoding cost; warn once about a token id that carries too much of the signal."""
