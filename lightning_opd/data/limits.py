@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_opd.collection import Collector
+from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RunSettings
@@ -116,3 +118,19 @@ def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) 
         )
         raise ConfigError(msg)
     return max(1, num_batches // micro_batches)
+
+
+def tell_longest_row(report: PromptReport, max_tokens_per_forward: int) -> None:
+    """Say how long a trajectory may get, where that is more than a forward holds: nothing else can be too big.
+
+    Args:
+        report: Of the prompts that are trained on.
+        max_tokens_per_forward: Tokens that a forward of the student holds.
+    """
+    longest = min(report.lengths[-1] + report.max_new_tokens, report.max_length)
+    if longest > max_tokens_per_forward:
+        rank_zero_info(
+            f"The longest prompt with its reply may have {longest:,} tokens (an episode of several turns up to "
+            f"{report.max_length:,}), more than the {max_tokens_per_forward:,} of `data.max_tokens_per_forward`: such "
+            "a row is read alone, and is all that can be too big. Lower `data.sampling.max_new_tokens` if it is."
+        )

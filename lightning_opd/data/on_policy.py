@@ -17,7 +17,7 @@ from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.resume import describe, fingerprint
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
-from lightning_opd.data.limits import batches_per_epoch, check_stops, check_training
+from lightning_opd.data.limits import batches_per_epoch, check_stops, check_training, tell_longest_row
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
 from lightning_opd.data.prompt_splits import PromptSplits
@@ -134,6 +134,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             if is_training:
                 check_enough(len(self._splits.get("train")), self.prompts_per_batch)
         problems.raise_all()
+        if is_training:
+            tell_longest_row(self._splits.reports["train"], self.max_tokens_per_forward)
         if is_training and not self._splits.get("validation", may_be_empty=True):
             trainer.limit_val_batches = 0  # an empty loader is one that Lightning warns about
         return sampling.stop_token_ids

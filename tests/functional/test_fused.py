@@ -132,12 +132,12 @@ def test_a_divergence_from_states_is_that_of_the_logits(divergence: Divergence, 
 @settings(max_examples=30)
 @given(CASES, FORECASTS, st.booleans())
 def test_log_probs_and_entropies_from_states_are_those_of_the_logits(
-    case: Case, forecast: object, with_entropies: bool  # noqa: FBT001  # drawn by hypothesis
+    case: Case,
+    forecast: object,
+    with_entropies: bool,  # drawn by hypothesis
 ) -> None:
     assert callable(forecast)
-    values, entropies = token_statistics(
-        case.student, case.ids, forecast(case.weights), with_entropies=with_entropies
-    )
+    values, entropies = token_statistics(case.student, case.ids, forecast(case.weights), with_entropies=with_entropies)
     dense = torch.log_softmax(case.head.logits(case.states) / case.temperatures[0], -1)
     case.same(values, dense.gather(-1, case.ids[:, None]).squeeze(-1))
     assert (entropies is not None) == with_entropies

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_opd.models import LoadSettings, frozen, gather_objects, load_sharded, shard
 from lightning_opd.objectives import DistributionMatching
+from lightning_opd.teachers import LocalTeacher
 from tests.world import Recorder, make_data, make_module, make_trainer, whole
 
 
@@ -67,7 +68,8 @@ def trained(world: Path, out: Path, precision: str, *, is_alone: bool) -> dict[s
         precision=precision,
         inference_mode=False,
     )
-    module = make_module(world, DistributionMatching())
+    budget = {"math": LocalTeacher(str(world / "math"), dtype="float32", max_tokens_per_forward=40)}
+    module = make_module(world, DistributionMatching(), teachers=budget)  # ranks need unequally many forwards
     trainer.fit(module, make_data())
     return {"gradients": record.gradients, "logged": record.logged}
 
