@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lightning_opd"
 LAYERS = {
     0: {"errors", "functional", "processes", "types"},
     1: {"interfaces", "options"},
-    2: {"models", "tokenization"},
+    2: {"models", "servers", "tokenization"},
     3: {"tasks"},
     4: {"rollouts", "teachers", "objectives"},
     5: {"collection", "merge", "workflow"},

@@ -125,6 +125,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         )
         is_training, problems = trainer.state.fn == "fit", Problems()
         with problems.collecting():
+            learner.teachers.check_request(learner.objective.signals, sampling)
+        with problems.collecting():
             if is_training:
                 check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
         evaluated: list[Split] = ["validation"] if trainer.state.fn == "validate" else self.evaluation.splits

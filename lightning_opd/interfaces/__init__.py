@@ -1,6 +1,13 @@
 """The abstract classes: one file for each thing that a user may write anew."""
 
-from lightning_opd.interfaces.abilities import Generates, HasOutputHead, ReadsOwnTokens, ReadsStudentTokens, ReadsTrees
+from lightning_opd.interfaces.abilities import (
+    Generates,
+    HasOutputHead,
+    ReadsOwnTokens,
+    ReadsStudentTokens,
+    ReadsTrees,
+    ScoresLater,
+)
 from lightning_opd.interfaces.callback import OPDCallback, PhaseObserver
 from lightning_opd.interfaces.engine import RolloutEngine
 from lightning_opd.interfaces.environment import Environment
@@ -26,6 +33,7 @@ __all__ = [
     "ReadsTrees",
     "RewardFunction",
     "RolloutEngine",
+    "ScoresLater",
     "SingleTurn",
     "Split",
     "StudentForward",

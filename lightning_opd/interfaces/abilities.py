@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_opd.types import LinearHead, TokenTree
+from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores, TokenTree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,19 @@ class ReadsOwnTokens(ABC):
     @abstractmethod
     def is_cross_tokenizer(self) -> bool:
         """Whether the two tokenizers differ; known once the student's is set."""
+
+
+class ScoresLater(ABC):
+    """A teacher that computes elsewhere, so that others can compute in the meantime."""
+
+    @abstractmethod
+    def submit(self, tokens: SampledTokens, signals: frozenset[Signal]) -> Callable[[], TeacherScores]:
+        """Ask for scores, and return at once what waits for them.
+
+        Args:
+            tokens: The rows of this teacher.
+            signals: What is asked for, as in `Teacher.score`.
+        """
 
 
 class HasOutputHead(ABC):

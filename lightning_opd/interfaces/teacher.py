@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightning_opd.types import Prompt, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import Prompt, SampledTokens, Sampling, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -24,6 +24,14 @@ class Teacher(ABC):
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Refuse a prompt that this teacher could not score, before any weight is loaded; by default none."""
+
+    def check_request(self, signals: frozenset[Signal], sampling: Sampling) -> None:
+        """Refuse what this teacher cannot score, before any weight is loaded; by default nothing.
+
+        Args:
+            signals: What it will be asked for.
+            sampling: How the student's tokens will be drawn.
+        """
 
     @abstractmethod
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:

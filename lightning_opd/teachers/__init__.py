@@ -5,6 +5,7 @@ from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.teachers.pool import TeacherPool
 from lightning_opd.teachers.privileged import PrivilegedTeacher
+from lightning_opd.teachers.server import ServerTeacher
 
 __all__ = [
     "AdapterExpert",
@@ -13,6 +14,7 @@ __all__ = [
     "JoinsBase",
     "LocalTeacher",
     "PrivilegedTeacher",
+    "ServerTeacher",
     "TeacherPool",
     "attach",
     "teacher_of",

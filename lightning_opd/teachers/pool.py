@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
-from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, ScoresLater, Teacher
+from lightning_opd.models import any_rank
+from lightning_opd.servers import ServersDownError
+from lightning_opd.types import LinearHead, Prompt, SampledTokens, Sampling, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -54,6 +57,19 @@ class TeacherPool:
             if prompt.teacher in self._teachers:
                 self._teachers[prompt.teacher].check_prompt(prompt)
 
+    def check_request(self, signals: frozenset[Signal], sampling: Sampling) -> None:
+        """Raise where a teacher cannot give these signals about tokens drawn so.
+
+        Raises:
+            ConfigError: With the teacher's name.
+        """
+        for name, teacher in self.distinct.items():
+            try:
+                teacher.check_request(signals, sampling)
+            except ConfigError as error:
+                msg = f"Teacher `{name}`: {error}"
+                raise ConfigError(msg) from None
+
     def shorter_than(self, max_length: int) -> dict[str, int]:
         """Return the longest sequence in tokens of each teacher that cannot read one of `max_length`."""
         lengths = {n: t.declared_max_length() for n, t in self._teachers.items() if isinstance(t, ReadsStudentTokens)}
@@ -73,20 +89,37 @@ class TeacherPool:
         """Let each teacher score its own rows, and return all scores as one.
 
         A teacher's own metric is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
-        with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest.
+        with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest. Teachers that
+        compute elsewhere are asked first and waited for at their turn.
+
+        Raises:
+            ServersDownError: On every rank, where the servers of a teacher no longer answer one of them.
         """
+        rows_of = [(tokens.teacher_ids == index).nonzero().squeeze(-1) for index in range(len(self.names))]
+        selected = [tokens.select(rows) for rows in rows_of]
+        answers = {
+            index: teacher.submit(selected[index], signals)
+            for index, name in enumerate(self.names)
+            if isinstance(teacher := self._teachers[name], ScoresLater)
+        }
+        lost: ServersDownError | None = None
         logprobs = torch.zeros_like(tokens.rollout_logprobs)
         aligned_mask = torch.zeros_like(tokens.response_mask)
         parts: list[tuple[Tensor, slice, TeacherScores]] = []
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for index, name in enumerate(self.names):  # every rank, every teacher, one order
-            rows = (tokens.teacher_ids == index).nonzero().squeeze(-1)
-            part, columns = tokens.select(rows), tokens.span(rows)
-            scores = self._teachers[name].score(part, signals)
+            rows, part, columns = rows_of[index], selected[index], tokens.span(rows_of[index])
+            try:
+                scores = answers[index]() if index in answers else self._teachers[name].score(part, signals)
+            except ServersDownError as error:  # the other ranks still compute with the other teachers
+                lost = error
+                continue
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
             aligned_mask[rows, columns] = scores.aligned_mask
             metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             parts.append((rows, columns, scores))
+        if answers and any_rank(lost is not None):
+            raise lost or ServersDownError("The servers of a teacher no longer answer another process of this run.")
 
         def together(pick: Callable[[TeacherScores], Tensor | None], *, narrowest: bool) -> Tensor | None:
             found = [(rows, columns, x) for rows, columns, s in parts if (x := pick(s)) is not None]

@@ -1,0 +1,172 @@
+"""Starts a vLLM server on this machine and stops it with everything that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from lightning_opd.errors import ConfigError
+
+SECONDS_TO_STOP = 10.0
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+"""No telemetry, and on a CPU one GiB of keys and values instead of nine tenths of the memory."""
+
+
+class LocalServer:
+    """A vLLM server in a process group of its own, on a free port of the loopback interface.
+
+    Use it as a context, or call `start` and `stop`. A process that ends without stopping it leaves the group behind
+    only where it is killed itself.
+
+    Args:
+        model: Folder or hub name.
+        python: Interpreter of the environment that vLLM is installed in; vLLM's own needs differ from a trainer's.
+        name: What clients call the model.
+        port: Where to listen; a free one by default.
+        arguments: Further arguments of vLLM's server, such as `["--dtype", "float32"]`.
+        environment: Further environment variables of the server.
+        log: File for what the server prints.
+        timeout: Seconds until it must be able to answer.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        python: str = sys.executable,
+        name: str = "model",
+        port: int | None = None,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        log: str = "vllm.log",
+        timeout: float = 600.0,
+    ) -> None:
+        """Remember the settings; `start` starts it."""
+        self.model, self.python, self.name = model, python, name
+        self.port = port or _free_port()
+        self.arguments, self.environment = tuple(arguments), dict(environment or {})
+        self.log, self.timeout = Path(log), timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its first process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until it answers."""
+        self.start()
+        self.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process and return at once.
+
+        Raises:
+            ConfigError: The interpreter cannot be run, or the port is taken.
+        """
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                msg = f"Port {self.port} is taken already; leave `port` out, or name another one."
+                raise ConfigError(msg)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._output = self.log.open("wb")
+        command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model]
+        command += ["--served-model-name", self.name, "--host", "127.0.0.1", "--port", str(self.port)]
+        inherited = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONWARNINGS"}}
+        try:
+            self._process = subprocess.Popen(
+                [*command, *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env={**inherited, **ENVIRONMENT, **self.environment},
+                start_new_session=True,
+            )
+        except OSError as error:
+            msg = f"Cannot run `{self.python}` ({error.strerror}). Name the Python that has vLLM in `python`."
+            raise ConfigError(msg) from None
+
+    def wait(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            ConfigError: It ended, or does not answer in time; with the last lines that it printed.
+        """
+        deadline = time.monotonic() + self.timeout
+        while time.monotonic() < deadline:
+            if not self.is_running:
+                self.stop()
+                msg = f"The vLLM server of `{self.model}` has ended; `{self.log}` says: {self._last_words()}"
+                raise ConfigError(msg)
+            with (
+                contextlib.suppress(urllib.error.URLError, OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer,  # loopback
+            ):
+                if answer.status == 200:
+                    return
+            time.sleep(0.5)
+        self.stop()
+        msg = f"The vLLM server of `{self.model}` does not answer after {self.timeout:g} seconds; see `{self.log}`."
+        raise ConfigError(msg)
+
+    def stop(self) -> None:
+        """End its whole process group: asked first, then killed."""
+        process, self._process = self._process, None
+        if process is not None:
+            _signal_group(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS_TO_STOP)
+            _signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def kill(self) -> None:
+        """End its whole process group at once."""
+        if self._process is not None:
+            _signal_group(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _last_words(self) -> str:
+        """Return the server's own last error, or else its last line."""
+        with self.log.open(encoding="utf-8", errors="replace") as file:
+            lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in deque(file, maxlen=200)]
+        errors = [line for line in lines if re.match(r"(\(.*?\) )?\S*(Error|Exception)\b", line)]
+        return (errors or [line for line in lines if line] or ["nothing"])[-1]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)

@@ -1,0 +1,267 @@
+"""A teacher behind running servers: token ids go out, log-probs come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import ReadsStudentTokens, ScoresLater, Teacher
+from lightning_opd.models import load_tokenizer
+from lightning_opd.servers import ServedModel, ServerPool, ServersDownError, TokenScores
+from lightning_opd.servers.vllm import COMPLETIONS, models_of, scores_of, scoring_request
+from lightning_opd.types import SampledTokens, Sampling, Signal, TeacherScores
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
+
+PROBE = "On-policy distillation: 3 × 17 = 51.\n\nThe student learns from its own text; naïve, déjà vu, 東京."
+MAX_GAP = 0.3
+"""Nats by which two servers of one model may differ on the probe's tokens, on average."""
+
+
+class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
+    """A model behind one or more vLLM servers; it reads the student's own token ids.
+
+    It returns log-probs of the sampled tokens, and of the likeliest ones to an objective that asks for them
+    (`DistributionMatching` with `teacher_signal: top_k`, or `PolicyGradient` with `Immediate`). Servers score at
+    temperature 1 only, so the student has to sample at 1. With a `CrossTokenizerTeacher` it is the `scorer`.
+
+    All servers are asked for a short text before the training begins: they must serve the model, know the tokens, give
+    log-probs and agree with each other. A server that no longer answers is left out with a warning; when none is left
+    the run ends, and goes on from its last checkpoint.
+
+    Args:
+        urls: One or more servers of the same model, such as `http://127.0.0.1:8000`; they share the load.
+        model: Its name on the servers; by default the only one that they serve.
+        tokenizer: Folder or hub name of its tokenizer; by default where the server says it loaded the model from.
+        top_k: Likeliest tokens per position for an objective that asks for them; the server's `--max-logprobs` (20
+            by default) bounds it.
+        tokens_per_request: Most tokens of one request; a longer sequence has one of its own.
+        requests_at_once: Requests that one server works on at a time.
+        timeout: Seconds that one request may take.
+        max_retries: How often a request is sent again before its server is left out.
+        api_key_variable: Environment variable that holds the servers' API key.
+        ca_file: Certificates to trust instead of the system's.
+        trust_remote_code: Run code shipped with the tokenizer; only for models you trust.
+        chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  # settings, each a key in YAML
+        self,
+        urls: str | list[str],
+        model: str | None = None,
+        tokenizer: str | None = None,
+        top_k: int = 20,
+        tokens_per_request: int = 8192,
+        requests_at_once: int = 4,
+        timeout: float = 600.0,
+        max_retries: int = 4,
+        api_key_variable: str = "VLLM_API_KEY",
+        ca_file: str | None = None,
+        trust_remote_code: bool = False,  # a key in YAML
+        chat_template_kwargs: dict[str, object] | None = None,
+    ) -> None:
+        """Remember the settings; servers are asked when the run is set up."""
+        self.pool = ServerPool(
+            urls,
+            api_key_variable=api_key_variable,
+            timeout=timeout,
+            max_retries=max_retries,
+            requests_at_once=requests_at_once,
+            ca_file=ca_file,
+        )
+        for name, count in (("top_k", top_k), ("tokens_per_request", tokens_per_request)):
+            if count < 1:
+                msg = f"`{name}` of the teacher at {self.pool.urls[0]} must be at least 1, got {count}."
+                raise ConfigError(msg)
+        self.model, self.top_k, self.tokens_per_request = model, top_k, tokens_per_request
+        self._tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
+        self.chat_template_kwargs = chat_template_kwargs
+
+    @property
+    @override
+    def identity(self) -> Hashable:
+        return type(self), self.pool.urls, self.model, self._tokenizer, self.top_k, str(self.chat_template_kwargs)
+
+    @cached_property
+    def served(self) -> ServedModel:
+        """The model, as all the servers name it.
+
+        Raises:
+            ConfigError: A server does not answer, or serves other models.
+        """
+        found = [self._served_by(url) for url in self.pool.urls]
+        shortest = min(found, key=lambda model: model.max_length)
+        if len({model.name for model in found}) > 1:
+            names = ", ".join(f"`{model.name}` at {url}" for model, url in zip(found, self.pool.urls, strict=True))
+            msg = f"The servers of one teacher must serve one model, got {names}. Name it in `model`."
+            raise ConfigError(msg)
+        return shortest
+
+    def _served_by(self, url: str) -> ServedModel:
+        try:
+            models = models_of(self.pool, url)
+        except ServersDownError as error:
+            msg = f"{error} Start it, or correct `urls`."
+            raise ConfigError(msg) from None
+        names = [model.name for model in models]
+        chosen = [m for m in models if m.name == self.model] if self.model is not None else models
+        if len(chosen) != 1:
+            listed = ", ".join(f"`{name}`" for name in names)
+            wanted = "one model" if self.model is None else f"`{self.model}`"
+            msg = f"The server {url} should serve {wanted}, and serves {listed}. Name one of them in `model`."
+            raise ConfigError(msg)
+        return chosen[0]
+
+    @override
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        path = self._tokenizer or self.served.root
+        try:
+            return load_tokenizer(
+                path, trust_remote_code=self.trust_remote_code, chat_template_kwargs=self.chat_template_kwargs
+            )
+        except (ConfigError, OSError) as error:
+            if self._tokenizer is not None:
+                raise
+            msg = (
+                f"The tokenizer of the teacher at {self.pool.urls[0]} is not to be had from `{path}`, where its server "
+                "has loaded it from. Name a folder or hub name of it in `tokenizer`."
+            )
+            raise ConfigError(msg) from error
+
+    @override
+    def declared_max_length(self) -> int:
+        return self.served.max_length - 1  # a server generates at least one token
+
+    @override
+    def check_request(self, signals: frozenset[Signal], sampling: Sampling) -> None:
+        if Signal.HIDDEN_STATES in signals:
+            msg = (
+                f"the server {self.pool.urls[0]} gives log-probs, no hidden states. Use the objective `PolicyGradient` "
+                "with `Immediate`, or `DistributionMatching` with `teacher_signal: top_k`."
+            )
+            raise ConfigError(msg)
+        if sampling.temperature not in {0.0, 1.0}:
+            msg = (
+                f"the server {self.pool.urls[0]} scores at temperature 1 only, and `data.sampling.temperature` is "
+                f"{sampling.temperature:g}. Set it to 1, or use a teacher in this process (`LocalTeacher`)."
+            )
+            raise ConfigError(msg)
+
+    @override
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        ids = list(self.tokenizer()(PROBE, add_special_tokens=False)["input_ids"])[: self.declared_max_length()]
+        answers = [self._probe(url, ids) for url in self.pool.urls]
+        first = torch.tensor(answers[0].logprobs)
+        for url, answer in zip(self.pool.urls[1:], answers[1:], strict=True):
+            gap = float((torch.tensor(answer.logprobs) - first).abs().mean())
+            if not gap <= MAX_GAP:
+                msg = (
+                    f"The servers {self.pool.urls[0]} and {url} differ by {gap:.2g} nats a token on one text: they "
+                    "serve different models under one name. Give each teacher its own `urls`."
+                )
+                raise ConfigError(msg)
+
+    def _probe(self, url: str, token_ids: Sequence[int]) -> TokenScores:
+        """Return what one server says about a short text, once it is plausible."""
+        try:
+            answer = self.pool.post(url, COMPLETIONS, scoring_request(self.served.name, [token_ids], self.top_k))
+        except ServersDownError as error:
+            msg = f"{error} Start it again, or remove it from `urls`."
+            raise ConfigError(msg) from None
+        [scores] = scores_of(answer, [token_ids], self.top_k)
+        masses = [torch.tensor(top).double().exp().sum() for top in scores.top_logprobs]
+        if not all(float(mass) < 1.01 for mass in masses) or max(scores.logprobs) > 1e-3:
+            msg = (
+                f"The server {url} answers with logits, not with log-probs. Start it without `--logprobs-mode`, or "
+                "with `--logprobs-mode raw_logprobs`."
+            )
+            raise ConfigError(msg)
+        return scores
+
+    @override
+    def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
+        return self.submit(tokens, signals)()
+
+    @override
+    @torch.no_grad()
+    def submit(self, tokens: SampledTokens, signals: frozenset[Signal]) -> Callable[[], TeacherScores]:
+        self.check_request(signals, Sampling(temperature=tokens.temperature))
+        top_k = self.top_k if Signal.TOP_LOGPROBS in signals else 0
+        is_known = (tokens.token_ids < len(self._known_tokenizer)) | ~tokens.attention_mask
+        aligned_mask = tokens.response_mask & is_known.long().cumprod(dim=1).bool()
+        rows = [_Row(row, *_until_last(tokens, aligned_mask, row)) for row in range(len(tokens))]
+        pending = [
+            (batch, self.pool.submit(COMPLETIONS, scoring_request(self.served.name, [r.ids for r in batch], top_k)))
+            for batch in _requests([row for row in rows if row.columns], self.tokens_per_request)
+        ]
+        return lambda: _collect(tokens, aligned_mask, pending, top_k)
+
+    @cached_property
+    def _known_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.tokenizer()
+
+    @override
+    def close(self) -> None:
+        self.pool.close()
+
+
+class _Row:
+    """One sequence as a server reads it: up to its last token to score."""
+
+    def __init__(self, row: int, ids: list[int], start: int, columns: list[int]) -> None:
+        self.row, self.ids, self.start, self.columns = row, ids, start, columns
+
+
+def _until_last(tokens: SampledTokens, mask: Tensor, row: int) -> tuple[list[int], int, list[int]]:
+    """Return a row's token ids, the column of the first, and the columns to score."""
+    columns = mask[row].nonzero().flatten().tolist()
+    if not columns:
+        return [], 0, []
+    start = int(tokens.attention_mask[row].int().argmax())
+    scored = [column for column in columns if column > start]  # nothing predicts a first token
+    return tokens.token_ids[row, start : columns[-1] + 1].tolist(), start, scored
+
+
+def _requests(rows: Sequence[_Row], most_tokens: int) -> Iterator[list[_Row]]:
+    """Yield rows together, the longest first, as many as a request may hold."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: (-len(row.ids), row.row)):
+        if batch and sum(len(r.ids) for r in batch) + len(row.ids) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _collect(
+    tokens: SampledTokens,
+    aligned_mask: Tensor,
+    pending: Sequence[tuple[list[_Row], Future[dict[str, Any]]]],
+    top_k: int,
+) -> TeacherScores:
+    """Wait for every answer, and lay the scores out on the student's time axis."""
+    logprobs = torch.zeros_like(tokens.rollout_logprobs)
+    top_ids = torch.zeros(*tokens.token_ids.shape, top_k, dtype=torch.long)
+    top_logprobs = torch.zeros(*tokens.token_ids.shape, top_k, dtype=torch.float64)
+    for batch, answer in pending:
+        for row, scores in zip(batch, scores_of(answer.result(), [r.ids for r in batch], top_k), strict=True):
+            places = [column - row.start - 1 for column in row.columns]
+            logprobs[row.row, row.columns] = logprobs.new_tensor([scores.logprobs[i] for i in places])
+            if top_k:
+                top_ids[row.row, row.columns] = torch.tensor([scores.top_ids[i] for i in places])
+                top_logprobs[row.row, row.columns] = top_logprobs.new_tensor([scores.top_logprobs[i] for i in places])
+    if not top_k:
+        return TeacherScores(logprobs, aligned_mask)
+    return TeacherScores(
+        logprobs, aligned_mask, top_ids.to(logprobs.device), top_logprobs.to(logprobs.device, logprobs.dtype)
+    )
