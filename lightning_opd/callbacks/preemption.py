@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_opd.servers import ServersDownError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -24,7 +26,7 @@ class Preemption(Callback):
     SIGTERM (a scheduler's), SIGINT (Ctrl-C) and SIGUSR1 (a scheduler's warning) only set a flag; the processes agree
     on it after each optimiser step, so that no process is in the middle of a collective. A second SIGINT ends at
     once. After SIGUSR1 under SLURM the job is requeued. The command line adds this callback by itself and ends with
-    status 128 + the signal's number.
+    status 128 + the signal's number. A run whose servers no longer answer is saved, too.
 
     Attributes:
         received: The signal that ended the run, or None.
@@ -72,6 +74,13 @@ class Preemption(Callback):
             f"{self.received.name} after step {trainer.global_step}: saved. To go on, run the same command with "
             f"`--ckpt_path {self.checkpoint}`."
         )
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, ServersDownError) and trainer.training and trainer.global_step:  # on every process
+            self.checkpoint = _last_checkpoint(trainer)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
+            rank_zero_info(f"Saved after step {trainer.global_step}: `{self.checkpoint}`.")
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

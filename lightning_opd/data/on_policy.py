@@ -27,6 +27,7 @@ from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
 from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
+from lightning_opd.servers import ServersDownError
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Signal, Split
 
 COUNTS = (
@@ -97,6 +98,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         self._splits = PromptSplits(task)
         self._collector: Collector | None = None
         self._micro_batches: list[RolloutBatch] = []
+        self._loader: PromptLoader | None = None
         self._is_restored = False
         self._num_served = 0
         self._hash = ""
@@ -179,7 +181,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         trainer, (rank, num_ranks) = self._trainer(), self._data_rank()
         prompts = self._splits.get("train")
         micro_batches = trainer.accumulate_grad_batches * self.updates_per_batch
-        return PromptLoader(
+        self._loader = PromptLoader(
             prompts,
             self.prompts_per_batch,
             micro_batches,
@@ -189,6 +191,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             batches_per_epoch(trainer, len(prompts) // self.prompts_per_batch, micro_batches),
             is_repeating=bool(trainer.overfit_batches),  # type: ignore[attr-defined]  # set by Lightning at run time
         )
+        return self._loader
 
     @override
     def val_dataloader(self) -> PromptBatches | list[PromptBatches]:
@@ -225,13 +228,15 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             callbacks = [
                 (type(c).__name__, partial(c.on_rollout_end, trainer, trainer.lightning_module)) for c in found
             ]
-            self._micro_batches = collector.collect(
-                batch,
-                trainer.global_step,
-                trainer.accumulate_grad_batches,
-                callbacks,
-                frozenset[Signal]().union(*(callback.signals for callback in found)),
-            )
+            signals = frozenset[Signal]().union(*(callback.signals for callback in found))
+            try:
+                self._micro_batches = collector.collect(
+                    batch, trainer.global_step, trainer.accumulate_grad_batches, callbacks, signals
+                )
+            except ServersDownError:  # nothing was trained on: a checkpoint saved now asks for this batch again
+                if self._loader is not None:
+                    self._loader.put_back()
+                raise
         elif self._is_restored:
             heads = collector.learner.teachers.heads()
             self._micro_batches = [with_heads(micro_batch, heads) for micro_batch in self._micro_batches]

@@ -48,6 +48,7 @@ class PromptLoader:
         self._last = min(self._num_batches, batches_per_epoch or self._num_batches)
         self._is_repeating = is_repeating
         self._epoch = self._position = self._micro = self._delivered = 0
+        self._before: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         """Return the number of micro-batches per epoch."""
@@ -66,6 +67,7 @@ class PromptLoader:
                 yield PromptBatch(prompts, rows, index, micro)
 
     def _advance(self, position: int, micro: int) -> None:
+        self._before = self.state_dict()
         is_last_micro = micro + 1 == self._micro_batches
         self._micro = 0 if is_last_micro else micro + 1
         self._position = position + is_last_micro
@@ -73,6 +75,11 @@ class PromptLoader:
         if self._position >= self._last:
             self._position = 0
             self._epoch += not self._is_repeating
+
+    def put_back(self) -> None:
+        """Forget the last micro-batch that was delivered: nothing came of it."""
+        if self._before is not None:
+            self.load_state_dict(self._before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of the next micro-batch."""

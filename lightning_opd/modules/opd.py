@@ -21,6 +21,7 @@ from lightning_opd.interfaces import (
     Objective,
     ReadsOwnTokens,
     ReadsStudentTokens,
+    ScoresLater,
     StudentForward,
     Teacher,
 )
@@ -285,5 +286,8 @@ class OPDModule(EvaluationModule):
 
     @override
     def teardown(self, stage: str) -> None:
+        for teacher in self.teachers.distinct.values():
+            if isinstance(teacher, ScoresLater):
+                teacher.close()  # it opens its connections again where it is asked again
         if stage == "fit":
             self._step_metrics.reset()

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 from lightning_opd.errors import ConfigError
 
@@ -71,7 +71,7 @@ class LocalServer:
         """Whether its first process lives."""
         return self._process is not None and self._process.poll() is None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> LocalServer:
         """Start it, and wait until it answers."""
         self.start()
         self.wait()

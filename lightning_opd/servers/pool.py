@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import threading
-import warnings
+import weakref
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeAlias, TypeVar
@@ -16,6 +17,8 @@ import aiohttp
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.servers.errors import ServersDownError
+
+_log = logging.getLogger(__name__)
 
 Json: TypeAlias = dict[str, Any]
 Result = TypeVar("Result")
@@ -83,9 +86,9 @@ class ServerPool:
         self._requests_at_once, self._ca_file, self._first_pause = requests_at_once, ca_file, first_pause
         self._down: dict[str, str] = {}
         self._num_sent = dict.fromkeys(self.urls, 0)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = _Connections()
         self._slots: dict[str, asyncio.Semaphore] = {}
+        weakref.finalize(self, self._connections.close)
 
     @property
     def alive(self) -> tuple[str, ...]:
@@ -118,33 +121,16 @@ class ServerPool:
         return asyncio.run_coroutine_threadsafe(self._of_any(path, body), self._running_loop())
 
     def close(self) -> None:
-        """Drop every open request, and the connections with it."""
-        loop, self._loop = self._loop, None
-        if loop is None:
-            return
-
-        async def end() -> None:
-            waiting = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-            if self._session is not None:
-                await self._session.close()
-            self._session = None
-
-        asyncio.run_coroutine_threadsafe(end(), loop).result(SECONDS_TO_CONNECT)
-        loop.call_soon_threadsafe(loop.stop)
+        """Drop every open request, and the connections with it; a later request opens new ones."""
+        self._connections.close()
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop of a thread that ends with the process, whatever it waits for."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
+        if self._connections.loop is None:
             self._slots = {url: asyncio.Semaphore(self._requests_at_once) for url in self.urls}
-            threading.Thread(target=_run, args=(self._loop,), name="servers", daemon=True).start()
-        return self._loop
+        return self._connections.running_loop()
 
     async def _of_one(self, url: str, method: str, path: str, body: Mapping[str, Any] | None) -> Json:
         try:
@@ -175,9 +161,7 @@ class ServerPool:
             self._down[url] = reason
             if self.alive:
                 others = f"{len(self.alive)} other{'s' if len(self.alive) > 1 else ''}"
-                warnings.warn(
-                    f"The server {url} does not answer ({reason}); its requests go to the {others}.", stacklevel=2
-                )
+                _log.warning("The server %s does not answer (%s); its requests go to the %s.", url, reason, others)
 
     async def _send(self, url: str, method: str, path: str, body: Mapping[str, Any] | None) -> Json:
         """Return one server's answer, asked again while that may help."""
@@ -216,15 +200,46 @@ class ServerPool:
         return f"The server {url} refuses a request to {path} (status {status}): {message}"
 
     def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
+        if self._connections.session is None:
             key = os.environ.get(self._api_key_variable)
             context = ssl.create_default_context(cafile=self._ca_file)
-            self._session = aiohttp.ClientSession(
+            self._connections.session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ssl=context),
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=SECONDS_TO_CONNECT),
             )
-        return self._session
+        return self._connections.session
+
+
+class _Connections:
+    """The connections of a pool, in a thread that ends with the process whatever it waits for."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.session: aiohttp.ClientSession | None = None
+
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+            threading.Thread(target=_run, args=(self.loop,), name="servers", daemon=True).start()
+        return self.loop
+
+    def close(self) -> None:
+        loop, self.loop = self.loop, None
+        if loop is None:
+            return
+
+        async def end() -> None:
+            waiting = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            session, self.session = self.session, None
+            if session is not None:
+                await session.close()
+
+        asyncio.run_coroutine_threadsafe(end(), loop).result(SECONDS_TO_CONNECT)
+        loop.call_soon_threadsafe(loop.stop)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
