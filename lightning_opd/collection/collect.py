@@ -18,9 +18,10 @@ from lightning_opd.collection.proof import FirstBatchProof
 from lightning_opd.collection.statistics import Stopwatch, padding, rollout_statistics
 from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
 from lightning_opd.interfaces import RolloutEngine, Task
-from lightning_opd.models import sum_over_ranks
+from lightning_opd.models import any_rank, sum_over_ranks
 from lightning_opd.rollouts.episodes import Episode, generate_episodes, reward_episodes
 from lightning_opd.rollouts.noise import row_seed
+from lightning_opd.servers import ServersDownError
 from lightning_opd.tokenization.compatibility import padding_token_id
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, SampledTokens, Sampling, Signal, TeacherScores
 
@@ -115,8 +116,16 @@ class Collector:
     def _generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int
     ) -> list[Episode]:
+        self.engine.use_tokenizer(self.learner.tokenizer)
         self.engine.sync(self.learner.load_student(), version)
-        return self._rollout(self.engine, prompts, seeds, sampling, len(seeds))
+        episodes, lost = list[Episode](), ServersDownError("The servers no longer answer another process of this run.")
+        try:
+            episodes = self._rollout(self.engine, prompts, seeds, sampling, len(seeds))
+        except ServersDownError as error:
+            lost = error
+        if any_rank(not episodes):
+            raise lost
+        return episodes
 
     def _generate_off_policy(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int

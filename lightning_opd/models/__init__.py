@@ -16,7 +16,7 @@ from lightning_opd.models.loading import (
 from lightning_opd.models.modes import evaluating, remove_dropout
 from lightning_opd.models.outline import Outline, outline
 from lightning_opd.models.owner import StudentOwner, student_owner
-from lightning_opd.models.sharding import root_unsharded, shard, shard_whole, unsharded
+from lightning_opd.models.sharding import root_unsharded, shard, shard_whole, unsharded, whole_weights
 from lightning_opd.models.sizes import ParameterCounts, parameter_counts
 from lightning_opd.models.slices import LoadSettings, frozen, load_sharded
 from lightning_opd.models.student import Lora, StudentConfig, build_student, causal_lm
@@ -62,4 +62,5 @@ __all__ = [
     "sum_over_ranks",
     "torch_dtype",
     "unsharded",
+    "whole_weights",
 ]

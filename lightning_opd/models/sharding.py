@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -87,3 +88,16 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         for index, group in enumerate(groups):
             group.reshard()
             group.set_reshard_after_forward(index != 0, recurse=False)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return the whole state dict of a sharded model on the first rank (nothing on the others), None of any other.
+
+    All ranks call it together.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: value for name, value in gathered.items() if isinstance(value, Tensor)}

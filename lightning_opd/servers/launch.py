@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -23,6 +26,68 @@ from lightning_opd.errors import ConfigError
 SECONDS_TO_STOP = 10.0
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """No telemetry, and on a CPU one GiB of keys and values instead of nine tenths of the memory."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start vLLM servers on this machine.
+
+    Args:
+        python: Interpreter of the environment that vLLM is installed in; vLLM's own needs differ from a trainer's.
+        num_servers: How many; they share the load.
+        arguments: Further arguments of vLLM's server, such as `["--max-model-len", "4096"]`.
+        environments: Further environment variables, one mapping for each server in turn, such as
+            `[{CUDA_VISIBLE_DEVICES: "1"}]`.
+        log_folder: Where `vllm<i>.log` of each server is written.
+        timeout: Seconds until they must be able to answer.
+    """
+
+    python: str = sys.executable
+    num_servers: int = 1
+    arguments: tuple[str, ...] = ()
+    environments: tuple[dict[str, str], ...] = ()
+    log_folder: str = "."
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work."""
+        if self.num_servers < 1:
+            msg = f"`launch.num_servers` must be at least 1, got {self.num_servers}."
+            raise ConfigError(msg)
+        if len(self.environments) > self.num_servers:
+            msg = (
+                f"`launch.environments` has {len(self.environments)} mappings for {self.num_servers} server(s). Give "
+                "one for each, or raise `launch.num_servers`."
+            )
+            raise ConfigError(msg)
+
+    def servers(self, model: str, arguments: Sequence[str], folder: Path) -> list[LocalServer]:
+        """Return servers of a model that take new weights, not started yet.
+
+        Args:
+            model: Folder or hub name.
+            arguments: For this model; those of the settings come after them.
+            folder: For what the server has to import.
+        """
+        shutil.copy(Path(__file__).parent / "worker_extension.py", folder / "opd_worker_extension.py")
+        taking = ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", "opd_worker_extension.Weights"]
+        allowing = {
+            "PYTHONPATH": str(folder),
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        }
+        return [
+            LocalServer(
+                model,
+                self.python,
+                "student",
+                arguments=[*taking, *arguments, *self.arguments],
+                environment={**allowing, **(self.environments[i] if i < len(self.environments) else {})},
+                log=str(Path(self.log_folder) / f"vllm{i}.log"),
+                timeout=self.timeout,
+            )
+            for i in range(self.num_servers)
+        ]
 
 
 class LocalServer:
@@ -110,6 +175,7 @@ class LocalServer:
         except OSError as error:
             msg = f"Cannot run `{self.python}` ({error.strerror}). Name the Python that has vLLM in `python`."
             raise ConfigError(msg) from None
+        atexit.register(self.stop)
 
     def wait(self) -> None:
         """Return when the server answers.
@@ -136,6 +202,7 @@ class LocalServer:
 
     def stop(self) -> None:
         """End its whole process group: asked first, then killed."""
+        atexit.unregister(self.stop)
         process, self._process = self._process, None
         if process is not None:
             _signal_group(process.pid, signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import ssl
@@ -171,10 +172,10 @@ class ServerPool:
                 await asyncio.sleep(min(LONGEST_PAUSE, self._first_pause * 2 ** (attempt - 1)))
             try:
                 async with self._open_session().request(method, url + path, json=body) as answer:
+                    text = await answer.text()
                     if answer.status == 200:
-                        content: Json = await answer.json(content_type=None)
-                        return content
-                    message = _message_of(await answer.text())
+                        return _json(text)
+                    message = _message_of(text)
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} seconds"
                 continue
@@ -265,15 +266,19 @@ def _checked(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 
-def _message_of(text: str) -> str:
-    """Return what a server says about a failure, on one line."""
-    import json
-
+def _json(text: str) -> Json:
+    """Return an answer as a mapping; some of vLLM's are a sentence, or nothing."""
     try:
         content = json.loads(text)
     except ValueError:
         content = text
-    for name in ("error", "message", "detail"):
+    return content if isinstance(content, dict) else {"answer": content}
+
+
+def _message_of(text: str) -> str:
+    """Return what a server says about a failure, on one line."""
+    content: object = _json(text)
+    for name in ("answer", "error", "message", "detail"):
         if isinstance(content, dict) and name in content:
             content = content[name]
     return " ".join(str(content).split())[:300] or "no reason given"

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.servers.pool import ServerPool
+from lightning_opd.types import Sampling
 
 COMPLETIONS = "/v1/completions"
 
@@ -68,6 +69,69 @@ def scoring_request(model: str, token_ids: Sequence[Sequence[int]], top_k: int) 
         "temperature": 0,
         "prompt_logprobs": top_k,
     }
+
+
+def sampling_request(model: str, token_ids: Sequence[int], seed: int, sampling: Sampling) -> dict[str, Any]:
+    """Return the body that asks for one response to one prompt; nothing is left to the server's own defaults."""
+    return {
+        "model": model,
+        "prompt": [list(token_ids)],
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k if sampling.top_k is not None else -1,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "seed": seed,
+        "logprobs": 0,
+        "return_token_ids": True,
+        "ignore_eos": True,  # what ends a response is said here
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "stop": list(sampling.stop_strings),
+        "include_stop_str_in_output": True,
+    }
+
+
+def load_weights(pool: ServerPool, url: str, folder: str, *, has_extension: bool) -> None:
+    """Let one server replace its model's weights by those of a folder, and forget what it has cached.
+
+    Args:
+        pool: The servers.
+        url: Of one of them.
+        folder: Hugging Face folder that the server can read.
+        has_extension: Whether it was started with `worker_extension.Weights`.
+
+    Raises:
+        ConfigError: It refuses, or answers while it generates.
+        ServersDownError: It does not answer.
+    """
+    if has_extension:
+        pool.post(url, "/collective_rpc", {"method": "load_student", "args": [folder]})
+    else:
+        pool.post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+    if pool.post(url, "/reset_prefix_cache", {}).get("success") is False:
+        msg = f"The server {url} still generates for somebody else, and keeps what it has cached. Let it serve one run."
+        raise ConfigError(msg)
+
+
+def load_adapter(pool: ServerPool, url: str, name: str, folder: str) -> None:
+    """Let one server load an adapter under a new name.
+
+    Raises:
+        ConfigError: It refuses.
+        ServersDownError: It does not answer.
+    """
+    pool.post(url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+
+
+def unload_adapter(pool: ServerPool, url: str, name: str) -> None:
+    """Let one server forget an adapter.
+
+    Raises:
+        ConfigError: It does not know it.
+        ServersDownError: It does not answer.
+    """
+    pool.post(url, "/v1/unload_lora_adapter", {"lora_name": name})
 
 
 def scores_of(answer: Mapping[str, Any], token_ids: Sequence[Sequence[int]], top_k: int) -> list[TokenScores]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.tiny import save_model
 
 PYTHON = "VLLM_PYTHON"
 EAGER = ("--dtype", "float32", "--max-model-len", "256", "--enforce-eager")
-TEACHER = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "intermediate_size": 128}
+TEACHER: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "intermediate_size": 128}
 """vLLM's attention on a CPU takes heads of 32 numbers or more."""
 
 
