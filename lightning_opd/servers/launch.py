@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from lightning_opd.errors import ConfigError
 
@@ -124,7 +123,6 @@ class LocalServer:
         self.arguments, self.environment = tuple(arguments), dict(environment or {})
         self.log, self.timeout = Path(log), timeout
         self._process: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -159,19 +157,19 @@ class LocalServer:
                 msg = f"Port {self.port} is taken already; leave `port` out, or name another one."
                 raise ConfigError(msg)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._output = self.log.open("wb")
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model]
         command += ["--served-model-name", self.name, "--host", "127.0.0.1", "--port", str(self.port)]
         inherited = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONWARNINGS"}}
         try:
-            self._process = subprocess.Popen(
-                [*command, *self.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                env={**inherited, **ENVIRONMENT, **self.environment},
-                start_new_session=True,
-            )
+            with self.log.open("wb") as output:
+                self._process = subprocess.Popen(
+                    [*command, *self.arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**inherited, **ENVIRONMENT, **self.environment},
+                    start_new_session=True,
+                )
         except OSError as error:
             msg = f"Cannot run `{self.python}` ({error.strerror}). Name the Python that has vLLM in `python`."
             raise ConfigError(msg) from None
@@ -210,9 +208,6 @@ class LocalServer:
                 process.wait(SECONDS_TO_STOP)
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
-        if self._output is not None:
-            self._output.close()
-            self._output = None
 
     def kill(self) -> None:
         """End its whole process group at once."""
