@@ -16,6 +16,7 @@ from lightning_opd.models import Lora
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.rollouts import VLLMEngine
+from lightning_opd.rollouts.drawing import sampling_logprobs
 from lightning_opd.servers.launch import Launch
 from lightning_opd.types import RolloutBatch, Sampling
 from tests.servers.conftest import EAGER, TEACHER
@@ -25,6 +26,7 @@ from tests.world import STOPS, make_data, make_module, make_trainer
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 NUM_BATCHES = 10
+SAMPLING = Sampling(max_new_tokens=12, stop_token_ids=STOPS, temperature=0.8, top_k=20)
 
 
 class Gaps(OPDCallback):
@@ -39,9 +41,11 @@ class Gaps(OPDCallback):
     @override
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         assert isinstance(module, OPDModule)
-        own = module.forward_student(rollouts).logprobs.detach()
-        mask = rollouts.response_mask
-        self.gaps.append(float((own - rollouts.rollout_logprobs)[mask].abs().max()))
+        student, mask = module.forward_student(rollouts), rollouts.response_mask
+        own = student.logprobs.detach()
+        drawn_from = sampling_logprobs(student.head.logits(student.hidden_states)[mask].detach(), SAMPLING)
+        expected = drawn_from.gather(-1, rollouts.token_ids[mask][:, None]).squeeze(-1)
+        self.gaps.append(float((expected - rollouts.rollout_logprobs[mask]).abs().max()))
         self.lengths += mask.sum(dim=1).tolist()
         self.first = self.first or (rollouts, own)
         batch, before = self.first
@@ -66,9 +70,8 @@ def test_ten_batches_with_weights_taken_over_at_each_step(kind: str, python: str
         PolicyGradient(off_policy=TruncatedImportance()),
         lora=Lora(rank=4, alpha=64) if kind == "adapter" else None,
     )
-    sampling = Sampling(max_new_tokens=12, stop_token_ids=STOPS, temperature=0.8, top_k=20)
     trainer = make_trainer(tmp_path, gaps, max_steps=NUM_BATCHES)
-    trainer.fit(module, make_data(engine=engine, sampling=sampling))
+    trainer.fit(module, make_data(engine=engine, sampling=SAMPLING))
     assert len(gaps.gaps) == NUM_BATCHES
     assert max(gaps.gaps) < 1e-3
     assert len(set(gaps.lengths)) > 3
