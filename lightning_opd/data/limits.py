@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -13,6 +13,27 @@ from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.types import RunSettings
+
+COUNTS = (
+    "prompts_per_batch",
+    "samples_per_prompt",
+    "updates_per_batch",
+    "max_measured_prompts",
+    "max_tokens_per_forward",
+)
+"""Settings that are at least 1."""
+
+
+def check_counts(counts: Mapping[str, int | None]) -> None:
+    """Refuse settings of a data module that are below 1; None is no limit.
+
+    Raises:
+        ConfigError: With the first of them.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            msg = f"`data.{name}` must be at least 1, got {value}."
+            raise ConfigError(msg)
 
 
 def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: int) -> None:

@@ -17,7 +17,14 @@ from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.resume import describe, fingerprint
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
-from lightning_opd.data.limits import batches_per_epoch, check_stops, check_training, tell_longest_row
+from lightning_opd.data.limits import (
+    COUNTS,
+    batches_per_epoch,
+    check_counts,
+    check_stops,
+    check_training,
+    tell_longest_row,
+)
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
 from lightning_opd.data.prompt_splits import PromptSplits
@@ -29,15 +36,6 @@ from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.servers import ServersDownError
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Signal, Split
-
-COUNTS = (
-    "prompts_per_batch",
-    "samples_per_prompt",
-    "updates_per_batch",
-    "max_measured_prompts",
-    "max_tokens_per_forward",
-)
-"""Settings that are at least 1."""
 
 
 class OPDDataModule(TrainerDataModule, RolloutProducer):
@@ -87,11 +85,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         self.prompts_per_batch, self.samples_per_prompt = prompts_per_batch, samples_per_prompt
         self.updates_per_batch = updates_per_batch
         self.max_measured_prompts, self.max_tokens_per_forward = max_measured_prompts, max_tokens_per_forward
-        for name in COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                msg = f"`data.{name}` must be at least 1, got {getattr(self, name)}."
-                raise ConfigError(msg)
+        check_counts({name: getattr(self, name) for name in COUNTS})
         self.engine = engine if engine is not None else InProcessEngine()
         self.off_policy_responses, self.seed = off_policy_responses, seed
         self.long_prompts: LongPrompts = long_prompts

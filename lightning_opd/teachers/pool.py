@@ -118,7 +118,7 @@ class TeacherPool:
             aligned_mask[rows, columns] = scores.aligned_mask
             metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             parts.append((rows, columns, scores))
-        if answers and any_rank(lost is not None):
+        if any_rank(lost is not None):
             raise lost or ServersDownError("The servers of a teacher no longer answer another process of this run.")
 
         def together(pick: Callable[[TeacherScores], Tensor | None], *, narrowest: bool) -> Tensor | None:

@@ -198,6 +198,9 @@ class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
         top_k = self.top_k if Signal.TOP_LOGPROBS in signals else 0
         is_known = (tokens.token_ids < len(self._known_tokenizer)) | ~tokens.attention_mask
         aligned_mask = tokens.response_mask & is_known.long().cumprod(dim=1).bool()
+        if not signals & {Signal.LOGPROBS, Signal.TOP_LOGPROBS}:
+            unread = torch.zeros_like(tokens.rollout_logprobs).masked_fill(aligned_mask, torch.nan)
+            return lambda: TeacherScores(unread, aligned_mask)
         rows = [_Row(row, *_until_last(tokens, aligned_mask, row)) for row in range(len(tokens))]
         pending = [
             (batch, self.pool.submit(COMPLETIONS, scoring_request(self.served.name, [r.ids for r in batch], top_k)))
