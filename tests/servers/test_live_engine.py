@@ -16,7 +16,7 @@ from lightning_opd.models import Lora
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.rollouts import VLLMEngine
-from lightning_opd.rollouts.drawing import sampling_logprobs
+from lightning_opd.rollouts.drawing import sampling_weights
 from lightning_opd.servers.launch import Launch
 from lightning_opd.types import RolloutBatch, Sampling
 from tests.servers.conftest import EAGER, TEACHER
@@ -43,8 +43,9 @@ class Gaps(OPDCallback):
         assert isinstance(module, OPDModule)
         student, mask = module.forward_student(rollouts), rollouts.response_mask
         own = student.logprobs.detach()
-        drawn_from = sampling_logprobs(student.head.logits(student.hidden_states)[mask].detach(), SAMPLING)
-        expected = drawn_from.gather(-1, rollouts.token_ids[mask][:, None]).squeeze(-1)
+        weights = sampling_weights(student.head.logits(student.hidden_states)[mask].detach(), SAMPLING)
+        drawn_from = weights / weights.sum(-1, keepdim=True)
+        expected = drawn_from.gather(-1, rollouts.token_ids[mask][:, None]).squeeze(-1).log()
         self.gaps.append(float((expected - rollouts.rollout_logprobs[mask]).abs().max()))
         self.lengths += mask.sum(dim=1).tolist()
         self.first = self.first or (rollouts, own)
