@@ -26,10 +26,9 @@ from lightning_opd.modules.checkpoint_files import CheckpointFiles
 from lightning_opd.modules.resume import check_resumable, prepare_resume
 from lightning_opd.options.help import help_text, wanted_help
 from lightning_opd.options.messages import BriefParser, explained
-from lightning_opd.options.outputs import check_output
 from lightning_opd.options.sources import ConfigSources
 from lightning_opd.preflight import Preflight, PreflightTrainer
-from lightning_opd.preflight.callback import check_start
+from lightning_opd.preflight.folders import check_writable
 from lightning_opd.preflight.trainer_settings import check_callbacks, check_seed, check_student, check_trainer
 from lightning_opd.processes import wait_for_ranks
 
@@ -114,6 +113,8 @@ class OPDCommandLine(LightningCLI):
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "preflight":  # where it is one of the findings
+            check_writable(self.trainer)
         with contextlib.ExitStack() as stack:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
                 if isinstance(callback, RankWatch):
@@ -121,21 +122,17 @@ class OPDCommandLine(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
-        """Refuse folders that cannot be written, and find the checkpoint to go on from."""
-        check_start(self.trainer)
+        """Find the checkpoint to go on from, which `last` and `auto` stand for."""
         self.before_preflight()
 
     def before_preflight(self) -> None:
-        """Find the checkpoint to go on from, which `last` and `auto` stand for."""
+        """Do the same as before `fit`."""
         settings = self.config_init[self._command]
         settings.ckpt_path = prepare_resume(self.trainer, self.model, self.datamodule, settings.ckpt_path)
 
     @override
     def before_instantiate_classes(self) -> None:
         check_trainer(self._get(self.config, "trainer").as_dict())
-        folder = self._get(self.config, "trainer").default_root_dir
-        if folder is not None:
-            check_output(Path(str(folder)), "trainer.default_root_dir")
         check_resumable(self._get(self.config, "ckpt_path"), weights_only=self._get(self.config, "weights_only"))
         strategy = self._get(self.config, "trainer").strategy
         name = strategy.class_path.rpartition(".")[2] if isinstance(strategy, Namespace) else strategy

@@ -40,6 +40,7 @@ from lightning_opd.modules.optimization import (
     SchedulerFactory,
     make_optimizer,
     make_scheduler,
+    num_states,
     try_optimization,
 )
 from lightning_opd.modules.schedules import WarmupCosine
@@ -177,6 +178,10 @@ class StudentModule(L.LightningModule, StudentOwner):
         """
         optimizer = make_optimizer(self._optimizer, [{"params": [nn.Parameter(torch.zeros(1))]}])
         return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+
+    def num_optimizer_states(self) -> float:
+        """Return how many numbers the optimiser keeps for a weight; there before any weight is loaded."""
+        return num_states(self._optimizer)
 
     @override
     def configure_optimizers(self) -> Any:

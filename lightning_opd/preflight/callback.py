@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import lightning as L  # Lightning's own convention
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import _TunerExitException  # its own way out of `fit` before training
 from typing_extensions import override
 
@@ -33,11 +34,13 @@ class Preflight(OPDCallback):
     Attributes:
         report: What was found.
         is_rehearsal: Whether everything is checked, the loaded models included, and nothing is trained.
+        loggers: Those of the run that is rehearsed; None for the trainer's own.
     """
 
     def __init__(self) -> None:
         """Start with an empty report."""
         self.report, self.is_rehearsal = Report(), False
+        self.loggers: list[Logger] | None = None
         self._has_seen_models = False
 
     @override
@@ -45,7 +48,7 @@ class Preflight(OPDCallback):
         if stage != "fit":
             return
         report, data = self.report, trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
-        report.run("output folders", lambda: check_writable(trainer))
+        report.run("output folders", lambda: check_writable(trainer, self.loggers))
         if isinstance(pl_module, StudentModule):
             _check_student(report, trainer, pl_module)
             chosen = data.sampling.stop_token_ids if isinstance(data, OPDDataModule) else ()
@@ -104,19 +107,11 @@ class Preflight(OPDCallback):
                 self.report.add(Check(f"prompts: {split}", str(found), status, values))
 
 
-def check_start(trainer: L.Trainer) -> None:
-    """Refuse folders that cannot be written before loggers open files there, where the trainer has a preflight.
-
-    Raises:
-        ConfigError: With the folder and the setting.
-    """
-    if any(isinstance(c, Preflight) for c in trainer.callbacks):  # type: ignore[attr-defined]  # set by Lightning
-        check_writable(trainer)
-
-
 def _check_student(report: Report, trainer: L.Trainer, module: StudentModule) -> None:
+    num_states = 2.0  # as AdamW has, where nothing is known
     if type(module).configure_optimizers is StudentModule.configure_optimizers:
         report.run("learning rate", lambda: check_learning_rates(module))
+        num_states = module.num_optimizer_states()
     try:
         found, check = outline_of(module)
     except ConfigError as error:
@@ -124,7 +119,7 @@ def _check_student(report: Report, trainer: L.Trainer, module: StudentModule) ->
         return
     report.add(check)
     if found is not None:
-        report.run("disk", lambda: check_disk(trainer, module.student_config, found))
+        report.run("disk", lambda: check_disk(trainer, module.student_config, found, num_states))
 
 
 def _check_tokenizers(report: Report, module: OPDModule, data: object) -> None:

@@ -44,6 +44,7 @@ class PreflightTrainer(L.Trainer):
         own = [callback for callback in callbacks if isinstance(callback, Preflight)] or [Preflight()]
         preflight, others = own[0], [callback for callback in callbacks if callback not in own]
         preflight.is_rehearsal = True
+        preflight.loggers = self.loggers
         self.callbacks, self.loggers = [preflight, *others], []
         report = preflight.report
         try:

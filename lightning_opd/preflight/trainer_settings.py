@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from lightning_opd.errors import ConfigError
+from lightning_opd.errors import ConfigError, MissingPackageError
 
 LOWEST = {
     "accumulate_grad_batches": 1,
@@ -43,6 +45,27 @@ def check_trainer(trainer: Mapping[str, object]) -> None:
         )
         raise ConfigError(msg)
     _check_devices(trainer.get("devices"), str(trainer.get("accelerator")))
+    _check_profiler(trainer.get("profiler"))
+    for name in ("accelerator", "profiler", "strategy"):
+        value = trainer.get(name)
+        if isinstance(value, str) and "class_path" in value:  # a parser has read it as a word
+            msg = (
+                f"`trainer.{name}` names a class that does not take these arguments: `{value}`. "
+                f"`--trainer.{name}.help CLASS` lists its own."
+            )
+            raise ConfigError(msg)
+
+
+def _check_profiler(profiler: object) -> None:
+    """Refuse profilers of hardware or packages that are not here."""
+    kind = str(profiler.get("class_path") if isinstance(profiler, Mapping) else profiler).rpartition(".")[2]
+    if kind in {"xla", "XLAProfiler"} and find_spec("torch_xla") is None:
+        msg = "`trainer.profiler`: `xla` needs the package torch_xla, which is missing. Use `simple` or `pytorch`."
+        raise MissingPackageError(msg)
+    settings = profiler.get("init_args") if isinstance(profiler, Mapping) else None
+    if isinstance(settings, Mapping) and settings.get("emit_nvtx") and not torch.cuda.is_available():
+        msg = "`trainer.profiler.emit_nvtx` needs a GPU of NVIDIA, and there is none. Leave it out."
+        raise ConfigError(msg)
 
 
 def check_seed(seed: object) -> None:

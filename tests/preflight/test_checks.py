@@ -17,8 +17,9 @@ from lightning_opd.functional.baselines import LeaveOneOut
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.modules.student import StudentModule
 from lightning_opd.objectives import PolicyGradient
+from lightning_opd.options.outputs import nearest
 from lightning_opd.preflight import Check, Preflight, Report, Status
-from lightning_opd.preflight.folders import check_writable, nearest, outputs
+from lightning_opd.preflight.folders import check_writable, outputs
 from lightning_opd.preflight.models import broken_models
 from lightning_opd.preflight.student import check_learning_rates, check_stops, outline_of
 from tests.preflight.reports import Run, checks, failed
@@ -150,7 +151,7 @@ def test_every_folder_of_a_run_is_looked_at(tmp_path: Path) -> None:
         "the exported model",
         "a checkpoint",
     ]
-    with pytest.raises(ConfigError, match=r"model` cannot be written .*the exported model would be lost. Set `folder`"):
+    with pytest.raises(ConfigError, match=r"`folder` is `.*model`, but `.*file` is a file, not a folder"):
         check_writable(trainer)
     assert not (tmp_path / "new").exists()
     assert nearest(tmp_path / "new" / "deeper") == tmp_path

@@ -170,9 +170,34 @@ def test_a_folder_that_cannot_be_written_is_found_before_loggers_open_files(
     (tmp_path / "file").write_text("")
     words = (f"--trainer.default_root_dir={tmp_path / 'file' / 'runs'}", "--trainer.logger=true")
     status, out, err = run(command, *words)
-    assert status == 2
+    assert status == {"preflight": 1, "fit": 2}[command]
     assert "is a file, not a folder" in out + err
     assert "`trainer.default_root_dir` is" in out + err
+
+
+LOGGER = "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: FILE}}"
+PROFILER = "--trainer.profiler={class_path: SimpleProfiler, init_args: {dirpath: FILE, filename: x}}"
+
+
+@pytest.mark.parametrize("command", ["preflight", "fit", "test"])
+@pytest.mark.parametrize(
+    ("word", "setting"), [(LOGGER, "trainer.logger.save_dir"), (PROFILER, "trainer.profiler.dirpath")]
+)
+def test_a_file_in_the_place_of_any_folder_is_found(
+    run: Run, tmp_path: Path, command: str, word: str, setting: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    status, out, err = run(command, word.replace("FILE", str(tmp_path / "file")))
+    assert status == {"preflight": 1}.get(command, 2), err
+    assert f"`{setting}` is" in out + err
+    assert "is a file, not a folder" in out + err
+
+
+def test_a_checkpoint_is_as_large_as_its_optimizer_makes_it(run: Run, tmp_path: Path) -> None:
+    words = ("--trainer.enable_checkpointing=true", "--trainer.callbacks+=lightning_opd.callbacks.LastCheckpoint")
+    optimizer = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9")
+    assert run("preflight", *words, *optimizer)[0] == 0
+    assert "(0.22 MB for a checkpoint)" in checks(tmp_path)["disk"]["text"]  # weights and one state of 27,872
 
 
 def test_without_a_preflight_fit_starts_as_it_is(run: Run) -> None:
