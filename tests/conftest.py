@@ -25,7 +25,8 @@ from tests.commands import cli, merge_yaml, write_yaml  # noqa: E402, F401  # fi
 from tests.tiny import save_foreign, save_model, save_tokenizer  # noqa: E402
 from tests.world import save_world  # noqa: E402
 
-hypothesis.settings.register_profile("lightning_opd", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("lightning_opd", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)  # --hypothesis-profile=thorough
 hypothesis.settings.load_profile("lightning_opd")
 torch.set_num_threads(1)
 

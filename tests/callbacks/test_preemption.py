@@ -35,7 +35,9 @@ def fitted(world: Path, folder: Path, *callbacks: Callback, **settings: Any) -> 
     return trainer, module.state_dict()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *[pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)]]
+)
 def test_a_signal_ends_the_run_whole_at_the_next_step(world: Path, tmp_path: Path, number: signal.Signals) -> None:
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     _, expected = fitted(world, tmp_path / "whole")

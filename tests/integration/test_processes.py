@@ -75,7 +75,7 @@ def logged_alike(mine: dict[str, float], theirs: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("strategy", "adapter"),
     [
-        ("ddp", "full"),
+        pytest.param("ddp", "full", marks=pytest.mark.slow),
         pytest.param("fsdp", "lora", marks=pytest.mark.slow),
         pytest.param("ddp", "lora", marks=pytest.mark.slow),
         pytest.param("fsdp", "full", marks=pytest.mark.slow),

@@ -52,7 +52,13 @@ def train(
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "updates", "steps"), [(1, 1, (1, 3)), (2, 1, (2, 4)), (1, 2, (1, 2, 6)), (2, 2, (3, 4))]
+    ("accumulate", "updates", "steps"),
+    [
+        pytest.param(1, 1, (1, 3), marks=pytest.mark.slow),
+        pytest.param(2, 1, (2, 4), marks=pytest.mark.slow),
+        pytest.param(1, 2, (1, 2, 6), marks=pytest.mark.slow),
+        (2, 2, (3, 4)),
+    ],
 )
 def test_a_run_resumed_after_any_step_equals_the_undisturbed_one_bit_for_bit(
     accumulate: int, updates: int, steps: tuple[int, ...], world: Path, tmp_path: Path

@@ -103,6 +103,7 @@ def test_the_critics_gradient_is_clipped_apart_from_the_students(world: Path, tm
     assert after["student"] ** 0.5 == pytest.approx(min(0.5, norms["student"] ** 0.5), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_critic_learns_and_says_how_much_it_explains(world: Path, tmp_path: Path) -> None:
     """The student is constant and generates up to the limit, so the KL to go shrinks along the response."""
     recorder, module = Recorder(), with_critic(world, lr=2e-2)

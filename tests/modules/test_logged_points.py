@@ -112,10 +112,10 @@ def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
         ("saved", 3, 3, 6),  # ... and before its validation
         pytest.param("validation", 2, 2, 4, marks=pytest.mark.slow),
         pytest.param("validation", 3, 3, 6, marks=pytest.mark.slow),
-        ("validation", 6, 6, 6),  # the last one
+        pytest.param("validation", 6, 6, 6, marks=pytest.mark.slow),  # the last one
         pytest.param("saved", 6, 6, 6, marks=pytest.mark.slow),
         pytest.param("update", 2, 1, 4, marks=pytest.mark.slow),
-        ("update", 4, 2, 4),  # points were logged that are logged again
+        pytest.param("update", 4, 2, 4, marks=pytest.mark.slow),  # points were logged that are logged again
         pytest.param("saved", 5, 3, 6, marks=pytest.mark.slow),
     ],
 )

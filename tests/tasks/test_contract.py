@@ -108,7 +108,7 @@ def test_the_environment_rewards_like_the_outcome(task: Task) -> None:
 
 
 @every_task
-@pytest.mark.parametrize("num_examples", [0, 1, 7, 100])
+@pytest.mark.parametrize("num_examples", [0, 1, 20])
 def test_there_are_as_many_demonstrations_as_asked_for(task: Task, num_examples: int) -> None:
     assert len(task.demonstrations("train", num_examples, seed=3)) == num_examples
     assert task.demonstrations("train", num_examples, seed=3) == task.demonstrations("train", num_examples, seed=3)

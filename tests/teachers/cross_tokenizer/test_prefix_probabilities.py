@@ -51,7 +51,7 @@ def all_longer_covers(sums: PrefixProbabilities, segment: TextSegment, index: in
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(pair=pairs, text=texts)
 def test_covers_are_found_where_a_token_reaches_and_nowhere_else(pair: tuple[int, int], text: str) -> None:
     both = random_translator(*pair)

@@ -43,8 +43,10 @@ CREDITS: tuple[Credit, ...] = (
 TOKEN_CREDITS = CREDITS[:-1]
 ESTIMATORS = [parameter.values[0] for parameter in implementations(AdvantageEstimator, functional)]
 IDENTITY_CASES = [
-    *[(objective, ExactMatchCredit()) for objective in (DistributionMatching(), *map(PolicyGradient, ESTIMATORS))],
-    *[(PolicyGradient(), credit) for credit in TOKEN_CREDITS[1:]],
+    (DistributionMatching(), ExactMatchCredit()),
+    *[pytest.param(PolicyGradient(e), ExactMatchCredit(), marks=pytest.mark.slow) for e in ESTIMATORS],
+    *[pytest.param(PolicyGradient(), credit, marks=pytest.mark.slow) for credit in TOKEN_CREDITS[1:-1]],
+    (PolicyGradient(), TOKEN_CREDITS[-1]),
 ]
 TOP_K = DistributionMatching(TopK(ReverseKL(), 8), teacher_signal="top_k")
 every_credit = pytest.mark.parametrize("credit", CREDITS, ids=str)
@@ -100,7 +102,9 @@ def test_exact_match_scores_are_log_probs_of_single_tokens(world: Path, foreign:
     assert not torch.equal(batch.aligned_mask, batch.response_mask)
 
 
-@every_credit
+@pytest.mark.parametrize(
+    "credit", [*[pytest.param(c, marks=pytest.mark.slow) for c in CREDITS[:-2]], *CREDITS[-2:]], ids=str
+)
 def test_a_foreign_teacher_trains_beside_a_native_one(
     credit: Credit, world: Path, foreign: Path, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def divided_by(folder: Path, temperature: float, where: Path) -> Path:
     return where
 
 
-@pytest.mark.parametrize(("own", "sampling"), [(None, 3.0), (3.0, 1.0), (3.0, 0.5)])
+@pytest.mark.parametrize(("own", "sampling"), [(None, 3.0), pytest.param(3.0, 1.0, marks=pytest.mark.slow), (3.0, 0.5)])
 @pytest.mark.parametrize("credit", CREDITS, ids=str)
 def test_a_temperature_divides_the_teachers_logits(
     credit: Credit, own: float | None, sampling: float, world: Path, foreign: Path, tmp_path: Path

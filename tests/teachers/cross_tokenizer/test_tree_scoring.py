@@ -61,7 +61,10 @@ def both_ways(world: Path, folder: Path, replies: tuple[str, ...]) -> tuple[Roll
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 24, "layer_types": list(BOTH)}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 24, "layer_types": list(BOTH)},
+    ],
     ids=["full attention", "sliding attention"],
 )
 def test_scores_of_trees_read_in_chunks_are_those_of_one_forward(
