@@ -28,7 +28,7 @@ from lightning_opd.options.help import help_text, wanted_help
 from lightning_opd.options.messages import BriefParser, explained
 from lightning_opd.options.sources import ConfigSources
 from lightning_opd.preflight import Preflight, PreflightTrainer
-from lightning_opd.preflight.folders import check_writable
+from lightning_opd.preflight.folders import check_writable, outputs
 from lightning_opd.preflight.trainer_settings import check_callbacks, check_seed, check_student, check_trainer
 from lightning_opd.processes import wait_for_ranks
 
@@ -114,7 +114,7 @@ class OPDCommandLine(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand != "preflight":  # where it is one of the findings
-            check_writable(self.trainer)
+            check_writable(outputs(self.trainer))
         with contextlib.ExitStack() as stack:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
                 if isinstance(callback, RankWatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import lightning as L  # Lightning's own convention
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import _TunerExitException  # its own way out of `fit` before training
 from typing_extensions import override
 
@@ -15,7 +14,7 @@ from lightning_opd.interfaces import OPDCallback
 from lightning_opd.models import gather_objects
 from lightning_opd.modules import OPDModule
 from lightning_opd.modules.student import StudentModule
-from lightning_opd.preflight.folders import check_disk, check_writable
+from lightning_opd.preflight.folders import Output, check_disk, check_writable, outputs
 from lightning_opd.preflight.models import broken_models, check_models
 from lightning_opd.preflight.report import Check, Report, Status
 from lightning_opd.preflight.student import check_learning_rates, check_stops, outline_of
@@ -34,13 +33,13 @@ class Preflight(OPDCallback):
     Attributes:
         report: What was found.
         is_rehearsal: Whether everything is checked, the loaded models included, and nothing is trained.
-        loggers: Those of the run that is rehearsed; None for the trainer's own.
+        outputs: What the run that is rehearsed writes; None for what the trainer does.
     """
 
     def __init__(self) -> None:
         """Start with an empty report."""
         self.report, self.is_rehearsal = Report(), False
-        self.loggers: list[Logger] | None = None
+        self.outputs: list[Output] | None = None
         self._has_seen_models = False
 
     @override
@@ -48,7 +47,7 @@ class Preflight(OPDCallback):
         if stage != "fit":
             return
         report, data = self.report, trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
-        report.run("output folders", lambda: check_writable(trainer, self.loggers))
+        report.run("output folders", lambda: check_writable(outputs(trainer) if self.outputs is None else self.outputs))
         if isinstance(pl_module, StudentModule):
             _check_student(report, trainer, pl_module)
             chosen = data.sampling.stop_token_ids if isinstance(data, OPDDataModule) else ()

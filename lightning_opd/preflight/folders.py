@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 
 from lightning_opd.callbacks import ExportHuggingFace
 from lightning_opd.errors import ConfigError
@@ -41,13 +40,8 @@ class Output:
     is_merged: bool = True
 
 
-def outputs(trainer: L.Trainer, loggers: Sequence[Logger] | None = None) -> list[Output]:
-    """Return what a run writes and where; folders that are URLs are left out.
-
-    Args:
-        trainer: With its callbacks and its profiler.
-        loggers: Its own by default.
-    """
+def outputs(trainer: L.Trainer) -> list[Output]:
+    """Return what a run writes and where; folders that are URLs are left out."""
     root = trainer.default_root_dir
     found = [Output("metrics and settings", "trainer.default_root_dir", root, is_small=True)]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
@@ -58,7 +52,7 @@ def outputs(trainer: L.Trainer, loggers: Sequence[Logger] | None = None) -> list
             setting = "folder" if callback.folder else "trainer.default_root_dir"
             folder = str(callback.folder or Path(root) / "model")
             found.append(Output("the exported model", setting, folder, is_merged=callback.merge))
-    for logger in trainer.loggers if loggers is None else loggers:
+    for logger in trainer.loggers:
         if logger.save_dir:
             found.append(Output("metrics", "trainer.logger.save_dir", str(logger.save_dir), is_small=True))
     if trainer.profiler.dirpath:  # type: ignore[attr-defined]  # set by Lightning
@@ -67,17 +61,15 @@ def outputs(trainer: L.Trainer, loggers: Sequence[Logger] | None = None) -> list
     return [output for output in found if "://" not in output.folder]
 
 
-def check_writable(trainer: L.Trainer, loggers: Sequence[Logger] | None = None) -> Check:
+def check_writable(found: Sequence[Output]) -> Check:
     """Refuse folders in which nothing can be written; nothing stays behind.
 
     Args:
-        trainer: With its callbacks and its profiler.
-        loggers: Its own by default.
+        found: From `outputs`.
 
     Raises:
         ConfigError: With the folder and the setting.
     """
-    found = outputs(trainer, loggers)
     for output in found:
         check_output(Path(output.folder), output.setting)
     folders = dict.fromkeys(output.folder for output in found)

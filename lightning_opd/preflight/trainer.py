@@ -6,9 +6,11 @@ from pathlib import Path
 
 import lightning as L  # Lightning's own convention
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.preflight.callback import Preflight
+from lightning_opd.preflight.folders import outputs
 from lightning_opd.preflight.report import FILE_NAME, Check, Status
 from lightning_opd.preflight.table import show
 
@@ -44,8 +46,8 @@ class PreflightTrainer(L.Trainer):
         own = [callback for callback in callbacks if isinstance(callback, Preflight)] or [Preflight()]
         preflight, others = own[0], [callback for callback in callbacks if callback not in own]
         preflight.is_rehearsal = True
-        preflight.loggers = self.loggers
-        self.callbacks, self.loggers = [preflight, *others], []
+        preflight.outputs = outputs(self)
+        self.callbacks, self.loggers, self.profiler = [preflight, *others], [], PassThroughProfiler()
         report = preflight.report
         try:
             self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)

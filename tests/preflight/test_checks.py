@@ -152,7 +152,7 @@ def test_every_folder_of_a_run_is_looked_at(tmp_path: Path) -> None:
         "a checkpoint",
     ]
     with pytest.raises(ConfigError, match=r"`folder` is `.*model`, but `.*file` is a file, not a folder"):
-        check_writable(trainer)
+        check_writable(outputs(trainer))
     assert not (tmp_path / "new").exists()
     assert nearest(tmp_path / "new" / "deeper") == tmp_path
     assert os.listdir(tmp_path) == ["file"]

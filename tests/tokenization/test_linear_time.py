@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +20,17 @@ SMALL, FACTOR = 20_000, 10
 FENCED = FencedJson()
 NUMBER, CHOICE = partial(NumberAnswer().matches, answer="3"), partial(ChoiceAnswer().matches, answer="B")
 COMMON = ("{", "[", "\n", "\\", "7", "<tool_call>", "<tool_call></tool_call>", "<think></think>", '{"name":', '"')
+CALLS = (
+    '{"name":"a"};',
+    "<function=a>",
+    "</function>",
+    "[TOOL_CALLS]a[ARGS]{}",
+    "a(b=1),",
+    "<arg_key>",
+    FENCED.open_tag,
+)
 CASES: list[tuple[str, Callable[[str], Any], str, str]] = [
-    *((f"{type(form).__name__} of {unit!r}", form, "", unit) for form in FORMS for unit in COMMON),
+    *((f"{type(form).__name__} of {unit!r}", form, "", unit) for form in FORMS for unit in (*COMMON, *CALLS)),
     ("calls that are left open", TaggedJson(is_lenient=True), "", "<tool_call>"),
     ("whole calls", TaggedJson().content, "", '<tool_call>{"name":"a"}</tool_call>'),
     ("calls as bare JSON", BareJson(), "", '{"name":"a"};'),
@@ -58,4 +68,9 @@ def test_reading_ten_times_the_text_takes_about_ten_times_as_long(
         return min(times)
 
     seconds(100)  # warm
-    assert seconds(SMALL * FACTOR) < 3 * FACTOR * max(seconds(SMALL), 0.001)
+    gc.disable()  # it looks at all objects of the process, however few of them are the reader's
+    try:
+        factors = (seconds(SMALL * FACTOR) / max(seconds(SMALL), 0.001) for _ in range(4))  # other processes disturb
+        assert any(factor < 1.2 * FACTOR for factor in factors)
+    finally:
+        gc.enable()
