@@ -7,6 +7,8 @@ from tests.bad_inputs.row import Bad, part, setting, thinned
 OBJECTIVES, FUNCTIONAL = "lightning_opd.objectives", "lightning_opd.functional"
 CALLBACKS = "lightning_opd.callbacks"
 
+PROFILER = "lightning.pytorch.profilers.PyTorchProfiler"
+
 
 def functional(name: str, init_args: dict[str, object]) -> dict[str, object]:
     """Return a part of the mathematics."""
@@ -177,6 +179,12 @@ TRAINER = [
     setting("trainer.accelerator=gpuu", "gpuu"),
     setting("trainer.accelerator=gpu", "gpu"),
     setting("trainer.profiler=fast", "`profiler`", "simple"),
+    setting("trainer.profiler=xla", "`trainer.profiler`", "torch_xla"),
+    setting(f"trainer.profiler={part(PROFILER, bogus=1)}", "`trainer.profiler` names a class", "profiler.help"),
+    setting(
+        f"trainer.strategy={part('lightning.pytorch.strategies.DDPStrategy', bogus=1)}",
+        "`trainer.strategy` names a class",
+    ),
     setting("trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch"),
     setting("trainer.max_epochs=-2", "max_epochs", more=("--trainer.max_steps=-1",)),
 ]
