@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_opd.collection.resume import describe_settings
 from lightning_opd.errors import ConfigError
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
@@ -63,6 +64,22 @@ def num_states(optimizer: OptimizerFactory) -> float:
         return 2.0
     kept = [value for value in tried.state[weight].values() if isinstance(value, torch.Tensor) and value.dim() > 0]
     return sum(value.numel() * value.element_size() for value in kept) / (weight.numel() * weight.element_size())
+
+
+def optimization_settings(optimizer: OptimizerFactory, lr_scheduler: SchedulerFactory | None) -> dict[str, object]:
+    """Return by name the settings of both that a resumed run must share.
+
+    Args:
+        optimizer: As a module takes it.
+        lr_scheduler: As a module takes it.
+    """
+    made = optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))]}])  # for its settings alone
+    schedule = None if lr_scheduler is None else lr_scheduler(made)
+    return {
+        "model.optimizer": {"class_path": type(made).__qualname__, **describe_settings(made.defaults)},
+        "model.lr_scheduler": schedule
+        and {"class_path": type(schedule).__qualname__, **describe_settings(vars(schedule))},
+    }
 
 
 def make_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> Optimizer:

@@ -57,7 +57,7 @@ def prepare_resume(trainer: pl.Trainer, module: pl.LightningModule, data: object
     if ckpt_path is not None:
         checkpoint = peek(Path(ckpt_path))
         if isinstance(module, StudentModule):
-            check_resume(checkpoint.get("settings", {}), module.resume_settings(trainer, data), module.allow_changed)
+            check_resume(checkpoint.get("settings", {}), module.recorded_settings(trainer, data), module.allow_changed)
         enter_folders(trainer, checkpoint)
     return ckpt_path
 

@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, describe_settings, is_allowed
+from lightning_opd.collection.model_contents import contents
+from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, is_allowed
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.models import (
@@ -41,6 +42,7 @@ from lightning_opd.modules.optimization import (
     make_optimizer,
     make_scheduler,
     num_states,
+    optimization_settings,
     try_optimization,
 )
 from lightning_opd.modules.schedules import WarmupCosine
@@ -74,6 +76,7 @@ class StudentModule(L.LightningModule, StudentOwner):
         self._language_model: LanguageModel | None = None
         self.non_finite = NonFiniteGuard()
         self._max_steps: int | None = None  # of a resumed run
+        self._contents: dict[str, str] | None = None  # of models on the disk
 
     def configure_student(self) -> nn.Module:
         """Return the student in train mode; a hook for students that are built differently."""
@@ -211,13 +214,9 @@ class StudentModule(L.LightningModule, StudentOwner):
             trainer: The one that trains.
             data: Its data module.
         """
-        optimizer = self._optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))]}])  # for its settings alone
-        schedule = None if self._lr_scheduler is None else self._lr_scheduler(optimizer)
         config = self.student_config
         settings: dict[str, object] = {
-            "model.optimizer": {"class_path": type(optimizer).__qualname__, **describe_settings(optimizer.defaults)},
-            "model.lr_scheduler": schedule
-            and {"class_path": type(schedule).__qualname__, **describe_settings(vars(schedule))},
+            **optimization_settings(self._optimizer, self._lr_scheduler),
             "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
             "trainer.gradient_clip_val": trainer.gradient_clip_val,
             "trainer.precision": trainer.precision,
@@ -226,8 +225,15 @@ class StudentModule(L.LightningModule, StudentOwner):
             settings |= {"model.student.lora": describe(config.lora), "model.student.path": describe(config.path)}
         return settings | (data.resume_settings() if isinstance(data, RecordsSettings) else {})
 
+    def recorded_settings(self, trainer: L.Trainer, data: object) -> dict[str, object]:
+        """Return `resume_settings` and what the models that they name held when this was first asked for."""
+        settings = self.resume_settings(trainer, data)
+        if self._contents is None:
+            self._contents = contents(settings)
+        return settings | self._contents
+
     def _own_settings(self) -> dict[str, object]:
-        return self.resume_settings(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]  # set by Lightning
+        return self.recorded_settings(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]  # set by Lightning
 
     def _check_settings(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another run; begin anew with an optimiser that is allowed to be another one."""
@@ -246,11 +252,11 @@ class StudentModule(L.LightningModule, StudentOwner):
 
     @override
     def on_train_start(self) -> None:
-        """Tell the checkpoint callbacks of a resumed run which step is saved already.
+        """Tell the checkpoint callbacks of a resumed run which step is saved already, which Lightning forgets.
 
-        Lightning forgets it; they would save the same step again in the middle of the next accumulation, without the
-        gradients accumulated so far.
+        They would save it again in the middle of the next accumulation, without the gradients accumulated so far.
         """
+        self._own_settings()  # of the models as they are now
         if self._max_steps is None:
             logged_points.begin(self.trainer)
         for callback in self.trainer.checkpoint_callbacks:

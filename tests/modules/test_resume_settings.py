@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
 
+from lightning_opd import Lora
+from lightning_opd.collection.model_contents import content_of
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import Sampling
+from tests.tiny import save_adapter, save_model
 from tests.world import Letters, Recorder, make_data, make_module, make_trainer, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Going on with another")
@@ -165,3 +170,40 @@ def test_another_number_of_processes_is_refused_where_they_share_updates(world: 
         fit(world, tmp_path, ckpt_path=path, **settings)
     with pytest.raises(ConfigError, match="inside a rollout batch of 2 micro-batches on 2 processes"):
         fit(world, tmp_path, ckpt_path=path, allow=("trainer.devices",), **settings)
+
+
+def further_trained(folder: Path) -> None:
+    """Change one matrix in the middle of a model's file by a little."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1.001
+    save_file(weights, file, {"format": "pt"})
+
+
+def test_a_model_that_was_replaced_in_place_is_refused_by_name(world: Path, tmp_path: Path) -> None:
+    own = tmp_path / "world"
+    shutil.copytree(world, own)
+    fit(own, tmp_path, trainer={"max_steps": 1})
+    path = tmp_path / "step=1.ckpt"
+    (own / "code" / "README.md").write_text("what is no part of a model")
+    fit(own, tmp_path, ckpt_path=path, trainer={"max_steps": 2})
+    further_trained(own / "math")
+    with pytest.raises(ConfigError, match=r"settings: `model.teachers.math.path.content` was `files with hash \w{16}`"):
+        fit(own, tmp_path, ckpt_path=path)
+    fit(own, tmp_path, ckpt_path=path, allow=("model.teachers.math",), trainer={"max_steps": 2})
+
+
+def test_the_content_of_an_adapter_covers_its_base(tmp_path: Path) -> None:
+    base, adapter = save_model(tmp_path / "base", seed=0), tmp_path / "adapter"
+    save_adapter(base, adapter, 1, Lora(rank=2))
+    before = content_of(adapter)
+    assert content_of(shutil.copytree(adapter, tmp_path / "copy")) == before
+    further_trained(base)
+    assert content_of(adapter) != before
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00[]", b"x" * 7])
+def test_a_torn_file_has_a_content_too(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert content_of(tmp_path).startswith("files with hash ")
