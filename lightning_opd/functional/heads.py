@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_opd.functional.logprobs import positions_per_chunk, promote
 
-BLOCK_ELEMENTS = {"cpu": 2**19}
+BLOCK_ELEMENTS = {"cpu": 2**18}
 """Logits that elementwise operations visit at once on each kind of device, so that they stay in its cache."""
 
 
