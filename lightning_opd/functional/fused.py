@@ -73,7 +73,8 @@ def fused(
     """
     head = student.head
     weights = weights if torch.is_grad_enabled() else None
-    values, metrics = _Fused.apply(student.states, head.weight, head.bias, weights, student, tuple(parts), num_metrics)
+    inputs = (student.states, head.weight, head.bias, weights)
+    values, metrics = _Fused.apply(*inputs, student, tuple(parts), num_metrics)  # type: ignore[no-untyped-call]
     return Fused(values, metrics)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_opd.functional.logprobs import positions_per_chunk, promote
 
-BLOCK_ELEMENTS = {"cpu": 2**18}
-"""Logits that elementwise operations visit at once on each kind of device, so that they stay in its cache."""
+BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+"""Logits that elementwise operations visit at once on each kind of device, so that their copies stay in its cache."""
 
 
 class OutputLayer(Protocol):
@@ -145,7 +145,7 @@ def chunks(num_positions: int, vocab_size: int, like: Tensor) -> Iterator[slice]
 
 def blocks(logits: Float[Tensor, "positions vocab"]) -> Iterator[slice]:
     """Yield slices of rows over which elementwise operations should go one after the other."""
-    elements = BLOCK_ELEMENTS.get(logits.device.type)
-    size = len(logits) if elements is None else max(1, elements // max(1, logits.shape[1]))
-    for start in range(0, len(logits), max(1, size)):
+    elements = BLOCK_ELEMENTS.get(logits.device.type, BLOCK_ELEMENTS["cpu"])
+    size = max(1, elements // max(1, logits.shape[1]))
+    for start in range(0, len(logits), size):
         yield slice(start, start + size)

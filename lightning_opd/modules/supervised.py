@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.functional.logprobs import linear_token_statistics, positions_per_chunk
+from lightning_opd.functional.fused import token_statistics
+from lightning_opd.functional.heads import HeadStates
 from lightning_opd.models import StudentConfig, sum_over_ranks
 from lightning_opd.modules.optimization import OptimizerFactory, SchedulerFactory
 from lightning_opd.modules.student import StudentModule
@@ -45,11 +46,9 @@ class SFTModule(StudentModule):
         model = self.language_model
         states = model.states(batch["token_ids"], batch["attention_mask"].bool())
         mask = batch["response_mask"].bool()
-        size = positions_per_chunk(model.vocab_size, states.device, states.dtype)
-        head = model.head().cut(model.vocab_size)
-        logprobs, _ = linear_token_statistics(
-            states, head.logits, batch["token_ids"], mask, chunk_size=size, with_entropies=False
-        )
+        where = mask.nonzero(as_tuple=True)
+        ids = batch["token_ids"][where]
+        logprobs, _ = token_statistics(HeadStates(states[where], model.head()), ids, states.new_full(ids.shape, -1.0))
         return -logprobs.sum(), mask.sum()
 
     @override

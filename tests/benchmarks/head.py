@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,16 +90,18 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     bench = Bench(options.tokens, options.hidden, options.vocabulary)
+    divergences: dict[str, Divergence] = {
+        "reverse KL": ReverseKL(),
+        "forward KL": ForwardKL(),
+        "Jensen–Shannon": JensenShannon(),
+        "top 32": TopK(ReverseKL(), 32),
+    }
     losses: dict[str, Callable[[], None]] = {"policy gradient": bench.policy_gradient}
-    divergences = {"reverse KL": ReverseKL(), "forward KL": ForwardKL(), "Jensen–Shannon": JensenShannon()}
-    divergences["top 32"] = TopK(ReverseKL(), 32)  # type: ignore[assignment]  # all are divergences
-    for name, divergence in divergences.items():
-        losses[name] = lambda divergence=divergence: bench.divergence(divergence)  # type: ignore[misc]
+    losses |= {name: partial(bench.divergence, divergence) for name, divergence in divergences.items()}
     sys.stdout.write("| loss | seconds | its products | ratio | peak MB of the process |\n|---|---|---|---|---|\n")
     for name, loss in losses.items():
-        fused, bare = alternate(
-            options.repeats, loss, lambda n=name: bench.products(with_teacher=n != "policy gradient")
-        )  # type: ignore[misc]
+        bare_products = partial(bench.products, with_teacher=name in divergences)
+        fused, bare = alternate(options.repeats, loss, bare_products)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         sys.stdout.write(f"| {name} | {fused:.2f} | {bare:.2f} | {fused / bare:.2f} | {peak:.0f} |\n")
         sys.stdout.flush()
