@@ -50,7 +50,7 @@ def watched(model: nn.Module) -> list[tuple[int, int]]:
     ids=str,
 )
 def test_scores_do_not_depend_on_the_budget_which_only_a_single_row_exceeds(
-    settings: dict[str, int], expected: list[tuple[int, int]], double_world: Path
+    settings: dict[str, Any], expected: list[tuple[int, int]], double_world: Path
 ) -> None:
     plain, teacher = (LocalTeacher(str(double_world / "math"), dtype="float64", top_k=4, **s) for s in ({}, settings))
     batch, scores = tokens(), []
