@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import LongTensor, Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import RolloutEngine
-from lightning_opd.models import cache_argument, causal_lm, unsharded
+from lightning_opd.models import causal_lm, unsharded
+from lightning_opd.rollouts.admission import Queue
 from lightning_opd.rollouts.cache_support import check_cache, probing_prompts
-from lightning_opd.rollouts.drawing import draw
+from lightning_opd.rollouts.decoding import Decoding
 from lightning_opd.rollouts.prefix_cache import PrefixCache
 from lightning_opd.rollouts.stop_strings import StopStrings
 from lightning_opd.types import Sample, Sampling
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-
-RETIRE_FRACTION = 0.05
-"""Finished rows leave the batch once they are this fraction of it.
-
-Every step copies the cache anyway to append its token, so dropping rows costs little."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class InProcessEngine(RolloutEngine):
@@ -36,21 +29,29 @@ class InProcessEngine(RolloutEngine):
     of every row as many last tokens as the row with most new ones needs. Their memory is that of a turn's own
     cache, times the batches of a turn; `finish` releases it.
 
+    Keys and values get space for further tokens in blocks, so that no token copies those before it. Siblings share
+    one reading of their prompt. Finished responses leave at once, and waiting ones join, longest prompts first, where
+    every layer keeps all keys and values; with a sliding window or a recurrent state, one batch follows the other.
+
     A model with recurrent states (hybrids, state-space models) is tried out when it first arrives. Where such a model
     misreads padded prompts, only prompts of one length are generated together; where its cache does not give
     the log-probs of a plain forward, it is refused.
 
     Args:
-        batch_size: Most responses generated at once; longer lists are split. It bounds memory only:
-            a response does not depend on the others of its batch.
+        batch_size: Most responses generated at once; others wait and take the place of finished ones. It bounds
+            memory only: a response does not depend on the others of its batch.
+        max_cache_tokens: Most tokens whose keys and values are held at once, counted as if every response became
+            as long as it may, prompt and padding included. It bounds memory as `batch_size` does; a token takes
+            layers × key-value heads × head size × 2 numbers.
     """
 
-    def __init__(self, batch_size: int = 512) -> None:
-        """Remember the batch size; the student arrives with `sync`."""
-        if batch_size < 1:
-            msg = f"`batch_size` must be at least 1, got {batch_size}."
-            raise ConfigError(msg)
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int = 512, max_cache_tokens: int = 2**18) -> None:
+        """Remember the bounds; the student arrives with `sync`."""
+        for name, bound in (("batch_size", batch_size), ("max_cache_tokens", max_cache_tokens)):
+            if bound < 1:
+                msg = f"`{name}` must be at least 1, got {bound}."
+                raise ConfigError(msg)
+        self.batch_size, self.max_cache_tokens = batch_size, max_cache_tokens
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._num_tokens = self._num_row_steps = 0
@@ -123,170 +124,32 @@ class InProcessEngine(RolloutEngine):
             msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
             raise ConfigError(msg)
         stop_strings = StopStrings(sampling.stop_strings, self._tokenizer)
+        following = PrefixCache() if sampling.max_turns > 1 else None
+        lengths = [len(prompt) for prompt in token_ids]
+        queue = Queue(
+            lengths, num_samples, sampling.max_new_tokens, self.batch_size, self.max_cache_tokens, pads=self._pads
+        )
+        decoding = Decoding(
+            self._model,
+            token_ids,
+            num_samples,
+            seeds,
+            sampling,
+            stop_strings,
+            self._prefixes,
+            following,
+            is_padded=self._pads,
+        )
         was_training = self._model.training
         self._model.eval()
-        samples: dict[int, Sample] = {}
-        following = PrefixCache() if sampling.max_turns > 1 else None
         try:
             with unsharded(self._model):
-                for chosen in self._batches([len(prompt) for prompt in token_ids], num_samples):
-                    rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
-                    decoding = _Decoding(
-                        self._model,
-                        [token_ids[i] for i in chosen],
-                        num_samples,
-                        [seeds[row] for row in rows],
-                        sampling,
-                        stop_strings,
-                        self._prefixes,
-                        following,
-                        is_padded=self._pads,
-                    )
-                    for row, sample in zip(rows, decoding.run(on_progress, len(samples)), strict=True):
-                        samples[row] = sample
-                        self._num_tokens += len(sample.token_ids)
-                    self._num_row_steps += decoding.num_row_steps
-                    self._num_prompt_tokens += sum(len(token_ids[i]) for i in chosen)
-                    self._num_read += decoding.num_read
+                samples = decoding.run(queue, on_progress)
         finally:
             self._model.train(was_training)
+        self._num_tokens += sum(len(sample.token_ids) for sample in samples)
+        self._num_row_steps += decoding.num_row_steps
+        self._num_prompt_tokens += decoding.num_prompt_tokens
+        self._num_read += decoding.num_read
         self._prefixes = following or PrefixCache()
-        return [samples[row] for row in range(len(seeds))]
-
-    def _batches(self, lengths: Sequence[int], num_samples: int) -> Iterator[Sequence[int]]:
-        """Yield the prompts to generate for at once, the shortest first."""
-        size = max(1, self.batch_size // num_samples)
-        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-        groups = itertools.groupby(by_length, lambda i: 0 if self._pads else lengths[i])
-        for group in (list(group) for _, group in groups):
-            yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-class _Decoding:
-    """One batch of responses during generation; finished rows leave it."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        num_samples: int,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        stop_strings: StopStrings,
-        known: PrefixCache,
-        following: PrefixCache | None,
-        *,
-        is_padded: bool,
-    ) -> None:
-        device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
-        self._model, self._sampling, self._prompts = model, sampling, prompts
-        self._known, self._following, self._is_padded = known, following, is_padded
-        self._stop_strings = stop_strings
-        self._cache_name = cache_argument(model) or "cache"
-        self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
-        longest, rows = max(map(len, prompts)), len(prompts) * num_samples
-        self._prompt_ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        attention = torch.zeros(len(prompts), longest + sampling.max_new_tokens, dtype=torch.long, device=device)
-        for index, prompt in enumerate(prompts):
-            self._prompt_ids[index, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            attention[index, longest - len(prompt) : longest] = 1
-        attention[:, longest:] = 1
-        self._attention, self._longest, self._num_samples = attention, longest, num_samples
-        self._seeds = torch.tensor(seeds, dtype=torch.long, device=device)
-        self._tokens = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=device)
-        self._logprobs = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64, device=device)
-        self._lengths = torch.full((rows,), sampling.max_new_tokens, dtype=torch.long, device=device)
-        self._is_stopped = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.num_row_steps = self.num_read = 0
-
-    def run(self, on_progress: Callable[[int], None] | None, num_done: int) -> list[Sample]:
-        """Generate every row to its end and return them in order."""
-        logits, cache = self._prefill()
-        rows = torch.arange(len(self._seeds), device=logits.device)  # which response each batch row is
-        attention = self._attention.repeat_interleave(self._num_samples, dim=0)
-        seen = self._seen(logits.shape[-1])
-        for step in range(self._sampling.max_new_tokens):
-            tokens, logprobs = draw(logits, self._seeds[rows], step, self._sampling, seen)
-            self.num_row_steps += len(rows)
-            is_alive = ~self._is_stopped[rows]
-            self._tokens[rows, step] = tokens
-            self._logprobs[rows, step] = logprobs.double()
-            stops = is_alive & (torch.isin(tokens, self._stops) | self._says_a_stop(rows, step))
-            self._lengths[rows[stops]] = step + 1
-            self._is_stopped[rows[stops]] = True
-            is_alive &= ~stops
-            num_alive = int(is_alive.sum())
-            is_last = num_alive == 0 or step + 1 == self._sampling.max_new_tokens
-            if on_progress is not None:
-                on_progress(num_done + len(self._seeds) - (0 if is_last else num_alive))  # a truncated one is done, too
-            if is_last:
-                self._keep(rows, self._is_stopped[rows], cache)
-                break
-            if num_alive <= (1 - RETIRE_FRACTION) * len(rows):
-                self._keep(rows, ~is_alive, cache)
-                kept = is_alive.nonzero().squeeze(-1)
-                cache.reorder_cache(cast(LongTensor, kept))  # every kind of layer can, unlike selecting
-                rows, tokens, attention = rows[kept], tokens[kept], attention[kept]
-                seen = None if seen is None else seen[kept]
-            if seen is not None:
-                seen.scatter_(1, tokens[:, None], True)
-            logits = self._decode(tokens, attention[:, : self._longest + step + 1], cache)
-        return self._samples()
-
-    def _seen(self, vocab_size: int) -> Bool[Tensor, "rows vocab"] | None:
-        """Return the tokens of each row's prompt, where a penalty asks for them."""
-        if self._sampling.repetition_penalty == 1:
-            return None
-        seen = torch.zeros(len(self._prompts), vocab_size, dtype=torch.bool)
-        for row, prompt in zip(seen, self._prompts, strict=True):
-            row[[token for token in prompt if token < vocab_size]] = True
-        return seen.to(self._seeds.device).repeat_interleave(self._num_samples, dim=0)
-
-    def _says_a_stop(self, rows: Int[Tensor, " rows"], step: int) -> Bool[Tensor, " rows"]:
-        if not self._stop_strings:
-            return torch.zeros_like(rows, dtype=torch.bool)
-        last = self._tokens[rows, self._stop_strings.tail(step + 1)].tolist()
-        return torch.tensor([self._stop_strings.has_ended(ids) for ids in last], device=rows.device)
-
-    def _prefill(self) -> tuple[Float[Tensor, "rows vocab"], DynamicCache]:
-        cache, num_new = self._known.beginnings(self._prompts, self._model.config)
-        self.num_read = sum(min(len(prompt), num_new) for prompt in self._prompts)
-        logits = self._forward(self._prompt_ids[:, -num_new:], self._attention[:, : self._longest], cache)
-        if self._num_samples > 1:
-            repeated = torch.arange(len(logits), device=logits.device).repeat_interleave(self._num_samples)
-            cache.reorder_cache(cast(LongTensor, repeated))
-            logits = logits[repeated]
-        return logits, cache
-
-    def _keep(self, rows: Int[Tensor, " rows"], is_done: Bool[Tensor, " rows"], cache: DynamicCache) -> None:
-        """Remember finished responses without their last token, which the model has not read."""
-        if self._following is None:
-            return
-        places = is_done.nonzero().squeeze(-1)
-        done = rows[places]
-        prompts = [self._prompts[row // self._num_samples] for row in done.tolist()]
-        generated = zip(prompts, self._tokens[done].tolist(), self._lengths[done].tolist(), strict=True)
-        sequences = [[*prompt, *tokens[: length - 1]] for prompt, tokens, length in generated]
-        self._following.keep(sequences, [self._longest - len(prompt) for prompt in prompts], places, cache)
-
-    def _decode(
-        self, tokens: Int[Tensor, " rows"], attention: Int[Tensor, "rows time"], cache: DynamicCache
-    ) -> Float[Tensor, "rows vocab"]:
-        return self._forward(tokens[:, None], attention, cache)
-
-    def _forward(self, token_ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
-        position_ids = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
-        logits: Tensor = self._model(
-            input_ids=token_ids,
-            attention_mask=attention if self._is_padded else None,  # Mamba's steps misread a mask of ones
-            position_ids=position_ids,
-            use_cache=True,
-            logits_to_keep=1,
-            **{self._cache_name: cache},
-        ).logits
-        return logits[:, -1, : self._sampling.vocab_size]
-
-    def _samples(self) -> list[Sample]:
-        tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
-        rows = zip(tokens, logprobs, self._lengths.tolist(), self._is_stopped.tolist(), strict=True)
-        return [Sample(tuple(t[:n]), tuple(p[:n]), not stopped) for t, p, n, stopped in rows]
+        return samples

@@ -99,7 +99,7 @@ def _rollout(model: nn.Module) -> tuple[str, str]:
         batch = generate(model, engine)
     except ConfigError as refusal:
         return "-", f"refused: {refusal}"
-    together = "padded" if len(list(engine._batches([1, 2], 1))) == 1 else "of one length"
+    together = "padded" if engine._pads else "of one length"
     with torch.no_grad():
         error = (logprobs(model, batch) - batch.rollout_logprobs)[batch.response_mask].abs().max()
     return together, bound(error)
