@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning_opd.errors import ConfigError, did_you_mean
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
 from lightning_opd.models.hub import locate
-from lightning_opd.models.memory import available_bytes, num_weights
+from lightning_opd.models.memory import available_bytes, declared_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,7 +139,7 @@ class MergePlan:
     @cached_property
     def num_weights(self) -> int:
         """Weights of the base."""
-        return num_weights(self.base)
+        return declared_weights(self.base)
 
     @cached_property
     def rank(self) -> int | None:

@@ -7,6 +7,7 @@ from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
 from lightning_opd.models.language_model import LanguageModel, context_length
 from lightning_opd.models.loading import (
+    checkpoint_dtype,
     declared_stop_ids,
     load_causal_lm,
     load_config,
@@ -40,6 +41,7 @@ __all__ = [
     "check_finite",
     "check_fits",
     "check_rows",
+    "checkpoint_dtype",
     "context_length",
     "declared_stop_ids",
     "evaluating",

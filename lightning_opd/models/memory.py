@@ -1,41 +1,29 @@
-"""How large a model is before it is loaded, and how much memory there is for it."""
+"""How much memory there is for a model, and how many weights one has before it is loaded."""
 
 from __future__ import annotations
 
-import math
 import os
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from lightning_opd.errors import MissingFileError
+from lightning_opd.models.loading import load_config
+from lightning_opd.models.sizes import num_weights
+from lightning_opd.models.slices import model_outline
 
 
-def num_weights(path: str) -> int:
-    """Return how many weights a model has, from the headers of its safetensors; tied ones count once.
+def declared_weights(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """Return how many weights a model has, from its configuration alone; tied ones count once.
 
     Args:
-        path: Folder or hub name; of a hub name only what is in its cache already counts.
+        path: Folder or hub name; of an adapter's folder its base counts.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code shipped with the model.
 
     Raises:
         FileNotFoundError: There is no model.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        from transformers.utils.hub import cached_file
-
-        found = cached_file(path, "config.json")
-        folder = Path(str(found)).parent
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        msg = f"Expected a model in safetensors in `{path}`, found none. Save it with `save_pretrained`."
-        raise MissingFileError(msg)
-    total = 0
-    for file in files:
-        with safe_open(file, framework="pt") as content:
-            total += sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())  # noqa: SIM118
-    return total
+    config = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    return num_weights(model_outline(config, trust_remote_code=trust_remote_code))
 
 
 def available_bytes() -> int:

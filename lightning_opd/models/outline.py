@@ -10,6 +10,8 @@ from torch import nn
 
 from lightning_opd.models.adapters import adapter_base, quiet_peft
 from lightning_opd.models.loading import checkpoint_dtype
+from lightning_opd.models.sizes import num_weights
+from lightning_opd.models.slices import model_outline
 from lightning_opd.models.student import StudentConfig, random_config, with_lora
 
 if TYPE_CHECKING:
@@ -45,12 +47,11 @@ def outline(student: StudentConfig) -> Outline:
     """
     from peft import PeftConfig, PeftModelForCausalLM
     from peft.tuners.lora import LoraLayer
-    from transformers import AutoModelForCausalLM
 
     config = random_config(student) if student.path is None else student.declared
+    model = model_outline(config, trust_remote_code=student.trust_remote_code)
+    num_parameters = num_weights(model)
     with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet_peft():
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
         module: nn.Module = model
         if student.path is not None and adapter_base(student.path) is not None:
             peft = PeftConfig.from_pretrained(student.path)

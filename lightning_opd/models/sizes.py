@@ -25,6 +25,11 @@ class ParameterCounts:
     trainable_bytes: int
 
 
+def num_weights(model: nn.Module) -> int:
+    """Return how many weights a model has, loaded or not; those that are tied or sharded count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def parameter_counts(model: nn.Module) -> ParameterCounts:
     """Count a model's parameters.
 
@@ -37,4 +42,4 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     sizes = [
         sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in chosen) for chosen in (parameters, trained)
     ]
-    return ParameterCounts(sum(p.numel() for p in parameters), sum(p.numel() for p in trained), *sizes)
+    return ParameterCounts(num_weights(model), sum(p.numel() for p in trained), *sizes)

@@ -123,7 +123,7 @@ def _sources(settings: LoadSettings) -> Mapping[str, StoredTensor] | None:
     if Path(settings.path).is_dir():
         check_model(Path(settings.path))
     config = load_config(settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    outline = _on_meta(config, settings)
+    outline = _outline_of(config, settings)
     stored = stored_tensors(model_folder(settings.path, settings.revision))
     own: dict[int, list[str]] = {}
     for name, tensor in outline.state_dict(keep_vars=True).items():
@@ -144,19 +144,40 @@ def _sources(settings: LoadSettings) -> Mapping[str, StoredTensor] | None:
     return sources
 
 
-def _on_meta(config: PretrainedConfig, settings: LoadSettings) -> PreTrainedModel:
-    """Return a model without any weights."""
+def model_outline(
+    config: PretrainedConfig,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Return a model without any weights, on the meta device; random state stays as it was.
+
+    Args:
+        config: The model's.
+        dtype: Precision of its weights; None for what the configuration says.
+        attn_implementation: Attention of transformers; None for the architecture's.
+        trust_remote_code: Run code shipped with the model.
+    """
     from transformers import AutoModelForCausalLM
 
-    dtype = torch_dtype(settings.dtype) or checkpoint_dtype(config) or torch.float32
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), explain_attention(settings.attn_implementation):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), explain_attention(attn_implementation):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
-            dtype=dtype,
-            attn_implementation=settings.attn_implementation,
-            trust_remote_code=settings.trust_remote_code,
+            dtype=dtype or checkpoint_dtype(config) or torch.float32,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
         )
     return model
+
+
+def _outline_of(config: PretrainedConfig, settings: LoadSettings) -> PreTrainedModel:
+    return model_outline(
+        config,
+        torch_dtype(settings.dtype),
+        settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def _untouched(settings: LoadSettings, sources: Mapping[str, StoredTensor]) -> PreTrainedModel:
@@ -167,7 +188,7 @@ def _untouched(settings: LoadSettings, sources: Mapping[str, StoredTensor]) -> P
     dtype = torch_dtype(settings.dtype)
     own = dtype or checkpoint_dtype(config) or next(iter(sources.values())).dtype
     empty = {name: torch.empty(source.shape, dtype=own, device="cpu") for name, source in sources.items()}
-    kind: Any = type(_on_meta(config, settings))
+    kind: Any = type(_outline_of(config, settings))
     with quiet_files(), torch.device("cpu"):
         model = cast(
             "PreTrainedModel",

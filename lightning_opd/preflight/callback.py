@@ -11,9 +11,10 @@ from typing_extensions import override
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError, Problems
 from lightning_opd.interfaces import OPDCallback
-from lightning_opd.models import gather_objects
+from lightning_opd.models import Outline, gather_objects
 from lightning_opd.modules import OPDModule
 from lightning_opd.modules.student import StudentModule
+from lightning_opd.preflight.estimate import try_memory
 from lightning_opd.preflight.folders import Output, check_disk, check_writable, outputs
 from lightning_opd.preflight.models import broken_models, check_models
 from lightning_opd.preflight.report import Check, Report, Status
@@ -49,7 +50,9 @@ class Preflight(OPDCallback):
         report, data = self.report, trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
         report.run("output folders", lambda: check_writable(outputs(trainer) if self.outputs is None else self.outputs))
         if isinstance(pl_module, StudentModule):
-            _check_student(report, trainer, pl_module)
+            found = _check_student(report, trainer, pl_module)
+            if self.is_rehearsal and found and isinstance(pl_module, OPDModule) and isinstance(data, OPDDataModule):
+                report.run("memory", partial(try_memory, trainer, pl_module, data, found))
             chosen = data.sampling.stop_token_ids if isinstance(data, OPDDataModule) else ()
             report.run("stop tokens", lambda: check_stops(pl_module, chosen))
         if self.is_rehearsal and isinstance(pl_module, OPDModule):
@@ -106,7 +109,8 @@ class Preflight(OPDCallback):
                 self.report.add(Check(f"prompts: {split}", str(found), status, values))
 
 
-def _check_student(report: Report, trainer: L.Trainer, module: StudentModule) -> None:
+def _check_student(report: Report, trainer: L.Trainer, module: StudentModule) -> Outline | None:
+    """Add what there is to say of the student, and return it without its weights, where that is possible."""
     num_states = 2.0  # as AdamW has, where nothing is known
     if type(module).configure_optimizers is StudentModule.configure_optimizers:
         report.run("learning rate", lambda: check_learning_rates(module))
@@ -115,10 +119,11 @@ def _check_student(report: Report, trainer: L.Trainer, module: StudentModule) ->
         found, check = outline_of(module)
     except ConfigError as error:
         report.fail("student", error)
-        return
+        return None
     report.add(check)
     if found is not None:
         report.run("disk", lambda: check_disk(trainer, module.student_config, found, num_states))
+    return found
 
 
 def _check_tokenizers(report: Report, module: OPDModule, data: object) -> None:

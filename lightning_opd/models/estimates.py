@@ -1,0 +1,319 @@
+"""Memory and time of a run on paper: bytes per device by part, the largest batch that fits, and seconds per step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+ACTIVATIONS = {4: (24, 16, 16), 2: (16, 10, 8)}
+"""Bytes that a layer keeps per token for its backward pass, for each unit of (hidden, heads and keys, MLP), by the
+bytes of a number: counted on transformers' Qwen3, whose norms compute in float32."""
+
+AUTOCAST_HIDDEN = 26
+"""The same for hidden units where autocast casts float32 weights."""
+
+LOGIT_COPIES = 3
+"""Arrays of one chunk of logits that exist at once: the student's, the teacher's, and one to work in."""
+
+GATHERED_LAYERS = 2
+"""Layers that FSDP2 gathers at once: the one that computes, and the next one."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What memory and time of a model depend on.
+
+    Args:
+        num_weights: All of them; tied ones once.
+        vocab_size: Rows of the output matrix.
+        hidden_size: Units of a state.
+        num_layers: Layers of the decoder.
+        num_heads: Attention heads.
+        num_kv_heads: Heads of keys and values.
+        head_dim: Units of a head.
+        mlp_size: Inner units of a layer's MLP.
+        bytes_per_weight: As kept on the device.
+    """
+
+    num_weights: int
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_size: int
+    bytes_per_weight: int = 4
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, num_weights: int, bytes_per_weight: int) -> ModelShape:
+        """Return the shape that a configuration describes; what it does not say is as in most decoders."""
+        text = config.get_text_config(decoder=True)
+        hidden, heads = int(text.hidden_size), int(getattr(text, "num_attention_heads", 0) or 1)
+        return cls(
+            num_weights,
+            int(text.vocab_size),
+            hidden,
+            int(text.num_hidden_layers),
+            heads,
+            int(getattr(text, "num_key_value_heads", None) or heads),
+            int(getattr(text, "head_dim", None) or hidden // heads),
+            int(getattr(text, "intermediate_size", None) or 4 * hidden),
+            bytes_per_weight,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.num_weights * self.bytes_per_weight
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output matrix."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of a layer."""
+        return max(self.num_weights - self.head_weights, 0) // self.num_layers
+
+    def cache_bytes(self, num_bytes: int) -> int:
+        """Bytes that the keys and values of a token take, at so many bytes a number."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * num_bytes
+
+    def kept_bytes(self, num_bytes: int, *, has_autocast: bool) -> int:
+        """Bytes that a layer keeps of a token for the backward pass."""
+        hidden, heads, mlp = ACTIVATIONS[4 if num_bytes >= 4 else 2]
+        hidden = AUTOCAST_HIDDEN if has_autocast else hidden
+        own = (self.num_heads + self.num_kv_heads) * self.head_dim
+        return hidden * self.hidden_size + heads * own + mlp * self.mlp_size
+
+    def passing_bytes(self, num_bytes: int) -> int:
+        """Bytes that a layer needs for a token without a backward pass."""
+        return num_bytes * 3 * (self.hidden_size + self.mlp_size)
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """A run as its memory and time depend on it, for one of its devices.
+
+    Args:
+        student: The model to train.
+        teachers: Those in this process, each distinct model once.
+        num_trained: Weights that are trained: all, or those of an adapter.
+        num_devices: Processes that train together.
+        is_sharded: Whether they share the weights (FSDP2).
+        forward_bytes: Of a number in the forward: 2 in bfloat16.
+        prompt_tokens: Of the longest prompt.
+        response_tokens: Of the longest response.
+        rollout_rows: Responses of a rollout batch on this device.
+        generated_rows: Of them, generated at once.
+        scored_rows: Of them, scored at once.
+        micro_rows: Of them, in a micro-batch of the update.
+        logits_bytes: Of a chunk of logits.
+        keeps_states: Whether the loss reads the teachers' hidden states (distribution matching).
+        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        gathers_in_forward_precision: Whether sharded weights are gathered in the forward's precision; if not, as kept.
+        keeps_response_states_only: Whether a teacher's states of prompts are dropped.
+        loads_in_slices: Whether no device ever has a whole model while it loads.
+        teachers_in_turn: Whether only one teacher is on the device at a time.
+    """
+
+    student: ModelShape
+    teachers: tuple[ModelShape, ...]
+    num_trained: int
+    prompt_tokens: int
+    response_tokens: int
+    rollout_rows: int
+    micro_rows: int
+    generated_rows: int = 128
+    scored_rows: int = 256
+    num_devices: int = 1
+    is_sharded: bool = False
+    forward_bytes: int = 4
+    logits_bytes: int = 2**26
+    keeps_states: bool = True
+    gradient_checkpointing: bool = False
+    gathers_in_forward_precision: bool = True
+    keeps_response_states_only: bool = True
+    loads_in_slices: bool = True
+    teachers_in_turn: bool = False
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many parts weights, gradients and optimiser states are cut."""
+        return self.num_devices if self.is_sharded else 1
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest row."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of a weight that is gathered."""
+        return self.forward_bytes if self.gathers_in_forward_precision else self.student.bytes_per_weight
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device by part.
+
+    Args:
+        resident: What is there all the time.
+        stages: What each stage of a step adds to it, in bytes by part.
+    """
+
+    resident: Mapping[str, int]
+    stages: Mapping[str, Mapping[str, int]]
+
+    @cached_property
+    def peaks(self) -> dict[str, int]:
+        """Bytes of each stage, resident ones included."""
+        always = sum(self.resident.values())
+        return {name: always + sum(parts.values()) for name, parts in self.stages.items()}
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest stage."""
+        return max(self.peaks.values())
+
+
+def estimate(run: RunShape) -> Estimate:
+    """Return what a run takes on each of its devices, in bytes.
+
+    Example:
+        >>> shape = ModelShape(1000, 10, 4, 2, 2, 1, 2, 8)
+        >>> found = estimate(RunShape(shape, (shape,), 1000, 8, 8, 4, 2))
+        >>> found.resident["student: weights"], found.resident["student: optimiser states"]
+        (4000, 8000)
+    """
+    states = _state_bytes(run)
+    stages = {
+        "rollout": _rollout(run),
+        "score": {**_score(run), "teacher states": states},
+        "update": {**_update(run), "teacher states": states},
+    }
+    if run.is_sharded and not run.loads_in_slices:
+        stages = {"load": _whole(run), **stages}
+    return Estimate(_resident(run), stages)
+
+
+def _resident(run: RunShape) -> dict[str, int]:
+    student, shards = run.student, run.num_shards
+    width = max(4, student.bytes_per_weight) if run.num_trained < student.num_weights else student.bytes_per_weight
+    adapter = run.num_trained * width if run.num_trained < student.num_weights else 0
+    sizes = [teacher.weight_bytes // shards for teacher in run.teachers]
+    parts = {
+        "student: weights": (student.weight_bytes + adapter) // shards,
+        "student: gradients": run.num_trained * width // shards,
+        "student: optimiser states": 2 * run.num_trained * width // shards,
+        "teachers: weights": max(sizes, default=0) if run.teachers_in_turn else sum(sizes),
+    }
+    if run.is_sharded and run.keeps_states:
+        parts["teachers: copied heads"] = sum(t.head_weights for t in run.teachers) * run.gathered_bytes
+    return parts
+
+
+def _state_bytes(run: RunShape) -> int:
+    """Return the bytes of the states that a rollout batch keeps until its last update."""
+    if not run.keeps_states:
+        return 0
+    tokens = run.response_tokens if run.keeps_response_states_only else run.max_tokens
+    return run.rollout_rows * tokens * max((t.hidden_size for t in run.teachers), default=0) * run.forward_bytes
+
+
+def _whole(run: RunShape) -> dict[str, int]:
+    """Return what the largest model takes that is moved to the device before it is sharded."""
+    return {"a whole model": max(model.weight_bytes for model in (run.student, *run.teachers))}
+
+
+def _casts(run: RunShape) -> bool:
+    """Return whether autocast keeps a second copy of each weight."""
+    gathers = run.is_sharded and run.gathers_in_forward_precision
+    return not gathers and run.forward_bytes < run.student.bytes_per_weight
+
+
+def _gathered(run: RunShape, model: ModelShape, num_layers: int) -> int:
+    """Return the bytes of so many gathered layers, the head, and the copies that autocast makes of all weights."""
+    copies = model.num_weights * run.forward_bytes if _casts(run) and model.bytes_per_weight > run.forward_bytes else 0
+    if not run.is_sharded:
+        return copies
+    width = run.forward_bytes if run.gathers_in_forward_precision else model.bytes_per_weight
+    return (model.num_weights - model.layer_weights * (model.num_layers - num_layers)) * width + copies
+
+
+def _rollout(run: RunShape) -> dict[str, int]:
+    student, rows = run.student, min(run.generated_rows, run.rollout_rows)
+    cache = rows * run.max_tokens * student.cache_bytes(run.forward_bytes)
+    return {
+        "gathered weights": _gathered(run, student, student.num_layers),
+        "keys and values": cache + cache // student.num_layers,  # one layer's are copied to grow
+        "logits": rows * student.vocab_size * 4 * LOGIT_COPIES,
+    }
+
+
+def _score(run: RunShape) -> dict[str, int]:
+    tokens = min(run.scored_rows, run.rollout_rows) * run.max_tokens
+    return {
+        "gathered weights": max((_gathered(run, t, GATHERED_LAYERS) for t in run.teachers), default=0),
+        "activations": tokens * max((t.passing_bytes(run.forward_bytes) for t in run.teachers), default=0),
+        "logits": _logits(run, min(run.scored_rows, run.rollout_rows)),
+    }
+
+
+def _update(run: RunShape) -> dict[str, int]:
+    student, tokens = run.student, run.micro_rows * run.max_tokens
+    layer = tokens * student.kept_bytes(run.forward_bytes, has_autocast=_casts(run))
+    kept = tokens * student.hidden_size * run.forward_bytes * student.num_layers
+    is_full = run.num_trained == student.num_weights
+    gradients = student.head_weights + GATHERED_LAYERS * student.layer_weights if is_full and run.is_sharded else 0
+    return {
+        "gathered weights": _gathered(run, student, GATHERED_LAYERS),
+        "gathered gradients": gradients * run.gathered_bytes,
+        "activations": kept + layer if run.gradient_checkpointing else layer * student.num_layers,
+        "logits": _logits(run, run.micro_rows),
+    }
+
+
+def _logits(run: RunShape, num_rows: int) -> int:
+    return LOGIT_COPIES * min(run.logits_bytes, num_rows * run.response_tokens * run.student.vocab_size * 4)
+
+
+def largest_micro_batch(run: RunShape, available: int) -> int:
+    """Return with how many rows in a micro-batch a run fits into so many bytes; 0 if with none."""
+    fits = [0]
+    rows = 1
+    while rows <= run.rollout_rows and estimate(dataclasses.replace(run, micro_rows=rows)).peak <= available:
+        fits.append(rows)
+        rows += 1
+    return fits[-1]
+
+
+def flops(run: RunShape) -> dict[str, int]:
+    """Return the floating-point operations of a step on one device by stage, attention included.
+
+    A forward takes two operations per weight and token, a backward pass twice as many, or as many where the weights
+    are frozen; checkpointing adds a forward.
+    """
+    student, tokens = run.student, run.rollout_rows * run.max_tokens
+    own = _forward_flops(student, run.max_tokens)
+    backward = 2 if run.num_trained == student.num_weights else 1
+    teacher = max((_forward_flops(t, run.max_tokens) for t in run.teachers), default=0)
+    return {
+        "rollout": tokens * own,
+        "score": tokens * teacher,  # each row has one teacher
+        "update": tokens * own * (1 + backward + run.gradient_checkpointing),
+    }
+
+
+def _forward_flops(model: ModelShape, num_tokens: int) -> int:
+    """Return the operations of a forward for one token of a row of so many."""
+    attention = 2 * model.num_layers * model.num_heads * model.head_dim * num_tokens
+    return 2 * model.num_weights + attention

@@ -1,0 +1,78 @@
+"""Trains models of three sizes and prints each run's peak memory beside its parts; run as a script."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from lightning_opd.models import Lora, StudentConfig
+from lightning_opd.modules import OPDModule
+from lightning_opd.objectives import DistributionMatching
+from lightning_opd.teachers import LocalTeacher
+from lightning_opd.types import Sampling
+from tests.tiny import save_model
+from tests.world import STOPS, Letters, make_data, make_trainer
+
+SIZES = ((256, 12), (384, 16), (512, 20))
+NUM_PROMPTS, NUM_SAMPLES, NEW_TOKENS = 8, 2, 64
+
+
+def memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def run(model: Path, folder: Path, *, lora: Lora | None, checkpointing: bool) -> int:
+    """Train two steps, and return by how many bytes this process grew at most."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = memory("VmRSS:")
+    module = OPDModule(
+        StudentConfig(str(model), lora=lora, gradient_checkpointing=checkpointing),
+        {"math": LocalTeacher(str(model), dtype="float32")},
+        DistributionMatching(),
+        lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+    )
+    data = make_data(
+        Letters(teachers=("math",)),
+        prompts_per_batch=NUM_PROMPTS,
+        samples_per_prompt=NUM_SAMPLES,
+        sampling=Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=STOPS[:1]),
+    )
+    make_trainer(folder, max_steps=2).fit(module, data)
+    return memory("VmHWM:") - before
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    tiny = save_model(folder / "tiny")
+    run(tiny, folder, lora=None, checkpointing=False)  # imports
+    peaks = {}
+    for hidden, layers in SIZES:
+        model = save_model(
+            folder / str(hidden),
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            num_key_value_heads=hidden // 128,
+            head_dim=64,
+            intermediate_size=3 * hidden,
+        )
+        for name, lora, checkpointing in (
+            ("full", None, False),
+            ("checkpointed", None, True),
+            ("lora", Lora(rank=8), False),
+        ):
+            peaks[f"{hidden} {name}"] = run(model, folder, lora=lora, checkpointing=checkpointing)
+            print(hidden, name, peaks[f"{hidden} {name}"] / 1e6, file=sys.stderr, flush=True)
+    (folder / "peaks.json").write_text(json.dumps(peaks), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
