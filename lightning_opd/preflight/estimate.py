@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Task
 from lightning_opd.models import Outline, checkpoint_dtype, load_config, torch_dtype
 from lightning_opd.models.estimates import ModelShape, RunShape, estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import available_bytes, declared_weights
@@ -84,7 +85,7 @@ def run_shape(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, outlin
         tuple(_shape(teacher) for teacher in teachers),
         outline.num_trained,
         _longest_prompt(module, data),
-        data.sampling.max_new_tokens * max(1, data.sampling.max_turns),
+        _response_tokens(data),
         rows,
         -(-rows // num_micro_batches),
         generated_rows=engine.batch_size if isinstance(engine, InProcessEngine) else 0,
@@ -107,6 +108,13 @@ def _shape(teacher: LocalTeacher) -> ModelShape:
 def _forward_bytes(trainer: L.Trainer) -> int:
     """Return the bytes of a number in the forward, as the trainer's precision sets it."""
     return 2 if isinstance(trainer.precision_plugin, MixedPrecision | HalfPrecision) else 8
+
+
+def _response_tokens(data: OPDDataModule) -> int:
+    """Return the tokens of the longest response: of all turns, where a task has several."""
+    if type(data.task).environment is Task.environment:
+        return data.sampling.max_new_tokens
+    return data.sampling.max_episode_tokens or data.sampling.max_new_tokens * data.sampling.max_turns
 
 
 def _longest_prompt(module: OPDModule, data: OPDDataModule) -> int:

@@ -11,16 +11,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_opd.models import Lora, StudentConfig
+from lightning_opd.models import Lora, StudentConfig, outline
+from lightning_opd.models.estimates import estimate
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
+from lightning_opd.preflight.estimate import run_shape
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import Sampling
 from tests.tiny import save_model
 from tests.world import STOPS, Letters, make_data, make_trainer
 
-SIZES = ((256, 12), (384, 16), (512, 20))
-NUM_PROMPTS, NUM_SAMPLES, NEW_TOKENS = 8, 2, 64
+SIZES = ((256, 8), (384, 10), (512, 12))
+NUM_PROMPTS, NUM_SAMPLES, NEW_TOKENS = 4, 2, 24
 
 
 def memory(field: str) -> int:
@@ -28,11 +30,8 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def run(model: Path, folder: Path, *, lora: Lora | None, checkpointing: bool) -> int:
-    """Train two steps, and return by how many bytes this process grew at most."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    before = memory("VmRSS:")
+def run(model: Path, folder: Path, *, lora: Lora | None, checkpointing: bool) -> dict[str, int]:
+    """Train two steps, and return by how many bytes this process grew at most, and what the estimate says."""
     module = OPDModule(
         StudentConfig(str(model), lora=lora, gradient_checkpointing=checkpointing),
         {"math": LocalTeacher(str(model), dtype="float32")},
@@ -45,8 +44,13 @@ def run(model: Path, folder: Path, *, lora: Lora | None, checkpointing: bool) ->
         samples_per_prompt=NUM_SAMPLES,
         sampling=Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=STOPS[:1]),
     )
-    make_trainer(folder, max_steps=2).fit(module, data)
-    return memory("VmHWM:") - before
+    trainer = make_trainer(folder, max_steps=2)
+    found = estimate(run_shape(trainer, module, data, outline(module.student_config)))
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = memory("VmRSS:")
+    trainer.fit(module, data)
+    return {"measured": memory("VmHWM:") - before, "estimated": found.peak, **found.peaks, **found.resident}
 
 
 def main(folder: Path) -> None:
@@ -70,7 +74,7 @@ def main(folder: Path) -> None:
             ("lora", Lora(rank=8), False),
         ):
             peaks[f"{hidden} {name}"] = run(model, folder, lora=lora, checkpointing=checkpointing)
-            print(hidden, name, peaks[f"{hidden} {name}"] / 1e6, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{hidden} {name}: {peaks[f'{hidden} {name}']}\n")
     (folder / "peaks.json").write_text(json.dumps(peaks), encoding="utf-8")
 
 

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_opd.models import Lora, StudentConfig, load_config, outline
+from lightning_opd.models.estimates import ModelShape, RunShape, estimate, flops, largest_micro_batch
+from lightning_opd.models.memory import declared_weights
+from lightning_opd.objectives import DistributionMatching
+from lightning_opd.preflight.estimate import run_shape
+from lightning_opd.preflight.plan import RUN, STUDENT, TEACHER, operations, parts, table
+from tests.architectures import tiny_architecture
+from tests.preflight.reports import Run, checks
+from tests.world import make_data, make_module, make_trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_plan_in_the_readme_is_what_the_function_says() -> None:
+    text = (ROOT / "configs" / "trainer" / "README.md").read_text(encoding="utf-8")
+    assert table() in text
+    assert parts() in text
+    assert operations() in text
+
+
+@pytest.mark.parametrize("shape", [STUDENT, TEACHER])
+def test_the_planned_models_have_as_many_weights_as_their_shape(shape: ModelShape) -> None:
+    student = StudentConfig(
+        random_init={
+            "model_type": "qwen3",
+            "vocab_size": shape.vocab_size,
+            "hidden_size": shape.hidden_size,
+            "num_hidden_layers": shape.num_layers,
+            "num_attention_heads": shape.num_heads,
+            "num_key_value_heads": shape.num_kv_heads,
+            "head_dim": shape.head_dim,
+            "intermediate_size": shape.mlp_size,
+        },
+        tokenizer="none",
+    )
+    with torch.device("meta"):
+        found = tiny_architecture("qwen3").config  # the same family
+    assert ModelShape.of(student.declared, shape.num_weights, shape.bytes_per_weight) == shape
+    assert found.model_type == student.declared.model_type
+    from lightning_opd.models.slices import model_outline
+
+    assert sum(p.numel() for p in model_outline(student.declared).parameters()) == shape.num_weights
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3_text", "mixtral", "bloom"])
+def test_any_architecture_has_a_shape_and_its_weights(name: str, tmp_path: Path) -> None:
+    model = tiny_architecture(name)
+    model.save_pretrained(tmp_path)
+    num_weights = declared_weights(str(tmp_path))
+    assert num_weights == sum(p.numel() for p in model.parameters())
+    shape = ModelShape.of(load_config(str(tmp_path)), num_weights, 4)
+    assert shape.num_layers >= 1
+    assert shape.head_weights < num_weights
+
+
+def test_weights_gradients_and_states_are_cut_by_the_number_of_devices() -> None:
+    whole, half = (
+        estimate(dataclasses.replace(RUN, num_devices=n, is_sharded=True)).resident["student: optimiser states"]
+        for n in (1, 2)
+    )
+    assert whole == 2 * 4 * STUDENT.num_weights == 2 * half
+
+
+def test_what_does_not_fit_alone_has_no_micro_batch() -> None:
+    available = 80 * 10**9
+    rows = largest_micro_batch(RUN, available)
+    assert 1 <= rows <= RUN.rollout_rows
+    assert estimate(dataclasses.replace(RUN, micro_rows=rows)).peak <= available
+    assert largest_micro_batch(RUN, 10**9) == 0
+    assert largest_micro_batch(RUN, 10**15) == RUN.rollout_rows
+
+
+def test_operations_count_forward_backward_and_what_is_computed_again() -> None:
+    shape = ModelShape(10**6, 100, 10, 2, 1, 1, 10, 40)
+    run = RunShape(shape, (shape,), 10**6, 0, 50, 4, 2)
+    once = 4 * 50 * (2 * 10**6 + 2 * 2 * 10 * 50)
+    assert flops(run) == {"rollout": once, "score": once, "update": 3 * once}
+    assert flops(dataclasses.replace(run, gradient_checkpointing=True))["update"] == 4 * once
+    assert flops(dataclasses.replace(run, num_trained=100))["update"] == 2 * once
+
+
+def test_a_run_has_the_shape_of_its_settings(world: Path, tmp_path: Path) -> None:
+    module = make_module(world, DistributionMatching(), lora=Lora(rank=2))
+    data = make_data(updates_per_batch=2)
+    trainer = make_trainer(tmp_path, accumulate_grad_batches=2, precision="bf16-mixed")
+    run = run_shape(trainer, module, data, outline(module.student_config))
+    assert (run.rollout_rows, run.micro_rows, run.response_tokens) == (8, 2, 12)
+    assert run.num_trained < run.student.num_weights
+    assert (run.forward_bytes, run.student.bytes_per_weight, len(run.teachers)) == (2, 4, 2)
+    assert run.keeps_states
+    assert not run.is_sharded
+    assert 19 <= run.prompt_tokens <= 27
+
+
+def test_a_preflight_says_what_each_part_takes(run: Run, tmp_path: Path) -> None:
+    assert run("preflight")[0] == 0
+    found = checks(tmp_path)
+    assert {"memory: student: weights", "memory: teachers: weights", "memory: rollout", "memory: update"} <= set(found)
+    assert found["memory"]["values"]["bytes"] < found["memory"]["values"]["available"]
+    assert "largest micro-batch that fits" in found["memory"]["text"]
+    assert found["time"]["values"]["seconds"].keys() == {"rollout", "score", "update"}
+
+
+@pytest.mark.slow
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # frees go back at once
+    command = [sys.executable, str(Path(__file__).with_name("run_memory.py")), str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    peaks = json.loads((tmp_path / "peaks.json").read_text(encoding="utf-8"))
+    assert len(peaks) == 9
+    for name, peak in peaks.items():
+        assert peak["estimated"] == pytest.approx(peak["measured"], rel=0.15), (name, peak)
