@@ -7,6 +7,7 @@ from lightning_opd.interfaces.abilities import (
     ReadsStudentTokens,
     ReadsTrees,
     ScoresLater,
+    TakesTurns,
 )
 from lightning_opd.interfaces.callback import OPDCallback, PhaseObserver
 from lightning_opd.interfaces.engine import RolloutEngine
@@ -37,6 +38,7 @@ __all__ = [
     "SingleTurn",
     "Split",
     "StudentForward",
+    "TakesTurns",
     "Task",
     "Teacher",
     "finite_reward",

@@ -99,3 +99,18 @@ class ReadsTrees(HasOutputHead):
             branches: Called once for each trunk, in order, with the states after its tokens. Returns the tokens to
                 read beside it; their parents count the tokens of the trunk first, then their own.
         """
+
+
+class TakesTurns(ABC):
+    """A teacher whose weights may wait in the machine's memory while another one is on the device.
+
+    Both methods do nothing where the weights already are where they belong; scores do not depend on them.
+    """
+
+    @abstractmethod
+    def enter_device(self) -> None:
+        """Bring the weights to the device; called before `score`."""
+
+    @abstractmethod
+    def leave_device(self) -> None:
+        """Free the device's memory; an output head that a loss reads stays there."""

@@ -5,6 +5,7 @@ from lightning_opd.models.checks import check_fits, check_rows
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
+from lightning_opd.models.host_memory import HostWeights
 from lightning_opd.models.language_model import LanguageModel, context_length
 from lightning_opd.models.loading import (
     checkpoint_dtype,
@@ -25,6 +26,7 @@ from lightning_opd.models.tree_reading import READ_AT_ONCE, TreeReading
 
 __all__ = [
     "READ_AT_ONCE",
+    "HostWeights",
     "LanguageModel",
     "LoadSettings",
     "Lora",

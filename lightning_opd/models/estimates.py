@@ -122,7 +122,7 @@ class RunShape:
         gathers_in_forward_precision: Whether sharded weights are gathered in the forward's precision; if not, as kept.
         keeps_response_states_only: Whether a teacher's states of prompts are dropped.
         loads_in_slices: Whether no device ever has a whole model while it loads.
-        teachers_in_turn: Whether only one teacher is on the device at a time.
+        teachers_in_turn: Whether a teacher is on the device only while it scores.
     """
 
     student: ModelShape
@@ -210,13 +210,13 @@ def _resident(run: RunShape) -> dict[str, int]:
     width = max(4, student.bytes_per_weight) if run.num_trained < student.num_weights else student.bytes_per_weight
     adapter = run.num_trained * width if run.num_trained < student.num_weights else 0
     sizes = [teacher.weight_bytes // shards for teacher in run.teachers]
-    parts = {
+    parts: dict[str, int] = {
         "student: weights": (student.weight_bytes + adapter) // shards,
         "student: gradients": run.num_trained * width // shards,
         "student: optimiser states": 2 * run.num_trained * width // shards,
-        "teachers: weights": max(sizes, default=0) if run.teachers_in_turn else sum(sizes),
+        "teachers: weights": 0 if run.teachers_in_turn else sum(sizes),
     }
-    if run.is_sharded and run.keeps_states:
+    if run.keeps_states and (run.is_sharded or run.teachers_in_turn):
         parts["teachers: copied heads"] = sum(t.head_weights for t in run.teachers) * run.gathered_bytes
     return parts
 
@@ -261,7 +261,9 @@ def _rollout(run: RunShape) -> dict[str, int]:
 
 def _score(run: RunShape) -> dict[str, int]:
     tokens = min(run.scored_rows, run.rollout_rows) * run.max_tokens
+    largest = max((teacher.weight_bytes // run.num_shards for teacher in run.teachers), default=0)
     return {
+        "one teacher": largest if run.teachers_in_turn else 0,
         "gathered weights": max((_gathered(run, t, GATHERED_LAYERS) for t in run.teachers), default=0),
         "activations": tokens * max((t.passing_bytes(run.forward_bytes) for t in run.teachers), default=0),
         "logits": _logits(run, min(run.scored_rows, run.rollout_rows)),

@@ -58,6 +58,8 @@ class OPDModule(EvaluationModule):
         reference: A model, or its path, that reward extrapolation starts from; null for none.
         allow_changed: Settings that a run may change where it goes on from a checkpoint, for example
             `model.optimizer` (it then begins anew, with its schedule) or `data.prompts_per_batch`.
+        teachers_in_turn: Let teachers that do not fit on the device together wait in the machine's memory; each comes
+            to the device once in a rollout batch, to score. Adapters on a base in common stay there.
 
     Example:
         >>> module = OPDModule(StudentConfig("runs/base"), teachers={"math": "runs/math", "code": "runs/code"})
@@ -75,6 +77,7 @@ class OPDModule(EvaluationModule):
         critic: Critic | None = None,
         reference: str | AdapterExpert | Teacher | None = None,
         allow_changed: Sequence[str] = (),
+        teachers_in_turn: bool = False,  # a key in YAML
     ) -> None:
         """Remember the settings; models load in `configure_model`."""
         if student.lora is not None and student.lora.dropout > 0:
@@ -87,7 +90,8 @@ class OPDModule(EvaluationModule):
         self.allow_changed = tuple(allow_changed)
         self.critic = critic
         self.reference = None if reference is None else teacher_of(reference)
-        self.teachers = TeacherPool({k: teacher_of(v) for k, v in (teachers or {}).items() if v is not None})
+        named = {k: teacher_of(v) for k, v in (teachers or {}).items() if v is not None}
+        self.teachers = TeacherPool(named, in_turn=teachers_in_turn)
         own = [] if self.reference is None else [self.reference]
         tell_student([*self.teachers.distinct.values(), *own], student)
         self.objective = objective

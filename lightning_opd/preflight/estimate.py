@@ -95,6 +95,7 @@ def run_shape(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, outlin
         forward_bytes=min(_forward_bytes(trainer), kept.itemsize),
         keeps_states=Signal.HIDDEN_STATES in module.objective.signals,
         gradient_checkpointing=own.gradient_checkpointing,
+        teachers_in_turn=module.teachers.in_turn,
     )
 
 

@@ -17,9 +17,10 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD, budgeted_groups
-from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, Teacher
+from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, TakesTurns, Teacher
 from lightning_opd.models import (
     READ_AT_ONCE,
+    HostWeights,
     LanguageModel,
     LoadSettings,
     TreeReading,
@@ -47,7 +48,7 @@ MAX_TREE_TOKENS = 2**16
 tests/benchmarks/README.md."""
 
 
-class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
+class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurns):
     """A frozen Hugging Face causal language model that shares the student's tokenizer.
 
     Args:
@@ -94,6 +95,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
         self._model: LanguageModel | None = None
         self._mesh: DeviceMesh | None = None
         self._has_copied_head = False
+        self._turns: HostWeights | None = None
 
     @property
     @override
@@ -265,20 +267,36 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
 
     def _gather_head(self, signals: frozenset[Signal]) -> None:
         """Keep a whole copy of a sharded head for the objective, and free the gathered weights."""
-        if self._mesh is None:
+        if self._mesh is None and self._turns is None:
             return
         model = self._loaded()
         if Signal.HIDDEN_STATES in signals:
             model.copied_head()
             self._has_copied_head = True
-        model.model.reshard()  # type: ignore[operator]  # fully_shard made it an FSDPModule
+        if self._mesh is not None:
+            model.model.reshard()  # type: ignore[operator]  # fully_shard made it an FSDPModule
 
     @override
     def output_head(self) -> LinearHead | None:
         if self._mesh is not None and not self._has_copied_head:
             return None
-        head = self._loaded().head() if self._mesh is None else self._loaded().copied_head()
+        if self._turns is not None and not self._has_copied_head:  # of a run that goes on inside a rollout batch
+            self._turns.enter()
+            self._gather_head(frozenset({Signal.HIDDEN_STATES}))
+            self._turns.leave()
+        head = self._loaded().copied_head() if self._has_copied_head else self._loaded().head()
         return dataclasses.replace(head, temperature=self.temperature)
+
+    @override
+    def enter_device(self) -> None:
+        if self._turns is not None:
+            self._turns.enter()
+
+    @override
+    def leave_device(self) -> None:
+        if self._turns is None:
+            self._turns = HostWeights(self.loaded_model)
+        self._turns.leave()
 
     @override
     def generator(self) -> torch.nn.Module:
@@ -286,7 +304,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates):
 
     @override
     def close(self) -> None:
-        self._model, self._has_copied_head = None, False
+        self._model, self._turns, self._has_copied_head = None, None, False
 
 
 def _groups(trunks: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

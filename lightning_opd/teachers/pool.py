@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, ScoresLater, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, ScoresLater, TakesTurns, Teacher
 from lightning_opd.models import any_rank
 from lightning_opd.servers import ServersDownError
 from lightning_opd.types import LinearHead, Prompt, SampledTokens, Sampling, Signal, TeacherScores
@@ -23,10 +23,13 @@ class TeacherPool:
 
     Args:
         teachers: Name → teacher. Every rank visits them in the order of their sorted names.
+        in_turn: Whether a teacher's weights are on the device only while it scores, once in a rollout batch, and wait
+            in the machine's memory otherwise.
     """
 
-    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
+    def __init__(self, teachers: Mapping[str, Teacher], *, in_turn: bool = False) -> None:
         """Keep one teacher per identity."""
+        self.in_turn = in_turn
         shared: dict[Hashable, Teacher] = {}
         self.names = tuple(sorted(teachers))
         self._teachers = {name: shared.setdefault(teachers[name].identity, teachers[name]) for name in self.names}
@@ -79,6 +82,7 @@ class TeacherPool:
         """Load every distinct model once."""
         for teacher in self.distinct.values():
             teacher.setup(device, mesh)
+            self._leave(teacher)
 
     def ids(self, prompts: Iterable[Prompt]) -> list[int]:
         """Return the teacher index of each prompt; -1 where there is no such teacher."""
@@ -98,19 +102,22 @@ class TeacherPool:
         rows_of = [(tokens.teacher_ids == index).nonzero().squeeze(-1) for index in range(len(self.names))]
         selected = [tokens.select(rows) for rows in rows_of]
         answers = {
-            index: teacher.submit(selected[index], signals)
+            index: remote.submit(selected[index], signals)
             for index, name in enumerate(self.names)
-            if isinstance(teacher := self._teachers[name], ScoresLater)
+            if isinstance(remote := self._teachers[name], ScoresLater)
         }
         lost: ServersDownError | None = None
         logprobs = torch.zeros_like(tokens.rollout_logprobs)
         aligned_mask = torch.zeros_like(tokens.response_mask)
         parts: list[tuple[Tensor, slice, TeacherScores]] = []
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
-        for index, name in enumerate(self.names):  # every rank, every teacher, one order
+        teacher: Teacher | None = None
+        for index, name in self._visits():  # every rank, every teacher, one order
             rows, part, columns = rows_of[index], selected[index], tokens.span(rows_of[index])
+            self._enter(self._teachers[name], teacher)
+            teacher = self._teachers[name]
             try:
-                scores = answers[index]() if index in answers else self._teachers[name].score(part, signals)
+                scores = answers[index]() if index in answers else teacher.score(part, signals)
             except ServersDownError as error:  # the other ranks still compute with the other teachers
                 lost = error
                 continue
@@ -118,6 +125,7 @@ class TeacherPool:
             aligned_mask[rows, columns] = scores.aligned_mask
             metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             parts.append((rows, columns, scores))
+        self._leave(teacher)
         if any_rank(lost is not None):
             raise lost or ServersDownError("The servers of a teacher no longer answer another process of this run.")
 
@@ -141,6 +149,26 @@ class TeacherPool:
             self.heads() if Signal.HIDDEN_STATES in signals else (),
             metrics,
         )
+
+    def _visits(self) -> list[tuple[int, str]]:
+        """Return index and name of each teacher in order; in turn, the names of one model follow each other."""
+        names = list(enumerate(self.names))
+        if self.in_turn:
+            first = {id(teacher): place for place, teacher in reversed(list(enumerate(self._teachers.values())))}
+            names.sort(key=lambda visit: first[id(self._teachers[visit[1]])])
+        return names
+
+    def _enter(self, teacher: Teacher, before: Teacher | None) -> None:
+        """Let a teacher come to the device, and the one before it leave, where they take turns."""
+        if not self.in_turn or teacher is before:
+            return
+        self._leave(before)
+        if isinstance(teacher, TakesTurns):  # also without a row of its own: other ranks may have some
+            teacher.enter_device()
+
+    def _leave(self, teacher: Teacher | None) -> None:
+        if self.in_turn and isinstance(teacher, TakesTurns):
+            teacher.leave_device()
 
     def heads(self) -> tuple[LinearHead | None, ...]:
         """Return each teacher's output head, in the order of `names`."""

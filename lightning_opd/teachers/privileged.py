@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, TakesTurns, Teacher
 from lightning_opd.models import StudentConfig
 from lightning_opd.models.shared_base import SharedBases
 from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach, tell_student
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
+class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, JoinsBase):
     """Scores the student's tokens after a prompt of its own, for example one with a hint.
 
     With the student's own weights as the teacher this is self-distillation: the student learns to
@@ -80,6 +80,16 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
     @override
     def output_head(self) -> LinearHead | None:
         return self._teacher.output_head()
+
+    @override
+    def enter_device(self) -> None:
+        if isinstance(self._teacher, TakesTurns):
+            self._teacher.enter_device()
+
+    @override
+    def leave_device(self) -> None:
+        if isinstance(self._teacher, TakesTurns):
+            self._teacher.leave_device()
 
     @override
     def close(self) -> None:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightning_opd.models import Lora, StudentConfig, load_config, outline
 from lightning_opd.models.estimates import ModelShape, RunShape, estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import declared_weights
+from lightning_opd.models.sizes import num_weights
+from lightning_opd.models.slices import model_outline
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.preflight.estimate import run_shape
 from lightning_opd.preflight.plan import RUN, STUDENT, TEACHER, operations, parts, table
@@ -45,24 +46,19 @@ def test_the_planned_models_have_as_many_weights_as_their_shape(shape: ModelShap
         },
         tokenizer="none",
     )
-    with torch.device("meta"):
-        found = tiny_architecture("qwen3").config  # the same family
     assert ModelShape.of(student.declared, shape.num_weights, shape.bytes_per_weight) == shape
-    assert found.model_type == student.declared.model_type
-    from lightning_opd.models.slices import model_outline
-
-    assert sum(p.numel() for p in model_outline(student.declared).parameters()) == shape.num_weights
+    assert num_weights(model_outline(student.declared)) == shape.num_weights
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3_text", "mixtral", "bloom"])
 def test_any_architecture_has_a_shape_and_its_weights(name: str, tmp_path: Path) -> None:
     model = tiny_architecture(name)
     model.save_pretrained(tmp_path)
-    num_weights = declared_weights(str(tmp_path))
-    assert num_weights == sum(p.numel() for p in model.parameters())
-    shape = ModelShape.of(load_config(str(tmp_path)), num_weights, 4)
+    declared = declared_weights(str(tmp_path))
+    assert declared == sum(p.numel() for p in model.parameters())
+    shape = ModelShape.of(load_config(str(tmp_path)), declared, 4)
     assert shape.num_layers >= 1
-    assert shape.head_weights < num_weights
+    assert shape.head_weights < declared
 
 
 def test_weights_gradients_and_states_are_cut_by_the_number_of_devices() -> None:
@@ -71,6 +67,16 @@ def test_weights_gradients_and_states_are_cut_by_the_number_of_devices() -> None
         for n in (1, 2)
     )
     assert whole == 2 * 4 * STUDENT.num_weights == 2 * half
+
+
+def test_teachers_in_turn_take_the_memory_of_the_largest_while_they_score() -> None:
+    small = dataclasses.replace(TEACHER, num_weights=10**9)
+    together = dataclasses.replace(RUN, teachers=(TEACHER, small), keeps_states=False)
+    in_turn = estimate(dataclasses.replace(together, teachers_in_turn=True))
+    both = (TEACHER.num_weights + 10**9) * 2 // 8
+    assert estimate(together).resident["teachers: weights"] == pytest.approx(both, abs=2)
+    assert in_turn.resident["teachers: weights"] == 0
+    assert in_turn.stages["score"]["one teacher"] == TEACHER.num_weights * 2 // 8
 
 
 def test_what_does_not_fit_alone_has_no_micro_batch() -> None:

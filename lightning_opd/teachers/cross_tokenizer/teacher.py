@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, ConfigTypeError
 from lightning_opd.functional.credit import AlignedCredit, Credit, ExactMatchCredit, PrefixCredit, SpanCredit
-from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, ReadsTrees, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsOwnTokens, ReadsTrees, TakesTurns, Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.teachers.cross_tokenizer.aligned_scoring import AlignedScorer
 from lightning_opd.teachers.cross_tokenizer.metrics import alignment_metrics, dominant_token
@@ -31,7 +31,7 @@ MAX_TOKEN_FRACTION = 0.2
 """Fraction of Σ|log-ratio| of one token id above which the teacher warns: that token rules the gradient."""
 
 
-class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
+class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead, TakesTurns):
     """Score the student's text in the teacher's own tokens, and bring the scores back to the student's.
 
     The teacher's own chat template renders the chat before each reply, tool schemas and tools' answers included.
@@ -170,6 +170,16 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead):
         if self.is_cross_tokenizer or not isinstance(self.scorer, HasOutputHead):
             return None
         return self.scorer.output_head()
+
+    @override
+    def enter_device(self) -> None:
+        if isinstance(self.scorer, TakesTurns):
+            self.scorer.enter_device()
+
+    @override
+    def leave_device(self) -> None:
+        if isinstance(self.scorer, TakesTurns):
+            self.scorer.leave_device()
 
     @override
     def close(self) -> None:
