@@ -103,7 +103,7 @@ class TreeReading:
             again |= missing
         runs += [(start, again)] if unread else []
         chunks, cached = [], sorted(set(range(len(self.token_ids))).difference(unread))
-        for (start, again), end in zip(runs, [*(first for first, _ in runs[1:]), len(unread)], strict=True):
+        for (start, again), end in zip(runs, [*(first for first, _ in runs), len(unread)][1:], strict=True):
             columns = [*sorted(again), *unread[start:end]]
             first = 0 if goes_on else self.trees[unread[end]] if end < len(unread) else len(self.ends)
             both = [*cached, *columns]
