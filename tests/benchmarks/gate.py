@@ -82,4 +82,8 @@ class StepGate(L.Callback):
             for name, value in trainer.callback_metrics.items():
                 with contextlib.suppress(TypeError, ValueError):
                     metrics[name] = float(value)
-            self.gate.wait(metrics=metrics)
+            self.gate.wait(metrics=metrics | self.figures())
+
+    def figures(self) -> dict[str, float]:
+        """Return what else there is to say about a step."""
+        return {}

@@ -34,24 +34,26 @@ class Run:
         command: Program and arguments.
         environment: Beside this process's own.
         folder: Where to start it.
+        is_single: Whether it has one thread, on one core; a GPU's run takes what it wants.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path = ROOT
+    is_single: bool = True
 
 
 class Worker:
     """A started run; each call of `step` lets it take one step.
 
     Args:
-        run: What to start; on one core of its own, with one thread.
+        run: What to start.
         log: Where its error output goes.
     """
 
     def __init__(self, run: Run, log: Path) -> None:
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if run.is_single else {}
+        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._log = log
         self._errors = log.open("w", encoding="utf-8")
         self._process = subprocess.Popen(
@@ -63,8 +65,9 @@ class Worker:
             stderr=self._errors,
             text=True,
         )
-        with contextlib.suppress(AttributeError):  # Linux only
-            os.sched_setaffinity(self._process.pid, {max(os.sched_getaffinity(0))})
+        if run.is_single:
+            with contextlib.suppress(AttributeError):  # Linux only
+                os.sched_setaffinity(self._process.pid, {max(os.sched_getaffinity(0))})
         self.ready = self._answer()
 
     def _answer(self) -> Record:
@@ -136,8 +139,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def machine(command: str) -> str:
-    """Return when, where and how a table was measured, in one line."""
+def machine(command: str, how: str = "one thread a run") -> str:
+    """Return when, where and how a table was measured, in one line.
+
+    Args:
+        command: That makes the table.
+        how: Threads, or the GPU.
+    """
     import torch
 
     cpus = Path("/proc/cpuinfo")
@@ -146,7 +154,7 @@ def machine(command: str) -> str:
     processor = names[0] if names else platform.machine()
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     today = datetime.now(UTC).date()
-    return f"{today}, {processor}, {load}, torch {torch.__version__}, one thread a run: `{command}`"
+    return f"{today}, {processor}, {load}, torch {torch.__version__}, {how}: `{command}`"
 
 
 def show(*texts: object) -> None:

@@ -45,6 +45,7 @@ def main() -> None:
             prompts=arguments.prompts,
             new_tokens=arguments.new_tokens,
             vocabulary=arguments.vocabulary,
+            lora=arguments.table == "adapters",
             adapters=arguments.table == "adapters",
         )
         settings = {}

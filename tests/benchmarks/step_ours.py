@@ -29,24 +29,52 @@ PARTS = ("rollout", "score")
 class Parts(Profiler):
     """Tells the gate how long each part of a step took, and where what follows the rollout begins."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, device: str) -> None:
         super().__init__()
-        self._gate, self._started = gate, dict.fromkeys(PARTS, 0.0)
+        self._gate, self._device, self._started = gate, device, dict.fromkeys(PARTS, 0.0)
 
     def start(self, action_name: str) -> None:
         if action_name in self._started:
+            finish(self._device)
             self._started[action_name] = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
         if action_name in self._started:
+            finish(self._device)
             seconds = time.perf_counter() - self._started[action_name]
             self._gate.parts[action_name] = self._gate.parts.get(action_name, 0.0) + seconds
         if action_name == "rollout":
             self._gate.mark()
 
 
+def finish(device: str) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 class WeightsGate(StepGate):
-    """Answers the bytes of all weights in memory when training starts."""
+    """Answers the bytes of all weights in memory when training starts, and a GPU's peak in every step.
+
+    Args:
+        gate: Where to stop.
+        device: Where the run is.
+    """
+
+    def __init__(self, gate: Gate, device: str) -> None:
+        super().__init__(gate)
+        self._device = device
+
+    def figures(self) -> dict[str, float]:
+        if self._device != "cuda":
+            return {}
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return {"peak_mib": peak}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any, **more: Any) -> None:
+        finish(self._device)
+        super().on_train_batch_end(trainer, *arguments, **more)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.record = {"weight_mib": weight_mib()}
@@ -67,8 +95,8 @@ def weight_mib() -> float:
 
 def module(setting: Setting) -> OPDModule:
     """Return student and teachers of a setting."""
-    folder, dtype = Path(setting.folder), setting.precision
-    student = StudentConfig(str(folder / "student"), dtype=dtype, lora=Lora() if setting.adapters else None)
+    folder, dtype = Path(setting.folder), setting.teacher_precision
+    student = StudentConfig(str(folder / "student"), dtype=setting.precision, lora=Lora() if setting.lora else None)
     paths = {f"t{i}": str(folder / f"t{i}") for i in range(setting.teachers)}
     return OPDModule(
         student,
@@ -97,10 +125,11 @@ def trainer(setting: Setting, gate: Gate, **more: Any) -> L.Trainer:
     settings: dict[str, Any] = {
         "accelerator": setting.device,
         "devices": 1,
+        "precision": setting.trainer_precision,
         "max_steps": setting.steps,
         "accumulate_grad_batches": setting.micro_batches,
-        "profiler": Parts(gate),
-        "callbacks": [WeightsGate(gate)],
+        "profiler": Parts(gate, setting.device),
+        "callbacks": [WeightsGate(gate, setting.device)],
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

@@ -17,7 +17,6 @@ from tests.benchmarks.gate import Gate
 def main() -> None:
     """Train behind a gate: on-policy, reverse KL over the whole vocabulary, AdamW, float32, no checkpointing."""
     import datasets
-    import torch
     from transformers import AutoTokenizer, TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
@@ -53,7 +52,7 @@ def main() -> None:
             weight_decay=1e-2,
             max_grad_norm=0.0,
             gradient_checkpointing=False,
-            bf16=False,
+            bf16=setting["trainer_precision"] == "bf16-mixed",
             use_cpu=setting["device"] == "cpu",
             shuffle_dataset=False,
             report_to="none",
@@ -61,7 +60,7 @@ def main() -> None:
             logging_strategy="no",
             disable_tqdm=True,
             model_init_kwargs={"dtype": setting["precision"]},
-            teacher_model_init_kwargs={"dtype": setting["precision"]},
+            teacher_model_init_kwargs={"dtype": setting["teacher_precision"]},
         ),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder / "student", padding_side="left"),
@@ -81,7 +80,6 @@ def main() -> None:
         return found
 
     trainer._prepare_inputs, trainer.compute_loss = marked, noted
-    torch.set_num_threads(1)
     trainer.train()
 
 

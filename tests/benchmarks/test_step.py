@@ -73,7 +73,7 @@ def test_adapters_on_one_base_are_in_memory_without_further_bases(
 ) -> None:
     held = {}
     for teachers in (1, 4):
-        setting = setting_in(tmp_path / f"{teachers}", adapters=True, teachers=teachers, steps=1)
+        setting = setting_in(tmp_path / f"{teachers}", lora=True, adapters=True, teachers=teachers, steps=1)
         held[teachers] = train(setting, monkeypatch, capsys)[0]["weight_mib"]
     adapter = 4 * _num_parameters(tmp_path / "4" / "t0" / "adapter_model.safetensors") / 2**20
     assert held[4] - held[1] == pytest.approx(3 * adapter, rel=1e-6)

@@ -17,6 +17,7 @@ from lightning_opd.tokenization.training import train_tokenizer
 from lightning_opd.types import Prompt
 
 PROMPTS = "prompts.json"
+QWEN3_VOCABULARY = 151_936
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,13 @@ class Setting:
         new_tokens: Of each response; no response ends earlier.
         vocabulary: Tokens.
         teachers: Number of routed teachers.
-        adapters: Whether the teachers are adapters on the student's base, which then has one of its own.
+        lora: Whether the student trains an adapter on a frozen base.
+        adapters: Whether the teachers, too, are adapters on that base.
         micro_batches: Of one optimiser step.
         measures_memory: Whether to measure memory.
-        precision: Of the weights.
+        precision: Of the student's weights.
+        teacher_precision: Of the teachers' weights.
+        trainer_precision: Of the computation, as Lightning names it.
         device: Where to run.
     """
 
@@ -81,10 +85,13 @@ class Setting:
     new_tokens: int = 64
     vocabulary: int = 4096
     teachers: int = 1
+    lora: bool = False
     adapters: bool = False
     micro_batches: int = 1
     measures_memory: bool = False
     precision: str = "float32"
+    teacher_precision: str = "float32"
+    trainer_precision: str = "32-true"
     device: str = "cpu"
 
     def as_json(self) -> str:
@@ -138,17 +145,18 @@ def save_tokenizer(folder: Path, vocabulary: int) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def save_model(folder: Path, tokenizer: Any, shape: Shape, seed: int, max_length: int, dtype: torch.dtype) -> Path:
-    """Save a random model with its tokenizer, and return its folder."""
+def save_model(folder: Path, tokenizer: Any, shape: Shape, seed: int, setting: Setting) -> None:
+    """Save a random model with its tokenizer; the student has seed 0."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = shape.config(len(tokenizer), max_length)
+    settings = shape.config(len(tokenizer), setting.prompt_tokens + setting.new_tokens + 8)
     settings |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
+    dtype = getattr(torch, setting.teacher_precision if seed else setting.precision)
+    with torch.device(setting.device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def save_prompts(folder: Path, tokenizer: Any, number: int, length: int) -> None:
@@ -177,16 +185,15 @@ def save_world(setting: Setting, shape: Shape = Shape(), teacher: Shape | None =
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder, dtype = Path(setting.folder), getattr(torch, setting.precision)
+    folder = Path(setting.folder)
     tokenizer = save_tokenizer(folder / "student", setting.vocabulary)
-    max_length = setting.prompt_tokens + setting.new_tokens + 8
-    save_model(folder / "student", tokenizer, shape, 0, max_length, dtype)
+    save_model(folder / "student", tokenizer, shape, 0, setting)
     for index in range(setting.teachers):
         name = folder / f"t{index}"
         if setting.adapters:
             save_adapter(folder / "student", name, index)
         else:
-            save_model(name, tokenizer, teacher or shape, index + 1, max_length, dtype)
+            save_model(name, tokenizer, teacher or shape, index + 1, setting)
     save_prompts(folder, tokenizer, setting.prompts * (setting.steps + 1), setting.prompt_tokens)
 
 
