@@ -2,14 +2,14 @@
 
     python -m tests.benchmarks.step --vocabulary 4096
     python -m tests.benchmarks.step --vocabulary 151936
-    python -m tests.benchmarks.step --vocabulary 151936 --memory --new-tokens 256
+    python -m tests.benchmarks.step --vocabulary 151936 --memory --prompts 64
 
 Both sides start from the same random Qwen3 (4 layers × 256), learn from the same teacher with the reverse KL over the
 whole vocabulary, in float32, on the same prompts, with AdamW, without clipping, and always generate all tokens. Each
 has one thread on one core, and they take turns, a step each. "Update" is all that follows scoring; the processor's
 seconds tell something even where other programs run. `--memory` measures memory instead of time: the peak from the end
-of the rollout to the end of the step, beyond what the process held before the step. TRL scores inside its update, hence
-scoring counts on both sides.
+of the rollout to the end of the first step, with SGD, beyond what the process held before the step. TRL scores inside
+its update, hence scoring counts on both sides.
 
 `pip install --no-deps trl==1.16.0 accelerate datasets` makes TRL importable; or `--trl-python` names an interpreter
 that has it.
@@ -46,11 +46,12 @@ INSTALL = "pip install --no-deps trl==1.16.0 accelerate datasets"
 def main() -> None:
     """Measure both sides and print a table."""
     arguments = parser().parse_args()
+    repeats = arguments.repeats or (1 if arguments.memory else 5)
     started_at = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             folder,
-            steps=arguments.repeats + 2,
+            steps=repeats + 2,
             prompts=arguments.prompts,
             prompt_tokens=arguments.prompt_tokens,
             new_tokens=arguments.new_tokens,
@@ -63,7 +64,7 @@ def main() -> None:
         if not arguments.only_ours:
             runs["TRL"] = trl(setting, arguments.trl_python)
         with started(runs) as workers:
-            found = alternate(workers, arguments.repeats)
+            found = alternate(workers, repeats, warm_up=0 if arguments.memory else 1)
     show(machine("python -m tests.benchmarks.step " + " ".join(sys.argv[1:])) + f" ({seconds_since(started_at)})\n")
     show(memory_table(found) if arguments.memory else time_table(found))
     show("\n" + agreement(found))
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--vocabulary", type=int, default=4096)
     made.add_argument("--memory", action="store_true", help="measure memory instead of time")
-    made.add_argument("--repeats", type=int, default=5, help="measured steps of each side, after one to warm up")
+    made.add_argument("--repeats", type=int, help="measured steps of each side")
     made.add_argument("--prompts", type=int, default=16)
     made.add_argument("--prompt-tokens", type=int, default=32)
     made.add_argument("--new-tokens", type=int, default=64)

@@ -105,7 +105,7 @@ def module(setting: Setting) -> OPDModule:
             for name, path in paths.items()
         },
         DistributionMatching(),
-        lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
+        lambda parameters: (torch.optim.SGD if setting.measures_memory else torch.optim.AdamW)(parameters, lr=1e-6),
     )
 
 

@@ -71,7 +71,7 @@ class Setting:
         lora: Whether the student trains an adapter on a frozen base.
         adapters: Whether the teachers, too, are adapters on that base.
         micro_batches: Of one optimiser step.
-        measures_memory: Whether to measure memory.
+        measures_memory: Whether to measure memory; then with plain SGD, which keeps nothing from step to step.
         precision: Of the student's weights.
         teacher_precision: Of the teachers' weights.
         trainer_precision: Of the computation, as Lightning names it.
