@@ -45,13 +45,7 @@ PLACES = re.compile(r"\$\{run\}|runs/merge_tiny/seed0")
 
 def main() -> None:
     """Measure both sides and print a table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("commit")
-    made.add_argument("--repeats", type=int, default=15)
-    made.add_argument(
-        "--fraction", type=float, default=FRACTION, help="of the recipe's steps to train base and experts"
-    )
-    arguments = made.parse_args()
+    arguments = parser().parse_args()
     started_at = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         models = train_models(Path(folder) / "models", arguments.fraction)
@@ -67,6 +61,17 @@ def main() -> None:
     )
     head = ["side", "s per step, median", "range", "here ÷ it", "processor (s)", "here ÷ it", "tokens per reply"]
     show(table(head, rows_of(found)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("commit")
+    made.add_argument("--repeats", type=int, default=15)
+    made.add_argument(
+        "--fraction", type=float, default=FRACTION, help="of the recipe's steps to train base and experts"
+    )
+    return made
 
 
 def rows_of(found: dict[str, list[Record]]) -> list[list[object]]:
