@@ -11,6 +11,7 @@ from lightning_opd.callbacks.progress_bar import RolloutProgressBar
 from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.callbacks.rollout_table import RolloutTable
 from lightning_opd.callbacks.run_summary import RunSummary
+from lightning_opd.callbacks.teacher_balance import TeacherBalance
 
 __all__ = [
     "ExportHuggingFace",
@@ -25,6 +26,7 @@ __all__ = [
     "RolloutTable",
     "RunSummary",
     "TaskReward",
+    "TeacherBalance",
     "WeightedReward",
     "WellFormed",
 ]

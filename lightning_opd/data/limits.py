@@ -59,17 +59,18 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: i
             f"{collector.samples_per_prompt}. Set it to 2 or more."
         )
         raise ConfigError(msg)
-    learner.objective.check(
-        RunSettings(
-            updates_per_batch=collector.updates_per_batch,
-            draws_from_student=collector.sampling.keeps_the_distribution and collector.engine.is_exact,
-            off_policy_fraction=0.0 if off_policy is None else off_policy.fraction,
-            has_outcome=any(callback.adds_outcome for callback in callbacks),
-            has_reference=learner.reference is not None,
-            has_critic=learner.value is not None,
-            teacher_names=learner.teachers.names,
-        )
+    settings = RunSettings(
+        updates_per_batch=collector.updates_per_batch,
+        draws_from_student=collector.sampling.keeps_the_distribution and collector.engine.is_exact,
+        off_policy_fraction=0.0 if off_policy is None else off_policy.fraction,
+        has_outcome=any(callback.adds_outcome for callback in callbacks),
+        has_reference=learner.reference is not None,
+        has_critic=learner.value is not None,
+        teacher_names=learner.teachers.names,
     )
+    learner.objective.check(settings)
+    for callback in callbacks:
+        callback.check(settings, learner.objective.signals)
 
 
 def check_stops(stop_token_ids: Sequence[int], num_tokens: int) -> None:

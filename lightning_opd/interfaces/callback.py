@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_opd.types import RolloutBatch, Signal
+from lightning_opd.types import RolloutBatch, RunSettings, Signal
 
 if TYPE_CHECKING:
     import lightning as L
@@ -37,6 +37,17 @@ class OPDCallback(Callback):
         By default the log-probs, in case it reads them; without a reader they are not computed.
         """
         return frozenset({Signal.LOGPROBS})
+
+    def check(self, settings: RunSettings, signals: frozenset[Signal]) -> None:
+        """Refuse settings of a run under which this callback would do something else than it says.
+
+        Args:
+            settings: Those that decide which objectives and callbacks are right.
+            signals: What the objective asks of its teachers.
+
+        Raises:
+            ConfigError: With the setting and what to change, before anything is loaded.
+        """
 
     def on_rollout_end(self, trainer: L.Trainer, module: L.LightningModule, rollouts: RolloutBatch) -> None:
         """Called once per rollout batch, on every rank, after generation, rewards and scores."""

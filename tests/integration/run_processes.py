@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from lightning_opd.callbacks import HackDetector, OutcomeReward
+from lightning_opd.callbacks import HackDetector, OutcomeReward, TeacherBalance
 from lightning_opd.data import SFTDataModule
 from lightning_opd.functional.advantages import KLToGo, LogRatioToGo
 from lightning_opd.functional.baselines import BatchMean
@@ -164,7 +164,9 @@ def distil(name: str, run: str, world: Path, out: Path, adapter: str, ckpt_path:
     module = make_module(world, RUNS[run], "float64", teachers, Double, lora=lora)
     module.critic = Critic() if run == "critic" else None
     record, counts = Record(), Counts()
-    rewards = [OutcomeReward(advantage=GRPO())] if run == "outcome" else []
+    rewards: list[Callback] = [OutcomeReward(advantage=GRPO())] if run == "outcome" else []
+    if run in {"batch_mean", "experts_on_one_base"}:
+        rewards = [TeacherBalance(by="advantage" if run == "batch_mean" else "tokens")]
     trainer = trainer_of(name, out.parent / f"{name}_{run}", *rewards, record, counts, HackDetector())
     # a lone teacher's rows may all fall to one rank: the other one still has to join its collectives
     task: Task = Letters(teachers=("code", "math", "math", "math"))
