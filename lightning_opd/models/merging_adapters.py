@@ -1,4 +1,4 @@
-"""Merges LoRA adapters of one base by arithmetic on what they add to it: exactly, as one adapter of the summed rank."""
+"""Merges LoRA adapters of one base by arithmetic on what they add to it: as one adapter, or as a whole model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import CONFIG_FILE, WEIGHTS_FILE, adapter_base
 from lightning_opd.models.files import check_json, check_safetensors
+from lightning_opd.models.merging import FolderWeights, WeightSource, write_merged
+from lightning_opd.models.merging_methods import WeightMerge
 
 EXACT_KINDS = {"use_dora": False, "use_qalora": False, "fan_in_fan_out": False, "lora_bias": False, "bias": "none"}
 """Settings under which an adapter adds scale · B A to a weight and does nothing else."""
@@ -70,6 +73,57 @@ def merge_adapters(base: str, adapters: Sequence[Path], output: Path, coefficien
             start += rank
         tensors[PREFIX + module + A], tensors[PREFIX + module + B] = down, up
     _write(output, base, read, modules, tensors)
+
+
+class _OnBase(WeightSource):
+    """A base with an adapter folded in, one tensor at a time."""
+
+    def __init__(self, adapter: _Adapter) -> None:
+        super().__init__(adapter.path)
+        self.adapter = adapter
+
+    @override
+    def check(self, base: FolderWeights) -> None:
+        missing = sorted(module for module in self.adapter.down if f"{module}.weight" not in base.layout)
+        if missing:
+            msg = (
+                f"The adapter `{self.path}` changes `{missing[0]}`, of which the base `{base.path}` has no weight; it "
+                "belongs on another model."
+            )
+            raise ConfigError(msg)
+
+    @override
+    def read(self, name: str, base: Tensor) -> Tensor | None:
+        module = name.removesuffix(".weight")
+        if module not in self.adapter.down:
+            return None
+        up, down = self.adapter.up[module], self.adapter.down[module]
+        if (up.shape[0], down.shape[1]) != base.shape:
+            msg = (
+                f"`{module}` is {[up.shape[0], down.shape[1]]} in `{self.path}` and {list(base.shape)} in the base; it "
+                "belongs on another model."
+            )
+            raise ConfigError(msg)
+        return base.float() + up @ down
+
+
+def merge_adapters_whole(base: str, adapters: Sequence[Path], output: Path, method: WeightMerge) -> None:
+    """Write the base with what a rule makes of several adapters as a whole model.
+
+    For rules whose result has no low rank: TIES takes single weights of B A and leaves others, and so does DARE. The
+    products are made one tensor at a time. Only the tensors that an adapter changes count for it.
+
+    Args:
+        base: Folder of the model that all of them belong on.
+        adapters: Folders as peft writes them.
+        output: Folder to write.
+        method: The rule.
+
+    Raises:
+        ConfigError: The base is no folder, or an adapter belongs on another one or does more than add B A.
+    """
+    sources = [_OnBase(_read(base, path)) for path in adapters]
+    write_merged(FolderWeights(Path(base)), sources, output, method)
 
 
 def _read(base: str, path: Path) -> _Adapter:

@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_opd.models.merging import average, merge_tensor, task_arithmetic
+from lightning_opd.models.merging import merge_tensor
+from lightning_opd.models.merging_methods import (
+    Average,
+    TaskArithmetic,
+    TensorGroup,
+    WeightMerge,
+    average,
+    task_arithmetic,
+)
 from tests.commands import Cli
 from tests.tiny import save_model
 
@@ -22,6 +30,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def merged_tensor(base: torch.Tensor, models: list[torch.Tensor], method: WeightMerge) -> torch.Tensor:
+    group = TensorGroup("weight", base, models)
+    return merge_tensor(group, method.plan(lambda: iter([group])))
 
 
 def test_plain_average_is_the_mean_of_the_models(cli: Cli, folders: list[Path], tmp_path: Path) -> None:
@@ -65,7 +78,7 @@ def test_an_average_of_bfloat16_is_summed_in_float32() -> None:
     in_bfloat16 = (models[0] + models[1] + models[2]) / 3
     assert average(models).dtype == torch.float32
     torch.testing.assert_close(average(models), torch.tensor([(1 + 2**-7) / 3]))
-    merged = merge_tensor(models[0], models, None)
+    merged = merged_tensor(models[0], models, Average())
     assert merged.dtype == torch.bfloat16
     assert merged.item() == torch.tensor((1 + 2**-7) / 3).bfloat16().item() != in_bfloat16.item()
 
@@ -76,7 +89,7 @@ def test_task_arithmetic_of_bfloat16_is_done_in_float32_and_saved_in_the_dtype_o
     models = [torch.tensor([value], dtype=torch.bfloat16) for value in (1.0, 2**-8, 2**-8, 2**-8)]
     in_bfloat16 = base + 0.5 * (models[0] + models[1] + models[2] + models[3])
     torch.testing.assert_close(task_arithmetic(base, models, 0.5), torch.tensor([(1 + 3 * 2**-8) / 2]))
-    merged = merge_tensor(base, models, 0.5)
+    merged = merged_tensor(base, models, TaskArithmetic(0.5))
     assert merged.dtype == torch.bfloat16
     assert merged.item() == torch.tensor((1 + 3 * 2**-8) / 2).bfloat16().item() != in_bfloat16.item()
 
@@ -89,7 +102,7 @@ def test_models_are_merged_in_the_widest_dtype_of_all() -> None:
 
 def test_integers_are_those_of_the_base() -> None:
     base, other = torch.tensor([3]), torch.tensor([5])
-    assert torch.equal(merge_tensor(base, [other], None), base)
+    assert torch.equal(merged_tensor(base, [other], Average()), base)
 
 
 def test_sharded_models_are_merged_shard_by_shard(cli: Cli, folders: list[Path], tmp_path: Path) -> None:
