@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ def merge(
     experts: list[str],
     prompts: str,
     output: str = "merged",
-    start: Literal["base", "average", "task_arithmetic"] = "base",
+    start: Literal["base", "average", "task_arithmetic", "ties"] = "base",
     steps: int = 200,
     max_new_tokens: int = 512,
     lora_rank: int | None = None,
@@ -29,7 +30,8 @@ def merge(
     Args:
         base: Folder or hub name of the model that the experts were trained from.
         experts: NAME=PATH NAME=PATH ...: whole models or LoRA adapters, told apart by their files.
-        prompts: File with a `prompt` (or `messages`) and the `teacher`'s name a row, perhaps an `answer`.
+        prompts: File with a `prompt` (or `messages`) and the `teacher`'s name a row, perhaps an `answer`. Rows without
+            `teacher` are first tried by every expert (the command `route`); the result is OUTPUT/routed.jsonl.
         output: Folder for the model, the recipe and its outputs.
         start: Where the student starts: the base, or a weight merge of the experts.
         steps: Optimiser steps.
@@ -43,6 +45,7 @@ def merge(
     from lightning_opd.errors import ConfigError
     from lightning_opd.merge.plan import MergePlan, read_experts
     from lightning_opd.merge.recipe import write_recipe
+    from lightning_opd.merge.route import route_once
     from lightning_opd.models.hub import locate
 
     for name, number in (("steps", steps), ("max_new_tokens", max_new_tokens), ("lora_rank", lora_rank)):
@@ -52,6 +55,11 @@ def merge(
     locate(base, "the base")
     found, folder = read_experts(base, experts), Path(output).resolve()
     plan = MergePlan(base, found, prompts, folder, start, steps, max_new_tokens, lora_rank, match)
+    plan.check_start()
+    routed = route_once(prompts, folder / "routed.jsonl", found, max_new_tokens, match)
+    if routed is not None:
+        plan = dataclasses.replace(plan, prompts=routed.path)
+        sys.stdout.write(f"{routed.summary}\n")
     recipe = write_recipe(plan)
     again = f"python -m lightning_opd run {recipe} --output {folder}"
     sys.stdout.write(f"{plan.summary()}\nThe recipe is {recipe}; after changes there run `{again}`.\n")

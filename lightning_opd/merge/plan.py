@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from lightning_opd.errors import ConfigError, did_you_mean
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
@@ -29,6 +29,10 @@ LEARNING_RATES = ((50e6, 1e-3, 2e-3), (500e6, 2e-5, 2e-4), (float("inf"), 2e-6, 
 """Up to so many weights: learning rate of all weights, of an adapter."""
 
 
+Start: TypeAlias = Literal["base", "average", "task_arithmetic", "ties"]
+"""Where the student starts: the base, or a weight merge of the experts."""
+
+
 @dataclass(frozen=True)
 class Expert:
     """An expert by its name in the prompts.
@@ -42,11 +46,11 @@ class Expert:
     is_adapter: bool
 
 
-def read_experts(base: str, words: Sequence[str]) -> dict[str, Expert]:
+def read_experts(base: str | None, words: Sequence[str]) -> dict[str, Expert]:
     """Return the experts by name, adapters told apart from whole models by their files.
 
     Args:
-        base: Folder or hub name of the model that they were trained from.
+        base: Folder or hub name of the model that they were trained from; None where it may be any.
         words: Each `NAME=PATH`.
 
     Raises:
@@ -64,7 +68,7 @@ def read_experts(base: str, words: Sequence[str]) -> dict[str, Expert]:
             raise ConfigError(msg)
         locate(path, f"the expert `{name}`")
         own = adapter_base(path)
-        if own is not None and own != base and Path(own).resolve() != Path(base).resolve():
+        if base is not None and own is not None and own != base and Path(own).resolve() != Path(base).resolve():
             msg = (
                 f"Expert `{name}`: the adapter `{path}` belongs on `{own}`, not on the base `{base}`. Name that one as "
                 f"`--base`, or correct `base_model_name_or_path` in its {CONFIG_FILE}."
@@ -77,6 +81,20 @@ def read_experts(base: str, words: Sequence[str]) -> dict[str, Expert]:
     return experts
 
 
+def check_teacher(teacher: str, place: str, experts: Sequence[str]) -> None:
+    """Refuse a row whose teacher is no expert.
+
+    Raises:
+        ConfigError: With the name, where it stands, and the names that there are.
+    """
+    if teacher not in experts:
+        msg = (
+            f"{place}: `teacher` is `{teacher}`, which is no expert.{did_you_mean(teacher, experts)} "
+            f"Experts: {', '.join(experts)}."
+        )
+        raise ConfigError(msg)
+
+
 @dataclass(frozen=True)
 class MergePlan:
     """What a merge trains, from where, on what; the arguments are those of the command."""
@@ -85,11 +103,21 @@ class MergePlan:
     experts: Mapping[str, Expert]
     prompts: str
     output: Path
-    start: Literal["base", "average", "task_arithmetic"]
+    start: Start
     steps: int
     max_new_tokens: int
     lora_rank: int | None
     match: Literal["exact", "numeric"]
+
+    def check_start(self) -> None:
+        """Refuse a start that the experts do not allow.
+
+        Raises:
+            ConfigError: Adapters and models are to be merged by their weights.
+        """
+        if self.start != "base" and not self.are_alike:
+            msg = f"`--start {self.start}` needs experts of one kind, got adapters beside models. Use `--start base`."
+            raise ConfigError(msg)
 
     @property
     def model(self) -> Path:
@@ -112,13 +140,7 @@ class MergePlan:
 
         rows = Jsonl(self.prompts, match=self.match).prompts("train")
         for row in rows:
-            if row.teacher not in self.experts:
-                names = list(self.experts)
-                msg = (
-                    f"{row.place}: `teacher` is `{row.teacher}`, which is no expert.{did_you_mean(row.teacher, names)} "
-                    f"Experts: {', '.join(names)}."
-                )
-                raise ConfigError(msg)
+            check_teacher(row.teacher, row.place, list(self.experts))
         return rows
 
     @property
@@ -130,6 +152,16 @@ class MergePlan:
     def are_adapters(self) -> bool:
         """Whether all experts are adapters."""
         return all(expert.is_adapter for expert in self.experts.values())
+
+    @property
+    def starts_from_adapter(self) -> bool:
+        """Whether the student starts from one adapter that the experts were merged into; TIES gives a whole model."""
+        return self.are_adapters and self.start in ("average", "task_arithmetic")
+
+    @property
+    def gives_adapter(self) -> bool:
+        """Whether the merged model is an adapter on the base."""
+        return self.are_adapters and self.start != "ties"
 
     @property
     def are_alike(self) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightning_opd.errors import ConfigError
 from lightning_opd.merge.plan import TEST_FRACTION, VALIDATION_FRACTION
 
 if TYPE_CHECKING:
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 ROWS_PER_FORWARD = 8
 """Rows of a micro-batch."""
 
-COEFFICIENT = 0.3
-"""Of task arithmetic: what its authors found good for several tasks."""
+WEIGHT_MERGES: Mapping[str, Mapping[str, object]] = {
+    "average": {},
+    "task_arithmetic": {"coefficient": 0.3},
+    "ties": {"method": "ties"},
+}
+"""Settings of `average` by name; .3 is what the authors of task arithmetic found good for several tasks."""
 
 NUM_TESTED = 256
 """Prompts of each expert in a test."""
@@ -27,14 +31,12 @@ def write_recipe(plan: MergePlan) -> Path:
     """Write a plan as a recipe and return its folder; nothing is written where the plan is wrong."""
     files: dict[str, dict[str, Any]] = {"merge.yaml": _training(plan)}
     steps: list[dict[str, Any]] = []
+    plan.check_start()
     if plan.are_alike and (plan.has_answers or plan.start != "base"):
-        for name, coefficient in (("average", None), ("task_arithmetic", COEFFICIENT)):
+        for name, settings in WEIGHT_MERGES.items():
             if plan.has_answers or name == plan.start:
-                files[f"{name}.yaml"] = _weight_merge(plan, name, coefficient)
+                files[f"{name}.yaml"] = _weight_merge(plan, name, settings)
                 steps.append({"name": name, "command": "average", "config": f"{name}.yaml"})
-    elif plan.start != "base":
-        msg = f"`--start {plan.start}` needs experts of one kind, got adapters beside models. Use `--start base`."
-        raise ConfigError(msg)
     steps.append({"name": "merge", "command": "fit", "config": "merge.yaml"})
     if plan.has_answers:
         files["test.yaml"] = _testing(plan)
@@ -75,7 +77,7 @@ def _data(plan: MergePlan) -> dict[str, Any]:
 
 def _training(plan: MergePlan) -> dict[str, Any]:
     student: dict[str, Any] = {"path": plan.base_path if plan.start == "base" else f"${{run}}/{plan.start}/model"}
-    if plan.rank is not None and not (plan.are_adapters and plan.start != "base"):  # a merged adapter is trained on
+    if plan.rank is not None and not plan.starts_from_adapter:  # a merged adapter is trained on
         student["lora"] = {"rank": plan.rank}
     teachers = {
         name: {"adapter": expert.path, "base": plan.base_path} if expert.is_adapter else expert.path
@@ -86,7 +88,7 @@ def _training(plan: MergePlan) -> dict[str, Any]:
     callbacks = [
         _class("lightning_opd.callbacks.LastCheckpoint"),
         _class("lightning_opd.callbacks.RolloutTable"),
-        _class("lightning_opd.callbacks.ExportHuggingFace", folder=str(plan.model), merge=not plan.are_adapters),
+        _class("lightning_opd.callbacks.ExportHuggingFace", folder=str(plan.model), merge=not plan.gives_adapter),
     ]
     logger = _class("lightning.pytorch.loggers.TensorBoardLogger", save_dir="${run}/merge", name="", version="logs")
     return {
@@ -115,10 +117,9 @@ def _training(plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def _weight_merge(plan: MergePlan, name: str, coefficient: float | None) -> dict[str, Any]:
+def _weight_merge(plan: MergePlan, name: str, settings: Mapping[str, object]) -> dict[str, Any]:
     models = [expert.path for expert in plan.experts.values()]
-    scaled = {} if coefficient is None else {"coefficient": coefficient}
-    return {"base": plan.base_path, "models": models, **scaled, "output": f"${{run}}/{name}/model"}
+    return {"base": plan.base_path, "models": models, **settings, "output": f"${{run}}/{name}/model"}
 
 
 def _testing(plan: MergePlan) -> dict[str, Any]:

@@ -11,9 +11,10 @@ TRAINER_COMMANDS = {
 }
 SHORT_COMMANDS = {
     "merge": "Merge experts of one base into one model: train, test, report and export in one line.",
+    "route": "Choose the expert that teaches each prompt, where the rows do not say.",
     "run": "Run a recipe's steps in order; skip finished ones, resume interrupted ones.",
     "parity": "Compare student, teachers and baselines from their `scores.json`.",
-    "average": "Merge models by averaging weights or by task arithmetic (the baselines).",
+    "average": "Merge models by their weights: average, task arithmetic, TIES, DARE (the baselines).",
     "export": "Turn a training checkpoint into a Hugging Face folder.",
     "script": "Call `main` of a Python file: a recipe's own step.",
     "copy": "Copy a config or a recipe of the package into the current folder, to edit it.",

@@ -43,6 +43,15 @@ def write_prompts(answer: dict[str, str] | None = None, teachers: tuple[str, ...
     Path("prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+@pytest.mark.slow
+def test_ties_of_adapters_is_a_whole_model_to_start_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_prompts()
+    assert main([*ADAPTERS, *RUN, "--start", "ties"]) == 0
+    assert "starts from ties" in capsys.readouterr().out
+    assert (folder / "merged/recipe/seed0/ties/model/model.safetensors").is_file()
+    assert (folder / "merged/model/model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("start", ["base", "average"])
 def test_adapters_become_one_adapter_in_one_line(start: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_prompts()
@@ -85,7 +94,7 @@ def test_models_with_answers_are_compared_in_a_report(folder: Path, capsys: pyte
         (["--base", "nowhere"], "nowhere"),
         (["--prompts", "nothing.jsonl"], "nothing.jsonl"),
         (["--steps", "0"], "`--steps` must be at least 1"),
-        (["--start", "ties"], "start"),
+        (["--start", "tie"], "start"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
