@@ -78,7 +78,7 @@ def elected_mean(deltas: Sequence[Tensor]) -> Tensor:
     sign = torch.stack(tuple(deltas)).sum(dim=0).sign()
     total, count = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
     for delta in deltas:
-        agrees = (delta.sign() == sign) & (sign != 0)
+        agrees = delta.sign() == sign
         total += torch.where(agrees, delta, 0.0)
         count += agrees
     return total / count.clamp(min=1)

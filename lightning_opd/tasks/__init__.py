@@ -5,6 +5,7 @@ from lightning_opd.tasks.arithmetic import Arithmetic
 from lightning_opd.tasks.calculator_agent import CalculatorAgent
 from lightning_opd.tasks.jsonl import Jsonl
 from lightning_opd.tasks.mixture import Curriculum, Mixture, Phase
+from lightning_opd.tasks.reasoning_gym import ReasoningGym
 from lightning_opd.tasks.strings import Strings
 from lightning_opd.tasks.text_agent import TextAgent
 
@@ -20,6 +21,7 @@ __all__ = [
     "Mixture",
     "NumberAnswer",
     "Phase",
+    "ReasoningGym",
     "Strings",
     "TextAgent",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import lightning_opd.tasks
 from lightning_opd.interfaces import Split, Task
-from lightning_opd.tasks import Arithmetic, Curriculum, Jsonl, Mixture, Phase, Strings
+from lightning_opd.tasks import Arithmetic, Curriculum, Jsonl, Mixture, Phase, ReasoningGym, Strings
 from lightning_opd.types import Message, Messages, Prompt, Trajectory
 from tests.implementations import implementations
 
@@ -33,7 +34,9 @@ def own_rows() -> str:
 def examples() -> dict[str, list[Task]]:
     letters = Strings(num_questions=600)
     both = Mixture({"plus": Arithmetic(), "letters": letters})
+    has_gym = importlib.util.find_spec("reasoning_gym") is not None
     return {
+        "ReasoningGym": [ReasoningGym("chain_sum", 600) if has_gym else letters],  # an optional library
         "Strings": [letters],  # as many questions as the contract needs; the default number is checked beside
         "Jsonl": [Jsonl(own_rows(), match="numeric", split="hash")],
         "Mixture": [both],
