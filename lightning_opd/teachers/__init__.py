@@ -3,6 +3,7 @@
 from lightning_opd.teachers.adapters import AdapterExpert, AdapterTeacher, JoinsBase, attach, teacher_of, tell_student
 from lightning_opd.teachers.cross_tokenizer import CrossTokenizerTeacher
 from lightning_opd.teachers.local import LocalTeacher
+from lightning_opd.teachers.mixture import MixtureTeacher
 from lightning_opd.teachers.pool import TeacherPool
 from lightning_opd.teachers.privileged import PrivilegedTeacher
 from lightning_opd.teachers.server import ServerTeacher
@@ -13,6 +14,7 @@ __all__ = [
     "CrossTokenizerTeacher",
     "JoinsBase",
     "LocalTeacher",
+    "MixtureTeacher",
     "PrivilegedTeacher",
     "ServerTeacher",
     "TeacherPool",
