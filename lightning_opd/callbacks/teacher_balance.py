@@ -14,13 +14,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.collection.learner import Learner, RolloutProducer
-from lightning_opd.collection.prepare import ROWS_PER_FORWARD, prepare
+from lightning_opd.collection.prepare import prepare
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback
 from lightning_opd.models import evaluating, sum_over_ranks
 from lightning_opd.types import RolloutBatch, RunSettings, Signal
 
 Amount: TypeAlias = Literal["tokens", "advantage"]
+
+ROWS_PER_FORWARD = 16
+"""Rows of a rollout batch that one forward without a graph takes at once."""
 
 
 class TeacherBalance(OPDCallback):

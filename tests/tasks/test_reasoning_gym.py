@@ -55,7 +55,7 @@ def test_the_last_answer_counts() -> None:
 @needs_gym
 def test_any_seed_puts_a_question_into_the_same_split() -> None:
     def keys(seed: int) -> dict[str, set[str]]:
-        task = ReasoningGym("chain_sum", 300, seed, {"max_terms": 2, "max_digits": 1})
+        task = ReasoningGym("chain_sum", 100, seed, {"max_terms": 2, "max_digits": 1})
         return {split: {p.key for p in task.prompts(split)} for split in ("train", "validation", "test")}  # type: ignore[arg-type]  # each is a split
 
     one, two = keys(0), keys(1)
