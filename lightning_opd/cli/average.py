@@ -10,6 +10,8 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.options.outputs import check_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning_opd.models.merging_methods import WeightMerge
 
 Method: TypeAlias = Literal["average", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
@@ -67,16 +69,16 @@ def _rule(method: Method | None, coefficient: float | None, density: float | Non
 
     chosen = method or ("average" if coefficient is None else "task_arithmetic")
     given = {"coefficient": coefficient, "density": density, "seed": seed}
-    build, takes = {
+    rules: dict[str, tuple[Callable[..., WeightMerge], tuple[str, ...]]] = {
         "average": (Average, ()),
         "task_arithmetic": (TaskArithmetic, ("coefficient",)),
         "ties": (Ties, ("coefficient", "density")),
         "dare_linear": (Dare, ("coefficient", "density", "seed")),
         "dare_ties": (lambda **own: Dare(elects_sign=True, **own), ("coefficient", "density", "seed")),
-    }[chosen]
+    }
+    build, takes = rules[chosen]
     useless = [name for name, value in given.items() if value is not None and name not in takes]
     if useless:
         msg = f"`--method {chosen}` has no use for `--{useless[0]}`. Leave it out, or choose another method."
         raise ConfigError(msg)
-    rule: WeightMerge = build(**{name: value for name, value in given.items() if value is not None})
-    return rule
+    return build(**{name: value for name, value in given.items() if value is not None})

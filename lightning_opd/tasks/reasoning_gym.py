@@ -136,7 +136,7 @@ class ReasoningGym(Task):
     @cached_property
     def _entries(self) -> Mapping[str, dict[str, Any]]:
         """What the generator says of each question, by its key."""
-        entries = {}
+        entries: dict[str, dict[str, Any]] = {}
         for index in range(self.size):
             entry = self.generator[index]
             entries.setdefault(question_key("reasoning_gym", self.name, str(entry["question"])), entry)

@@ -142,7 +142,7 @@ def test_ties_in_reward_are_broken_by_likelihood() -> None:
 
 
 def test_rows_are_read_as_they_are(folder: Path) -> None:
-    rows = [{"prompt": "a", "answer": 3, "x": {"y": [1]}}, {"prompt": "b"}]
+    rows: list[dict[str, Any]] = [{"prompt": "a", "answer": 3, "x": {"y": [1]}}, {"prompt": "b"}]
     write(rows)
     assert read_rows("prompts.jsonl") == rows
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Split
 from lightning_opd.tasks import ReasoningGym
 from lightning_opd.types import Prompt
 
+SPLITS: tuple[Split, ...] = get_args(Split)
 HAS_GYM = importlib.util.find_spec("reasoning_gym") is not None
 needs_gym = pytest.mark.skipif(not HAS_GYM, reason="reasoning-gym is not installed (`lightning-opd[gym]`)")
 pytestmark = pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of the library's own sources, when first compiled
@@ -32,7 +34,7 @@ GENERATORS: Mapping[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_generators_own_answers_have_the_full_reward(name: str) -> None:
     task = ReasoningGym(name, 40, config=GENERATORS[name])
-    prompts = [prompt for split in ("train", "validation", "test") for prompt in task.prompts(split)]  # type: ignore[arg-type]  # each is a split
+    prompts = [prompt for split in SPLITS for prompt in task.prompts(split)]
     assert 1 < len(prompts) <= 40
     for prompt in prompts:
         right = task.demonstration(prompt)
@@ -56,7 +58,7 @@ def test_the_last_answer_counts() -> None:
 def test_any_seed_puts_a_question_into_the_same_split() -> None:
     def keys(seed: int) -> dict[str, set[str]]:
         task = ReasoningGym("chain_sum", 100, seed, {"max_terms": 2, "max_digits": 1})
-        return {split: {p.key for p in task.prompts(split)} for split in ("train", "validation", "test")}  # type: ignore[arg-type]  # each is a split
+        return {split: {p.key for p in task.prompts(split)} for split in SPLITS}
 
     one, two = keys(0), keys(1)
     assert one["train"] != two["train"]
