@@ -14,9 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.collection.learner import Learner, RolloutProducer
-from lightning_opd.collection.prepare import prepare
+from lightning_opd.collection.prepare import over_rows, prepare
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import OPDCallback
+from lightning_opd.interfaces import OPDCallback, StudentForward
 from lightning_opd.models import evaluating, sum_over_ranks
 from lightning_opd.types import RolloutBatch, RunSettings, Signal
 
@@ -69,6 +69,11 @@ class TeacherBalance(OPDCallback):
             msg = f"`max_factor` must be a finite number of at least 1, got {max_factor}. Leave it out for no limit."
             raise ConfigError(msg)
         self.target, self.by, self.max_factor = target, by, max_factor
+
+    @property
+    @override
+    def signals(self) -> frozenset[Signal]:
+        return frozenset({Signal.LOGPROBS}) if self.by == "advantage" else frozenset()
 
     @override
     def check(self, settings: RunSettings, signals: frozenset[Signal]) -> None:
@@ -129,15 +134,13 @@ def absolute_advantages(learner: Learner, rollouts: RolloutBatch) -> Float[Tenso
     """
     bare = dataclasses.replace(rollouts, outcome_advantages=torch.zeros_like(rollouts.outcome_advantages))
     prepare(bare, learner, 1 if learner.value is None else 2)  # a critic's values are stored for several updates only
-    sums = torch.zeros(len(rollouts), dtype=torch.float64, device=rollouts.token_ids.device)
+
+    def advantages(part: RolloutBatch, student: StudentForward) -> Tensor:
+        part.kl = learner.objective.state_kl(part, student)
+        return learner.objective.advantages(part, student)
+
     with evaluating(learner.load_language_model().model):
-        for start in range(0, len(rollouts), ROWS_PER_FORWARD):
-            rows = torch.arange(start, min(start + ROWS_PER_FORWARD, len(rollouts)), device=sums.device)
-            part = bare.select(rows)
-            student = learner.forward_student(part)
-            part.kl = learner.objective.state_kl(part, student)
-            sums[rows] = learner.objective.advantages(part, student).double().abs().sum(dim=1)
-    return sums
+        return over_rows(bare, learner, advantages).double().abs().sum(dim=1)
 
 
 def balance_factors(
