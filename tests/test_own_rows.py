@@ -16,9 +16,9 @@ TASK = "--data.task.init_args"
     ("words", "num_trained"),
     [
         ((), 40),
-        ((f"{TASK}.split=hash",), 25),
+        pytest.param((f"{TASK}.split=hash",), 25, marks=pytest.mark.slow),
         ((f'{TASK}.split={{"validation": 0.25}}',), 30),
-        ((f"{TASK}.validation_path=prompts.csv",), 40),
+        pytest.param((f"{TASK}.validation_path=prompts.csv",), 40, marks=pytest.mark.slow),
     ],
     ids=["all", "hash", "fraction", "file"],
 )

@@ -190,4 +190,4 @@ PROMPTS = [
     ),
 ]
 
-TABLE = [*YAML, *thinned(OPTIONS, 5), *thinned(PROMPTS, 6)]
+TABLE = [*YAML, *thinned(OPTIONS, 6), *thinned(PROMPTS, 7)]

@@ -277,4 +277,4 @@ OUTPUTS = [
     ),
 ]
 
-TABLE = [*thinned(MODELS, 4), *thinned(CHECKPOINTS, 3), *OUTPUTS]
+TABLE = [*thinned(MODELS, 5), *thinned(CHECKPOINTS, 4), *OUTPUTS]

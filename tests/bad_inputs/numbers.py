@@ -189,4 +189,4 @@ TRAINER = [
     setting("trainer.max_epochs=-2", "max_epochs", more=("--trainer.max_steps=-1",)),
 ]
 
-TABLE = thinned([*DATA, *STUDENT, *OPTIMISER, *TEACHERS, *CALLBACK, *OBJECTIVE, *TRAINER], 8)
+TABLE = thinned([*DATA, *STUDENT, *OPTIMISER, *TEACHERS, *CALLBACK, *OBJECTIVE, *TRAINER], 10)

@@ -44,7 +44,7 @@ def test_a_good_run_passes_and_leaves_a_report_alone(run: Run, tmp_path: Path) -
         ("zero", lambda model: model.model.embed_tokens.weight.zero_(), "the same log-prob -5.66 (1 of 288 tokens)"),
     ],
 )
-@pytest.mark.parametrize("objective", ["DistributionMatching", "PolicyGradient"])
+@pytest.mark.parametrize("objective", ["DistributionMatching", pytest.param("PolicyGradient", marks=pytest.mark.slow)])
 def test_a_broken_teacher_is_found_with_its_name(
     run: Run, spoil: Spoil, tmp_path: Path, name: str, change: Any, text: str, objective: str
 ) -> None:
