@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from lightning_opd.collection.prompt_limits import PromptLimits
 from lightning_opd.collection.prompt_report import Found, PromptReport
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import Task
 from lightning_opd.models import gather_objects
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Message, Prompt
@@ -17,52 +17,18 @@ from lightning_opd.types import Message, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LongPrompts: TypeAlias = Literal["error", "drop", "truncate_left"]
-"""What becomes of a prompt that leaves no space for the reply."""
-
 TEMPLATE_MARGIN = 64
 """Tokens that a template may add to a prompt beyond what it adds to those that were measured."""
 
 
 @dataclass(frozen=True)
-class PromptLimits:
-    """How long a prompt may be, and what becomes of a longer one.
-
-    Args:
-        max_new_tokens: Longest reply in tokens.
-        max_length: Longest sequence in tokens.
-        long_prompts: Refuse too long ones (`error`), leave them out (`drop`), or leave out the beginning of their
-            longest message (`truncate_left`).
-        max_measured: Prompts that are rendered, evenly spread, beside those with so many bytes that they might be too
-            long; None for all.
-        teacher_lengths: Longest sequence in tokens of each teacher that has fewer positions than the student.
-        opening_tokens: Tokens that an episode's opening has beyond its prompt, by domain and teacher.
-    """
-
-    max_new_tokens: int
-    max_length: int
-    long_prompts: LongPrompts = "error"
-    max_measured: int | None = None
-    teacher_lengths: Mapping[str, int] = field(default_factory=dict)
-    opening_tokens: Mapping[tuple[str, str], int] = field(default_factory=dict)
-
-    def extra(self, prompt: Prompt) -> int:
-        """Return the tokens that are added to a prompt, such as those of the tools."""
-        return self.opening_tokens.get((prompt.domain, prompt.teacher), 0)
-
-    def space(self, prompt: Prompt) -> int:
-        """Return how many tokens a prompt may have, what is added included, so that a reply has space."""
-        most = min(self.max_length, self.teacher_lengths.get(prompt.teacher, self.max_length))
-        return most - self.max_new_tokens
-
-
-@dataclass(frozen=True)
 class _Measured:
-    """One rendered prompt: its length in tokens, why it cannot be used, characters to leave out."""
+    """One rendered prompt: its length in tokens, why it cannot be used, characters to leave out, its teacher's more."""
 
     length: int = 0
     error: str = ""
     num_cut: int = 0
+    num_hint: int = 0
 
 
 def examine_prompts(
@@ -86,7 +52,7 @@ def examine_prompts(
         num_ranks: How many there are.
     """
     measured = _measure(prompts, range(len(prompts)), tokenizer, limits, rank, num_ranks)
-    long = [i for i, m in measured.items() if m.length > limits.space(prompts[i])]
+    long = [i for i, m in measured.items() if m.length > limits.space(prompts[i], m.num_hint)]
     kept: Sequence[Prompt] = prompts
     if long and limits.long_prompts == "drop":
         left_out = set(long)
@@ -95,28 +61,6 @@ def examine_prompts(
         cut = {i: measured[i].num_cut for i in long}
         kept = [_without(prompt, cut[i]) if i in cut else prompt for i, prompt in enumerate(prompts)]
     return kept, _report(prompts, measured, long, limits, tuple(teacher_names))
-
-
-def opening_tokens(
-    task: Task, prompts: Iterable[Prompt], tokenizer: PreTrainedTokenizerBase
-) -> dict[tuple[str, str], int]:
-    """Return the tokens that the opening of an episode has beyond its prompt, such as those of the tools.
-
-    Looked at for the first prompt of each domain and teacher: environments may be costly to make.
-    """
-    first: dict[tuple[str, str], Prompt] = {}
-    for prompt in prompts:
-        first.setdefault((prompt.domain, prompt.teacher), prompt)
-    more: dict[tuple[str, str], int] = {}
-    for group, prompt in first.items():
-        opening = task.environment(prompt).reset()
-        if opening is not prompt.messages:
-            try:
-                lengths = [len(render_prompt(tokenizer, messages)) for messages in (prompt.messages, opening)]
-            except ConfigError:
-                continue  # the check of all prompts, or that of tools, says so
-            more[group] = lengths[1] - lengths[0]
-    return more
 
 
 def _measure(
@@ -144,11 +88,41 @@ def _measure(
 def _measured(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits) -> _Measured:
     try:
         length = len(render_prompt(tokenizer, prompt.messages)) + limits.extra(prompt)
-        is_cut = length > limits.space(prompt) and limits.long_prompts == "truncate_left"
-        space = limits.space(prompt) - limits.extra(prompt)
-        return _Measured(length, num_cut=_num_to_cut(tokenizer, prompt, space) if is_cut else 0)
+        num_hint = _num_hint(prompt, tokenizer, limits, length - limits.extra(prompt))
+        is_cut = length > limits.space(prompt, num_hint) and limits.long_prompts == "truncate_left"
+        space = limits.space(prompt, num_hint) - limits.extra(prompt)
+        return _Measured(length, "", _num_to_cut(tokenizer, prompt, space) if is_cut else 0, num_hint)
     except ConfigError as error:
         return _Measured(error=f"{_name(prompt)}: {error}")
+
+
+def _num_hint(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, length: int) -> int:
+    """Return the tokens by which its teacher's own prompt is longer; what it lacks is found by another check."""
+    own = _hinted(prompt, limits)
+    return 0 if own is None else max(0, len(render_prompt(tokenizer, own)) - length)
+
+
+def _hinted(prompt: Prompt, limits: PromptLimits) -> Sequence[Message] | None:
+    teacher = limits.own_prompts.get(prompt.teacher)
+    try:
+        return None if teacher is None else teacher.messages(prompt, prompt.messages)
+    except ConfigError:
+        return None
+
+
+def _outgrown(prompts: Sequence[Prompt], measured: Mapping[int, _Measured], limits: PromptLimits) -> list[str]:
+    """Say which teachers cannot read the longest episodes, in which a reply follows on another."""
+    found: dict[str, str] = {}
+    for i, m in sorted(measured.items(), key=lambda item: -item[1].length - item[1].num_hint):
+        name, length = prompts[i].teacher, limits.teacher_length(prompts[i], m.num_hint)
+        longest = min(m.length + limits.max_turns * limits.max_new_tokens, limits.max_length)
+        if (prompts[i].domain, name) in limits.several_turns and name not in found and longest > length:
+            found[name] = (
+                f"an episode may grow to {longest:,} tokens (a prompt of {m.length:,}, {limits.max_turns} turns of up "
+                f"to {limits.max_new_tokens:,} tokens, and what is answered), more than the {length:,} that teacher "
+                f"`{name}` can read of it; `data.sampling.max_episode_tokens: {length}` ends it before"
+            )
+    return list(found.values())
 
 
 def _report(
@@ -192,6 +166,7 @@ def _report(
         limits.long_prompts == "error",
         teacher_names,
         limits.teacher_lengths,
+        tuple(_outgrown(prompts, measured, limits)),
     )
 
 
@@ -226,8 +201,11 @@ def _longest(prompt: Prompt) -> int:
 
 
 def _most_tokens(prompt: Prompt, limits: PromptLimits) -> int:
-    """Return as many tokens as a prompt has bytes: each has at least one."""
-    return len(str(prompt.messages).encode("utf-8", "surrogatepass")) + limits.extra(prompt)
+    """Return as many tokens as a prompt has bytes, its teacher's own included: each has at least one."""
+    longest = max(
+        len(str(m).encode("utf-8", "surrogatepass")) for m in (prompt.messages, _hinted(prompt, limits) or "")
+    )
+    return longest + limits.extra(prompt)
 
 
 def _name(prompt: Prompt) -> str:

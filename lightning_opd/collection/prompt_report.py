@@ -59,7 +59,9 @@ class PromptReport:
         max_length: Longest sequence in tokens.
         refuses_long: Whether a too long prompt is an error.
         known_teachers: Names of the teachers there are.
-        teacher_lengths: Longest sequence in tokens of each teacher that has fewer positions than the student.
+        teacher_lengths: Longest sequence in tokens of each teacher that has fewer positions than the student, or reads
+            another prompt.
+        outgrown: What is to be said of episodes that may grow too long for their teachers.
     """
 
     num_prompts: int
@@ -78,6 +80,7 @@ class PromptReport:
     refuses_long: bool
     known_teachers: tuple[str, ...] = ()
     teacher_lengths: Mapping[str, int] = field(default_factory=dict)
+    outgrown: tuple[str, ...] = ()
 
     @override
     def __str__(self) -> str:
@@ -97,11 +100,12 @@ class PromptReport:
             "without words": self.empty,
             "repeated": self.repeated,
         }
-        return [
+        notes = [
             f"{found.num:,} {name}" + (f" ({found.listed()})" if found.examples else "")
             for name, found in odd.items()
             if found.num
         ]
+        return [*notes, *self.outgrown]
 
     def problems(self) -> list[str]:
         """Return what is wrong with some prompts: a line each, with its cure."""

@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutPlan, RolloutProducer
-from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits
+from lightning_opd.collection.prompt_limits import LongPrompts, PromptLimits
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.resume import describe, fingerprint
 from lightning_opd.data.base import TrainerDataModule
@@ -155,7 +155,10 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
     def _examine(self, splits: Sequence[Split]) -> None:
         learner = self.collector.learner
         most = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
-        limits = PromptLimits(self.sampling.max_new_tokens, most, self.long_prompts, self.max_measured_prompts)
+        own = self.sampling
+        limits = PromptLimits(
+            own.max_new_tokens, most, self.long_prompts, self.max_measured_prompts, max_turns=own.max_turns
+        )
         self._splits.examine(splits, learner, limits, *self._data_rank())
 
     @override

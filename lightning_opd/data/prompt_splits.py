@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_opd.collection import Learner
-from lightning_opd.collection.prompt_checks import PromptLimits, examine_prompts, opening_tokens
+from lightning_opd.collection.prompt_checks import examine_prompts
+from lightning_opd.collection.prompt_limits import PromptLimits, opening_tokens, several_turns
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.tool_checks import check_tool_turns
 from lightning_opd.errors import ConfigError, Problems
@@ -65,11 +66,17 @@ class PromptSplits:
         """
         problems = Problems()
         with problems.collecting():
-            limits = dataclasses.replace(limits, teacher_lengths=learner.teachers.shorter_than(limits.max_length))
+            teachers = learner.teachers
+            lengths = teachers.shorter_than(limits.max_length)
+            limits = dataclasses.replace(limits, teacher_lengths=lengths, own_prompts=teachers.with_own_prompts())
         self.fitting, self.reports = {}, {}
         for split in splits:
             prompts = self.get(split, may_be_empty=split != "train")
-            own = dataclasses.replace(limits, opening_tokens=opening_tokens(self._task, prompts, learner.tokenizer))
+            own = dataclasses.replace(
+                limits,
+                opening_tokens=opening_tokens(self._task, prompts, learner.tokenizer),
+                several_turns=several_turns(self._task, prompts) if limits.max_turns > 1 else frozenset(),
+            )
             self.fitting[split], report = examine_prompts(
                 prompts, learner.tokenizer, own, learner.teachers.names, rank, num_ranks
             )

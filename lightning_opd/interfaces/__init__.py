@@ -3,6 +3,7 @@
 from lightning_opd.interfaces.abilities import (
     Generates,
     HasOutputHead,
+    ReadsOwnPrompt,
     ReadsOwnTokens,
     ReadsStudentTokens,
     ReadsTrees,
@@ -29,6 +30,7 @@ __all__ = [
     "Objective",
     "PhaseObserver",
     "PrepareContext",
+    "ReadsOwnPrompt",
     "ReadsOwnTokens",
     "ReadsStudentTokens",
     "ReadsTrees",

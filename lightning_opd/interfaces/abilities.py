@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores, TokenTree
+from lightning_opd.types import LinearHead, Message, Messages, Prompt, SampledTokens, Signal, TeacherScores, TokenTree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,19 @@ class ReadsStudentTokens(ABC):
     def declared_max_length(self) -> int:
         """Return the longest sequence in tokens that it can score, known before it loads; by default no limit."""
         return 2**31
+
+
+class ReadsOwnPrompt(ABC):
+    """A teacher that reads another prompt than the student, which may be longer."""
+
+    @abstractmethod
+    def messages(self, prompt: Prompt, chat: Messages) -> list[Message]:
+        """Return the chat that the teacher reads instead of the student's.
+
+        Args:
+            prompt: With all that its row holds.
+            chat: What the student reads.
+        """
 
 
 class ReadsOwnTokens(ABC):

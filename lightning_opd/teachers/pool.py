@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, ScoresLater, TakesTurns, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsOwnPrompt, ReadsStudentTokens, ScoresLater, TakesTurns, Teacher
 from lightning_opd.models import any_rank
 from lightning_opd.servers import ServersDownError
 from lightning_opd.types import LinearHead, Prompt, SampledTokens, Sampling, Signal, TeacherScores
@@ -73,10 +73,18 @@ class TeacherPool:
                 msg = f"Teacher `{name}`: {error}"
                 raise ConfigError(msg) from None
 
+    def with_own_prompts(self) -> dict[str, ReadsOwnPrompt]:
+        """Return the teachers that read other prompts than the student."""
+        return {name: teacher for name, teacher in self._teachers.items() if isinstance(teacher, ReadsOwnPrompt)}
+
     def shorter_than(self, max_length: int) -> dict[str, int]:
-        """Return the longest sequence in tokens of each teacher that cannot read one of `max_length`."""
+        """Return the longest sequence in tokens of each teacher that may not be able to read one of `max_length`.
+
+        They have fewer positions, or read another prompt, which may be longer.
+        """
         lengths = {n: t.declared_max_length() for n, t in self._teachers.items() if isinstance(t, ReadsStudentTokens)}
-        return {name: length for name, length in lengths.items() if length < max_length}
+        own = self.with_own_prompts()
+        return {name: length for name, length in lengths.items() if length < max_length or name in own}
 
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load every distinct model once."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, TakesTurns, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsOwnPrompt, ReadsStudentTokens, TakesTurns, Teacher
 from lightning_opd.models import StudentConfig
 from lightning_opd.models.shared_base import SharedBases
 from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach, tell_student
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, JoinsBase):
+class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, ReadsOwnPrompt, JoinsBase):
     """Scores the student's tokens after a prompt of its own, for example one with a hint.
 
     With the student's own weights as the teacher this is self-distillation: the student learns to
@@ -99,6 +99,7 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
     def check_prompt(self, prompt: Prompt) -> None:
         self.messages(prompt, prompt.messages)
 
+    @override
     def messages(self, prompt: Prompt, chat: Messages) -> list[Message]:
         """Return the chat that the teacher reads instead of the student's.
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lightning_opd.collection.prompt_checks import LongPrompts, PromptLimits, _measure, examine_prompts, opening_tokens
+from lightning_opd.collection.prompt_checks import _measure, examine_prompts
+from lightning_opd.collection.prompt_limits import LongPrompts, PromptLimits, opening_tokens, several_turns
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, SingleTurn
 from lightning_opd.tasks import CalculatorAgent, Jsonl
-from lightning_opd.teachers import LocalTeacher
+from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Message, Messages, Prompt
 from tests.tiny import save_model
@@ -155,6 +157,50 @@ def test_a_teacher_with_fewer_positions_than_the_student_limits_its_own_prompts(
     module = make_module(world, teachers={"math": LocalTeacher(str(short))})
     with pytest.raises(ConfigError, match=r"1 of 6 prompts are too long: .*rows\.jsonl:5 .* or teacher `math`'s of 64"):
         make_trainer(tmp_path).fit(module, make_data(task))
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_a_hint_that_only_the_teacher_reads_counts(tokenizer: PreTrainedTokenizerBase, most: int | None) -> None:
+    teacher = PrivilegedTeacher(LocalTeacher("models/base"), "{content} The answer is {answer}.")
+    rows = [
+        Prompt(row.messages, row.key, "math", "math", {"answer": "1" * (30 if i == 4 else 1)}, row.place)
+        for i, row in enumerate(prompts(*"abcdefgh"))
+    ]
+    limits = PromptLimits(8, 60, "drop", most, {"math": 60}, own_prompts={"math": teacher})
+    kept, report = examine_prompts(rows, tokenizer, limits)
+    assert [row.key for row in kept] == list("abcdfgh")
+    assert "1 too long (rows.jsonl:5 has" in str(report)
+    without, _ = examine_prompts(rows, tokenizer, PromptLimits(8, 60, "drop", most, {"math": 60}))
+    assert len(without) == 8
+    wide, _ = examine_prompts(rows, tokenizer, dataclasses.replace(limits, teacher_lengths={"math": 100}))
+    assert len(wide) == 8
+
+
+def test_a_run_with_a_hint_for_the_teacher_is_measured_with_it(world: Path, tmp_path: Path) -> None:
+    short = save_model(tmp_path / "short", max_position_embeddings=64)
+    rows = [{"prompt": "x", "teacher": "math", "hint": "y" * length} for length in (1, 60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Jsonl(str(tmp_path / "rows.jsonl"), validation_path=str(tmp_path / "rows.jsonl"))
+    teacher = PrivilegedTeacher(LocalTeacher(str(short)), "{content} {hint}")
+    with pytest.raises(ConfigError, match=r"1 of 2 prompts are too long: .*rows\.jsonl:2 .* or teacher `math`'s of 64"):
+        make_trainer(tmp_path).fit(make_module(world, teachers={"math": teacher}), make_data(task))
+
+
+def test_turns_that_may_outgrow_a_shorter_teacher_are_told_with_numbers(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = CalculatorAgent()
+    rows = [*task.prompts("train")[:4]]
+    [name] = {row.teacher for row in rows}
+    longest = max(len(render_prompt(tokenizer, row.messages)) for row in rows)
+    limits = PromptLimits(8, 10_000, teacher_lengths={name: longest + 20}, max_turns=3)
+    limits = dataclasses.replace(limits, several_turns=several_turns(task, rows))
+    _, report = examine_prompts(rows, tokenizer, limits)
+    [note] = report.notes()
+    assert f"may grow to {longest + 24:,} tokens (a prompt of {longest:,}, 3 turns of up to 8 tokens" in note
+    assert f"more than the {longest + 20:,} that teacher `{name}` can read" in note
+    assert f"`data.sampling.max_episode_tokens: {longest + 20}`" in note
+    for changes in ({"max_turns": 2}, {"several_turns": ()}, {"max_length": longest + 20}):
+        _, report = examine_prompts(rows, tokenizer, dataclasses.replace(limits, **changes))
+        assert not report.notes()
 
 
 def test_ranks_share_the_work_and_find_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
