@@ -30,6 +30,10 @@ Beside: TypeAlias = Callable[[slice], tuple[Tensor, ...]]
 """From a slice of a part's positions to further `[positions, ...]` arguments of its function."""
 
 
+WeightsOf: TypeAlias = Callable[[slice, Tensor], Tensor]
+"""From a slice of positions and their values to the gradient with which these are expected to come back."""
+
+
 class Part(NamedTuple):
     """Consecutive positions that share a vocabulary and a function.
 
@@ -59,7 +63,7 @@ class Fused(NamedTuple):
 def fused(
     student: HeadStates,
     parts: Sequence[Part],
-    weights: Float[Tensor, " positions"] | None = None,
+    weights: Float[Tensor, " positions"] | WeightsOf | None = None,
     num_metrics: int = 0,
 ) -> Fused:
     """Return the values of all parts, which follow one another in the student's positions.
@@ -68,7 +72,7 @@ def fused(
         student: States and head to differentiate.
         parts: What to compute of each position's logits.
         weights: The gradient with which each value is expected to come back, up to one common factor; saves a
-            product with the matrix. None where it is not known.
+            product with the matrix. A function where it depends on the value itself, None where it is not known.
         num_metrics: Numbers to log per position.
     """
     head = student.head
@@ -81,7 +85,7 @@ def fused(
 def token_statistics(
     student: HeadStates,
     token_ids: Int[Tensor, " positions"],
-    weights: Float[Tensor, " positions"] | None = None,
+    weights: Float[Tensor, " positions"] | WeightsOf | None = None,
     *,
     with_entropies: bool = False,
 ) -> tuple[Float[Tensor, " positions"], Float[Tensor, " positions"] | None]:
@@ -118,12 +122,15 @@ class _Gradients:
     """Memory for the gradients that are asked for, filled chunk by chunk."""
 
     weights: Tensor
+    weights_of: WeightsOf | None
     states: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
 
-    def add(self, slopes: Tensor, positions: slice, student: Projection) -> None:
+    def add(self, slopes: Tensor, positions: slice, student: Projection, values: Tensor) -> None:
         """Add those of a chunk: `slopes` are the derivatives of its values in the products."""
+        if self.weights_of is not None:
+            self.weights[positions] = self.weights_of(positions, values)
         factors = (self.weights[positions].to(promote(slopes).dtype) * student.factor)[:, None]
         vocab_size = slopes.shape[1]
         if student.weight is None:
@@ -173,8 +180,10 @@ def _go_through(
             for rows, (block_values, block_metrics) in found:
                 values[positions][rows], metrics[positions][rows] = block_values, block_metrics
             if gradients is not None:
-                gradients.add(products, positions, student)
+                gradients.add(products, positions, student, values[positions])
         start += part.num_positions
+    if gradients is not None:
+        gradients.weights_of = None  # it may hold what holds the values: nothing would free the circle
     return values, metrics
 
 
@@ -201,18 +210,20 @@ class _Fused(torch.autograd.Function):
         states: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        weights: Tensor | None,
+        weights: Tensor | WeightsOf | None,
         student: HeadStates,
         parts: tuple[Part, ...],
         num_metrics: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.student, ctx.dtype, ctx.parts, ctx.num_metrics = student, student.dtype, parts, num_metrics
-        ctx.save_for_backward(states, weight, bias, weights)
-        ctx.gradients = None
+        ctx.gradients, known = None, weights if isinstance(weights, Tensor) else None
         if weights is not None and any(ctx.needs_input_grad):
-            ctx.gradients = _gradients(ctx, weights, states, weight, bias)
+            weights_of = None if isinstance(weights, Tensor) else weights
+            known = states.new_zeros(len(states), dtype=promote(states).dtype) if known is None else known
+            ctx.gradients = _gradients(ctx, known, weights_of, states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
             values, metrics = _go_through(student.detached(ctx.dtype), parts, ctx.gradients, num_metrics)
+        ctx.save_for_backward(states, weight, bias, known)
         ctx.mark_non_differentiable(metrics)
         return values, metrics
 
@@ -224,16 +235,16 @@ class _Fused(torch.autograd.Function):
         ready, ctx.gradients = ctx.gradients, None  # a second backward goes through the chunks again
         factor = None if ready is None else _common_factor(gradient, weights)
         if factor is None:
-            ready, factor = _gradients(ctx, gradient, states, weight, bias), 1.0
+            ready, factor = _gradients(ctx, gradient, None, states, weight, bias), 1.0
             with torch.autocast(states.device.type, enabled=False):
                 _go_through(ctx.student.detached(ctx.dtype), ctx.parts, ready, ctx.num_metrics)
         own = zip(ready.scaled(factor), (states, weight, bias), strict=True)
         return (*(g if g is None else g.to(x.dtype) for g, x in own), None, None, None, None)
 
 
-def _gradients(ctx: FunctionCtx, weights: Tensor, *inputs: Tensor | None) -> _Gradients:
+def _gradients(ctx: FunctionCtx, weights: Tensor, weights_of: WeightsOf | None, *inputs: Tensor | None) -> _Gradients:
     wanted = zip(inputs, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
-    return _Gradients(weights.detach(), *(_zeros(x, wanted=w) for x, w in wanted))
+    return _Gradients(weights.detach(), weights_of, *(_zeros(x, wanted=w) for x, w in wanted))
 
 
 def _common_factor(gradient: Tensor, weights: Tensor) -> float | None:

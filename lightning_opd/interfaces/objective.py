@@ -13,9 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.fused import token_statistics
+from lightning_opd.functional.fused import WeightsOf, token_statistics
 from lightning_opd.functional.heads import HeadStates
+from lightning_opd.functional.logprobs import promote
 from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
+
+TokenWeights: TypeAlias = Callable[[Tensor], Tensor]
+"""From log-probs `[batch, time]` to the gradient with which they come back, `[batch, time]`; a token's own from its own
+log-prob only."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +41,45 @@ class StudentForward:
         """Return the states at some positions, with the head that reads them."""
         return HeadStates(self.hidden_states[rows, columns], self.head, self.batch.temperature)
 
-    def foresee(self, weights: Float[Tensor, "batch time"]) -> None:
+    def foresee(self, weights: Float[Tensor, "batch time"] | TokenWeights) -> None:
         """Say with which gradient each log-prob is expected to come back, up to one common factor.
 
         It saves a product with the output matrix if it comes before the first look at `logprobs`; a wrong forecast
         costs time only.
+
+        Args:
+            weights: The gradient; as a function where that of a token depends on its own log-prob.
         """
         self._forecast.append(weights)
 
     @cached_property
-    def _forecast(self) -> list[Float[Tensor, "batch time"]]:
+    def _forecast(self) -> list[Float[Tensor, "batch time"] | TokenWeights]:
         return []
+
+    def _weights(
+        self, rows: Int[Tensor, " positions"], columns: Int[Tensor, " positions"]
+    ) -> Float[Tensor, " positions"] | WeightsOf | None:
+        if not self._forecast:
+            return None
+        forecast, so_far = self._forecast[-1], promote(self.batch.rollout_logprobs).clone()
+        if isinstance(forecast, Tensor):
+            return forecast[rows, columns]
+
+        def weights_of(positions: slice, values: Tensor) -> Tensor:
+            where = rows[positions], columns[positions]
+            so_far[where] = values.to(so_far.dtype)
+            return forecast(so_far)[where]
+
+        return weights_of
 
     @cached_property
     def _statistics(self) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"] | None]:
         mask = self.batch.response_mask
         where = mask.nonzero(as_tuple=True)
-        weights = self._forecast[-1][where] if self._forecast else None
         # entropies are for the logs of a training step: there they come with the log-probs
-        found = token_statistics(
-            self.at(*where), self.batch.token_ids[where], weights, with_entropies=torch.is_grad_enabled()
-        )
+        in_graph = torch.is_grad_enabled()
+        weights = self._weights(*where) if in_graph else None
+        found = token_statistics(self.at(*where), self.batch.token_ids[where], weights, with_entropies=in_graph)
         logprobs, entropies = (None if x is None else x.new_zeros(mask.shape).index_put(where, x) for x in found)
         assert logprobs is not None
         return logprobs, entropies

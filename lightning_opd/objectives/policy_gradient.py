@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -230,7 +231,13 @@ class PolicyGradient(Objective):
 
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
-        ratio = self._transformed(batch, student.logprobs.detach())
+        is_local = not self.estimator.looks_ahead and (self.baseline is None or batch.baselines is not None)
+        if is_local and torch.is_grad_enabled():
+            student.foresee(partial(self._token_weights, batch))
+        return self._advantages(batch, student.logprobs.detach())
+
+    def _advantages(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
+        ratio = self._transformed(batch, student_logprobs)
         values = batch.baselines
         if values is None and self.baseline is not None:
             own = self.estimator(ratio, batch.response_mask, batch.kl)
@@ -239,6 +246,17 @@ class PolicyGradient(Objective):
         distilled = torch.where(self._signal_mask(batch), distilled * batch.distill_weights[:, None], 0.0)
         outcome = torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
         return distilled + outcome
+
+    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    def _token_weights(self, batch: RolloutBatch, logprobs: Tensor) -> Float[Tensor, "batch time"]:
+        """Return the derivative of the loss in each token's log-prob."""
+        old = logprobs if batch.old_logprobs is None else batch.old_logprobs
+        leaf = logprobs.clone().requires_grad_()
+        losses = self.policy_loss(leaf, old, self._advantages(batch, logprobs))
+        if self.off_policy is not None:
+            losses = losses * self.off_policy(old, batch.rollout_logprobs)
+        loss = self.reduction(losses, batch.response_mask, batch.num_active_tokens, batch.num_trajectories)
+        return torch.autograd.grad(loss, leaf)[0] if loss.requires_grad else torch.zeros_like(leaf)
 
     @override
     def loss(
