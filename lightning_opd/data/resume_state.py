@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores
+from lightning_opd.types import LinearHead, ResponseStates, RolloutBatch, TeacherScores
 
 
 def as_mapping(batch: RolloutBatch) -> dict[str, Any]:
@@ -19,6 +19,9 @@ def as_mapping(batch: RolloutBatch) -> dict[str, Any]:
     if scores is not None:
         state["teacher_scores"] = {f.name: getattr(scores, f.name) for f in dataclasses.fields(scores)}
         state["teacher_scores"]["heads"] = ()
+        if scores.hidden_states is not None:
+            own_states = scores.hidden_states.compact()  # the other micro-batches' stay out
+            state["teacher_scores"]["hidden_states"] = {"values": own_states.values, "index": own_states.index}
     moved: dict[str, Any] = move_data_to_device(state, "cpu")
     return moved
 
@@ -27,6 +30,8 @@ def from_mapping(state: dict[str, Any], device: torch.device) -> RolloutBatch:
     """Return the micro-batch that `as_mapping` took apart; `with_heads` completes it once the teachers are loaded."""
     state = move_data_to_device(state, device)
     scores = state["teacher_scores"]
+    if scores is not None and scores["hidden_states"] is not None:
+        scores = {**scores, "hidden_states": ResponseStates(**scores["hidden_states"])}
     return RolloutBatch(**{**state, "teacher_scores": None if scores is None else TeacherScores(**scores)})
 
 

@@ -113,7 +113,8 @@ def _broken_scores(batch: RolloutBatch) -> Tensor:
     """Return where what a teacher was asked for is not finite; log-probs that nothing asked for are NaN by design."""
     scored, scores = batch.response_mask & batch.aligned_mask, batch.teacher_scores
     if scores is not None and scores.hidden_states is not None:
-        return (~scores.hidden_states.isfinite().all(dim=-1) | batch.teacher_logprobs.isinf()) & scored
+        is_broken = scores.hidden_states.marked(lambda states: ~states.isfinite().all(dim=-1))
+        return (is_broken | batch.teacher_logprobs.isinf()) & scored
     if scores is not None and scores.top_logprobs is not None:
         return (scores.top_logprobs.isnan().any(dim=-1) | batch.teacher_logprobs.isinf()) & scored
     return ~batch.teacher_logprobs.isfinite() & scored

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.heads import HeadStates
 from lightning_opd.interfaces import StudentForward
-from lightning_opd.types import LinearHead, RolloutBatch, TeacherScores
+from lightning_opd.types import RolloutBatch
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,7 @@ def teacher_positions(
     counts = torch.bincount(owners, minlength=len(heads)).tolist()
     parts = zip(heads, rows.split(counts), columns.split(counts), strict=True)
     teachers = [
-        HeadStates(states_at(scores, head, *where), head, head.temperature or batch.temperature)
-        for head, *where in parts
+        HeadStates(scores.hidden_states.at(index, *where), head, head.temperature or batch.temperature)
+        for index, (head, *where) in enumerate(parts)
     ]
     return TeacherPositions(rows, columns, student.at(rows, columns), teachers)
-
-
-def states_at(
-    scores: TeacherScores, head: LinearHead, rows: Int[Tensor, " positions"], columns: Int[Tensor, " positions"]
-) -> Float[Tensor, "positions hidden"]:
-    """Return the states that a teacher's head reads at some positions; the only place that reads stored states."""
-    assert scores.hidden_states is not None
-    width = scores.hidden_states.shape[-1] if head.weight is None else head.weight.shape[1]
-    return scores.hidden_states[rows, columns, :width]

@@ -12,7 +12,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsOwnPrompt, ReadsStudentTokens, ScoresLater, TakesTurns, Teacher
 from lightning_opd.models import any_rank
 from lightning_opd.servers import ServersDownError
-from lightning_opd.types import LinearHead, Prompt, SampledTokens, Sampling, Signal, TeacherScores
+from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Sampling, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -100,9 +100,9 @@ class TeacherPool:
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         """Let each teacher score its own rows, and return all scores as one.
 
-        A teacher's own metric is called `<quantity>/<teacher>`. Hidden states of unequal width are padded
-        with zeros to the widest teacher's; top-k lists of unequal length are cut to the shortest. Teachers that
-        compute elsewhere are asked first and waited for at their turn.
+        A teacher's own metric is called `<quantity>/<teacher>`. Hidden states keep each teacher's width; top-k lists
+        of unequal length are cut to the shortest. Teachers that compute elsewhere are asked first and waited for at
+        their turn.
 
         Raises:
             ServersDownError: On every rank, where the servers of a teacher no longer answer one of them.
@@ -137,23 +137,29 @@ class TeacherPool:
         if any_rank(lost is not None):
             raise lost or ServersDownError("The servers of a teacher no longer answer another process of this run.")
 
-        def together(pick: Callable[[TeacherScores], Tensor | None], *, narrowest: bool) -> Tensor | None:
+        def together(pick: Callable[[TeacherScores], Tensor | None]) -> Tensor | None:
             found = [(rows, columns, x) for rows, columns, s in parts if (x := pick(s)) is not None]
             if not found:
                 return None
             widths = [x.shape[-1] for rows, _, x in found if len(rows)] or [found[0][2].shape[-1]]
-            width = min(widths) if narrowest else max(widths)
+            width = min(widths)
             whole = found[0][2].new_zeros(*logprobs.shape, width)
             for rows, columns, x in found:
-                whole[rows, columns, : x.shape[-1]] = x[..., :width]
+                whole[rows, columns] = x[..., :width]
             return whole
+
+        states: ResponseStates | None = None
+        if any(scores.hidden_states is not None for _, _, scores in parts):
+            states = ResponseStates.empty(tokens.token_ids.shape, tokens.token_ids.device)
+            for rows, columns, scores in parts:
+                states = states.with_teacher(rows, columns, scores.hidden_states)
 
         return TeacherScores(
             logprobs,
             aligned_mask,
-            together(lambda s: s.top_ids, narrowest=True),
-            together(lambda s: s.top_logprobs, narrowest=True),
-            together(lambda s: s.hidden_states, narrowest=False),
+            together(lambda s: s.top_ids),
+            together(lambda s: s.top_logprobs),
+            states,
             self.heads() if Signal.HIDDEN_STATES in signals else (),
             metrics,
         )

@@ -141,15 +141,15 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
             own.attention_mask[row, : len(ids)] = True
         scores = self._teacher.score(own, signals)
 
-        def back(x: Tensor | None) -> Tensor | None:
-            return None if x is None else _moved(x, lengths, starts, tokens.token_ids.shape[1])
+        def back(x: Tensor) -> Tensor:
+            return _moved(x, lengths, starts, tokens.token_ids.shape[1])
 
         return TeacherScores(
-            _moved(scores.logprobs, lengths, starts, tokens.token_ids.shape[1]),
-            _moved(scores.aligned_mask, lengths, starts, tokens.token_ids.shape[1]),
-            back(scores.top_ids),
-            back(scores.top_logprobs),
-            back(scores.hidden_states),
+            back(scores.logprobs),
+            back(scores.aligned_mask),
+            None if scores.top_ids is None else back(scores.top_ids),
+            None if scores.top_logprobs is None else back(scores.top_logprobs),
+            None if scores.hidden_states is None else scores.hidden_states.map(back),
             scores.heads,
             scores.metrics,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_opd.functional.logprobs import MAX_CHUNK_ELEMENTS, linear_token_statistics, linear_top_k
 from lightning_opd.models import LanguageModel
-from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import LinearHead, ResponseStates, SampledTokens, Signal, TeacherScores
 
 
 class RowScores:
@@ -43,9 +43,15 @@ class RowScores:
         unread = 0.0 if Signal.LOGPROBS in signals else torch.nan
         self._logprobs = torch.zeros_like(tokens.rollout_logprobs).masked_fill(self._aligned_mask, unread)
         self._num_read = 0
-        self._hidden_states: Tensor | None = None
+        self._states, self._index = self._new_states(), torch.zeros_like(tokens.token_ids)
+        self._num_stored = 0
         self._top_ids: Tensor | None = None
         self._top_logprobs: Tensor | None = None
+
+    def _new_states(self) -> Tensor:
+        """Return memory for the states that are asked for, and for no others."""
+        num_states = int(self._aligned_mask.sum()) if Signal.HIDDEN_STATES in self._signals else 0
+        return torch.empty(num_states, self._model.width, dtype=self._model.model.dtype, device=self._token_ids.device)
 
     @property
     def padding(self) -> tuple[Tensor, Tensor]:
@@ -69,9 +75,12 @@ class RowScores:
             self._logprobs[rows, columns] = logprobs.to(self._logprobs.dtype)
         shape = self._tokens.token_ids.shape
         if Signal.HIDDEN_STATES in self._signals:
-            if self._hidden_states is None:
-                self._hidden_states = states.new_zeros(*shape, states.shape[-1])
-            self._hidden_states[rows, columns] = states
+            end = self._num_stored + int(aligned_mask.sum())
+            self._states = self._states.to(states.dtype)  # of the first rows: then it is known
+            self._states[self._num_stored : end] = states[aligned_mask]
+            places = aligned_mask.flatten().cumsum(0).view_as(aligned_mask) + self._num_stored
+            self._index[rows, columns] = places * aligned_mask
+            self._num_stored = end
         if Signal.TOP_LOGPROBS in self._signals:
             ids, values = linear_top_k(states, head().logits, aligned_mask, self._top_k, self._temperature, chunk_size)
             if self._top_ids is None or self._top_logprobs is None:
@@ -86,7 +95,7 @@ class RowScores:
             self._aligned_mask,
             self._top_ids,
             self._top_logprobs,
-            self._hidden_states,
+            ResponseStates((self._states,), self._index) if Signal.HIDDEN_STATES in self._signals else None,
             heads,
             {"score_padding": self.padding},
         )

@@ -14,6 +14,7 @@ from lightning_opd.types.episodes import (
     Trajectory,
     Turn,
 )
+from lightning_opd.types.states import ResponseStates
 from lightning_opd.types.tensors import (
     LinearHead,
     LossTerms,
@@ -35,6 +36,7 @@ __all__ = [
     "Mode",
     "Prompt",
     "PromptBatch",
+    "ResponseStates",
     "RolloutBatch",
     "RunSettings",
     "Sample",

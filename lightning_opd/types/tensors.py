@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_opd.types.episodes import Trajectory
+from lightning_opd.types.states import ResponseStates
 
 Tokens = TypeVar("Tokens", bound="SampledTokens")
 
@@ -179,7 +180,7 @@ class SampledTokens:
                 return function(value)
             if isinstance(value, TeacherScores):
                 return dataclasses.replace(value, **_map_fields(value, apply))
-            return value
+            return value.map(function) if isinstance(value, ResponseStates) else value
 
         return dataclasses.replace(self, **_map_fields(self, apply))
 
@@ -189,12 +190,11 @@ class TeacherScores:
     """A teacher's answer about every token, on the student's time axis.
 
     Args:
-        logprobs: Teacher log-prob of each token in nats; NaN on aligned tokens where nothing asked for them, so
-            that nobody takes them for scores.
+        logprobs: Teacher log-prob of each token in nats; NaN on aligned tokens where nothing asked for them.
         aligned_mask: True where teacher and student speak about the same event.
         top_ids: Teacher's k likeliest token ids at each position, or None.
         top_logprobs: Their log-probs in nats, or None.
-        hidden_states: States from which the teacher's head predicts token t, or None.
+        hidden_states: States from which the teachers' heads predict the aligned response tokens, or None.
         heads: Output layers that turn the states into logits, in the order of `teacher_ids`; None
             for a teacher without one. Never saved with the scores.
         metrics: What the teacher measured, `name → (sum, count)`; the same names on every rank.
@@ -204,7 +204,7 @@ class TeacherScores:
     aligned_mask: Bool[Tensor, "batch time"]
     top_ids: Int[Tensor, "batch time k"] | None = None
     top_logprobs: Float[Tensor, "batch time k"] | None = None
-    hidden_states: Float[Tensor, "batch time hidden"] | None = None
+    hidden_states: ResponseStates | None = None
     heads: tuple[LinearHead | None, ...] = ()
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -214,8 +214,7 @@ class RolloutBatch(SampledTokens):
     """Sampled tokens with their rewards and scores: one rollout batch, or one micro-batch cut from it.
 
     Args:
-        teacher_logprobs: Log-prob of each token under the prompt's own teacher, in nats; NaN on aligned tokens
-            unless the objective, the module or a callback names `Signal.LOGPROBS` among its signals.
+        teacher_logprobs: Log-prob of each token under the prompt's own teacher, in nats; NaN if nobody asks for it.
         aligned_mask: True where teacher and student speak about the same event.
         distill_mask: True where the distillation term may act; callbacks may clear it.
         distill_weights: Weight of the distillation term per trajectory; callbacks may change it.

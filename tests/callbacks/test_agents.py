@@ -129,9 +129,6 @@ class Sabotage(Recorder):
             setattr(rollouts, name, torch.where(others, 1e6, getattr(rollouts, name)))
         rollouts.distill_mask = rollouts.distill_mask | others
         rollouts.aligned_mask = rollouts.aligned_mask | others
-        scores = rollouts.teacher_scores
-        if scores is not None and scores.hidden_states is not None:
-            scores.hidden_states[others] = 1e3
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)

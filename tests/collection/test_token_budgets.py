@@ -61,8 +61,8 @@ def test_scores_do_not_depend_on_the_budget_which_only_a_single_row_exceeds(
         scores.append(own.score(batch, frozenset(Signal)))
     assert shapes == expected
     mask = batch.response_mask
-    for name in ("logprobs", "hidden_states", "top_logprobs"):
-        one, other = (getattr(s, name)[mask] for s in scores)
+    found = [(s.logprobs[mask], s.top_logprobs[mask], s.hidden_states.at(0, *mask.nonzero().T)) for s in scores]  # type: ignore[index, union-attr]
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
     read, real = TeacherPool({"math": teacher}).score(batch, frozenset()).metrics["score_padding/math"]
     assert int(read) == sum(rows * columns for rows, columns in expected)

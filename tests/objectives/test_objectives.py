@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lightning_opd.functional.reductions import SequenceMean, TrajectorySum
 from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.objectives import DistributionMatching, Likelihood, OutcomeGradient, PolicyGradient
-from lightning_opd.types import LinearHead, Prompt, RolloutBatch, Signal, TeacherScores, Trajectory
+from lightning_opd.types import LinearHead, Prompt, ResponseStates, RolloutBatch, Signal, TeacherScores, Trajectory
 from tests.world import collate
 
 HIDDEN, VOCAB = 6, 11
@@ -59,11 +60,20 @@ class World:
         self.batch.teacher_scores = TeacherScores(
             self.batch.teacher_logprobs,
             self.batch.response_mask,
-            hidden_states=shift_right(states),
+            hidden_states=self.stored(shift_right(states), widths),
             heads=tuple(LinearHead(weight, None, VOCAB) for weight in self.teacher_weights),
         )
         ours = token_logprobs(self.student_logits().detach(), self.batch.token_ids, temperature)
         self.batch.rollout_logprobs = torch.where(self.batch.response_mask, ours, 0.0)
+
+    def stored(self, states: torch.Tensor, widths: Sequence[int]) -> ResponseStates:
+        """Return each teacher's own states, of its own width."""
+        stored = ResponseStates.empty(states.shape[:2], states.device)
+        for index, width in enumerate(widths):
+            rows = (self.batch.teacher_ids == index).nonzero().squeeze(-1)
+            own = ResponseStates.of(states[rows][..., :width], self.batch.response_mask[rows])
+            stored = stored.with_teacher(rows, slice(None), own)
+        return stored
 
     def set_heads(self, *heads: LinearHead | None) -> None:
         assert self.batch.teacher_scores is not None

@@ -59,7 +59,9 @@ def test_the_student_reads_its_own_prompt_and_the_teacher_the_hint(tiny_model_di
         assert scores.top_logprobs is not None
         torch.testing.assert_close(scores.top_logprobs[row, own], logprobs.topk(5).values, atol=1e-5, rtol=0)
         assert scores.hidden_states is not None
-        from_states = torch.log_softmax(head.logits(scores.hidden_states[row, own]) / 0.7, -1)
+        columns = own.nonzero().squeeze(-1)
+        states = scores.hidden_states.at(0, torch.full_like(columns, row), columns)
+        from_states = torch.log_softmax(head.logits(states) / 0.7, -1)
         torch.testing.assert_close(from_states, logprobs, atol=1e-5, rtol=0)
     assert torch.equal(scores.aligned_mask, batch.response_mask)
     assert not scores.logprobs[~batch.response_mask].any()

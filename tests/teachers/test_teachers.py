@@ -76,10 +76,10 @@ def test_scores_equal_a_plain_forward_whatever_the_batch_size(temperature: float
         mask = batch.response_mask[rows]
         expected = token_logprobs(logits, ids, temperature)
         assert torch.allclose(scores.logprobs[rows][mask], expected[mask], atol=1e-5)
-        head = pool.heads()[index]
+        head, places = pool.heads()[index], mask.nonzero()
         assert head is not None
         assert scores.hidden_states is not None
-        again = head.logits(scores.hidden_states[rows])[mask]
+        again = head.logits(scores.hidden_states.at(index, rows[places[:, 0]], places[:, 1]))
         assert torch.allclose(again, logits[:, :-1][mask[:, 1:]], atol=1e-4)
 
 
@@ -122,7 +122,7 @@ def test_scores_of_a_low_precision_teacher_are_float32(world: Path) -> None:
     scores = teacher.score(rollouts([0, 0], ("t",)), BOTH)
     assert scores.logprobs.dtype == torch.float32
     assert scores.hidden_states is not None
-    assert scores.hidden_states.dtype == torch.bfloat16
+    assert scores.hidden_states.values[0].dtype == torch.bfloat16
 
 
 def test_teachers_with_fewer_positions_are_known_before_they_load(world: Path, tmp_path: Path) -> None:

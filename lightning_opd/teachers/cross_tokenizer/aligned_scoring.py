@@ -14,7 +14,7 @@ from lightning_opd.functional.credit import AlignedCredit
 from lightning_opd.interfaces import Teacher
 from lightning_opd.teachers.cross_tokenizer.translation import Translator, each_token
 from lightning_opd.teachers.cross_tokenizer.views import View, teacher_batch, views_of
-from lightning_opd.types import SampledTokens, Signal, TeacherScores
+from lightning_opd.types import ResponseStates, SampledTokens, Signal, TeacherScores
 
 
 class AlignedScorer:
@@ -48,7 +48,7 @@ class AlignedScorer:
             aligned_mask,
             _exactly_matched(top_ids, batch, views, own),
             _exactly_matched(top_logprobs, batch, views, own),
-            _exactly_matched(scores.hidden_states, batch, views, own),
+            _matched_states(scores.hidden_states, batch, views, own),
             scores.heads if self._translator.is_identity else (),
             scores.metrics,
         )
@@ -92,3 +92,16 @@ def _exactly_matched(
             ours, theirs = torch.tensor(view.alignment.strict, device=x.device).unbind(dim=1)
             out[view.row, view.columns[ours]] = x[number, own.response_mask[number].nonzero().squeeze(-1)[theirs]]
     return out
+
+
+def _matched_states(
+    states: ResponseStates | None, batch: SampledTokens, views: Sequence[View], own: SampledTokens
+) -> ResponseStates | None:
+    """Bring the scorer's states to the student's tokens of the same bytes."""
+
+    def matched(index: Tensor) -> Tensor:
+        found = _exactly_matched(index[..., None], batch, views, own)
+        assert found is not None
+        return found.squeeze(-1)
+
+    return None if states is None else states.map(matched)
