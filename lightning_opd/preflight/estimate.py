@@ -14,8 +14,9 @@ from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Task
 from lightning_opd.models import Outline, checkpoint_dtype, load_config, torch_dtype
-from lightning_opd.models.estimates import ModelShape, RunShape, estimate, flops, largest_micro_batch
+from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import available_bytes, declared_weights
+from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.modules import OPDModule
 from lightning_opd.preflight.report import Check, Status
 from lightning_opd.rollouts import InProcessEngine

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from lightning_opd.models.estimates import ModelShape, RunShape, estimate, flops
+from lightning_opd.models.estimates import estimate, flops
+from lightning_opd.models.shapes import ModelShape, RunShape
 
 AVAILABLE = 80e9
 

@@ -133,7 +133,8 @@ class TeacherPool:
             aligned_mask[rows, columns] = scores.aligned_mask
             metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
             parts.append((rows, columns, scores))
-        self._leave(teacher)
+        if teacher is not None:
+            self._leave(teacher)
         if any_rank(lost is not None):
             raise lost or ServersDownError("The servers of a teacher no longer answer another process of this run.")
 
@@ -176,11 +177,12 @@ class TeacherPool:
         """Let a teacher come to the device, and the one before it leave, where they take turns."""
         if not self.in_turn or teacher is before:
             return
-        self._leave(before)
+        if before is not None:
+            self._leave(before)
         if isinstance(teacher, TakesTurns):  # also without a row of its own: other ranks may have some
             teacher.enter_device()
 
-    def _leave(self, teacher: Teacher | None) -> None:
+    def _leave(self, teacher: Teacher) -> None:
         if self.in_turn and isinstance(teacher, TakesTurns):
             teacher.leave_device()
 

@@ -46,7 +46,6 @@ def loaded(folder: Path) -> dict[str, Any]:
 
     def load() -> nn.Module:
         model = settings.load()
-        model.to("cpu", torch.float32)
         shard(model, mesh)
         return model
 

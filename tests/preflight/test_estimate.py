@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lightning_opd.models import Lora, StudentConfig, load_config, outline
-from lightning_opd.models.estimates import ModelShape, RunShape, estimate, flops, largest_micro_batch
+from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import declared_weights
+from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.models.sizes import num_weights
 from lightning_opd.models.slices import model_outline
 from lightning_opd.objectives import DistributionMatching
