@@ -34,7 +34,8 @@ def write_recipe(plan: MergePlan) -> Path:
     plan.check_start()
     if plan.are_alike and (plan.has_answers or plan.start != "base"):
         for name, settings in WEIGHT_MERGES.items():
-            if plan.has_answers or name == plan.start:
+            is_compared = plan.has_answers and (name != "ties" or not plan.are_adapters)  # no adapter comes of TIES
+            if is_compared or name == plan.start:
                 files[f"{name}.yaml"] = _weight_merge(plan, name, settings)
                 steps.append({"name": name, "command": "average", "config": f"{name}.yaml"})
     steps.append({"name": "merge", "command": "fit", "config": "merge.yaml"})

@@ -77,7 +77,7 @@ def test_models_with_answers_are_compared_in_a_report(folder: Path, capsys: pyte
     assert (folder / "out/model/model.safetensors").is_file()
     parity = json.loads((folder / "out/recipe/seed0/parity/parity.json").read_text())
     cell = parity["domains"]["math"]["test"]["greedy"]
-    assert {"student", "teacher", "base", "average", "task_arithmetic"} <= cell.keys()
+    assert {"student", "teacher", "base", "average", "task_arithmetic", "ties"} <= cell.keys()
     assert (folder / "out/recipe/seed0/parity/curves.png").is_file()
 
 
