@@ -247,7 +247,7 @@ class PolicyGradient(Objective):
         outcome = torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
         return distilled + outcome
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    @torch.enable_grad()
     def _token_weights(self, batch: RolloutBatch, logprobs: Tensor) -> Float[Tensor, "batch time"]:
         """Return the derivative of the loss in each token's log-prob."""
         old = logprobs if batch.old_logprobs is None else batch.old_logprobs

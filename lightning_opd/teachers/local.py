@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,9 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD, budgeted_groups
 from lightning_opd.interfaces import Generates, ReadsStudentTokens, ReadsTrees, TakesTurns, Teacher
 from lightning_opd.models import (
-    READ_AT_ONCE,
     HostWeights,
     LanguageModel,
     LoadSettings,
-    TreeReading,
     context_length,
     frozen,
     load_config,
@@ -33,19 +30,16 @@ from lightning_opd.models import (
     root_unsharded,
     torch_dtype,
 )
+from lightning_opd.teachers.local_trees import TreeReader, check_length
 from lightning_opd.teachers.scoring import RowScores
 from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores, TokenTree
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from transformers import DynamicCache, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 TREE_ATTENTION = ("sdpa", "eager")
 """Attention that takes any mask."""
-
-MAX_TREE_TOKENS = 2**16
-"""Most tokens of a prompt with the tree of its reply: so many were measured, a reply of 16 k tokens of English; see
-tests/benchmarks/README.md."""
 
 
 class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurns):
@@ -168,7 +162,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         model = self._loaded()
         lengths: list[int] = tokens.attention_mask.sum(dim=1).tolist()
-        self._check_length(max(lengths, default=0), model.max_length)
+        check_length(f"teacher `{self.path}`", max(lengths, default=0), model.max_length)
         collected = RowScores(model, tokens, signals, self.temperature or tokens.temperature, self.top_k)
         groups = budgeted_groups(lengths, self.max_tokens_per_forward, self.batch_size)
         for group in groups:
@@ -200,66 +194,9 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
     def tree_hidden_states(
         self, trunks: Iterable[Sequence[int]], branches: Callable[[Float[Tensor, "trunk hidden"]], TokenTree]
     ) -> Iterator[Float[Tensor, "branches hidden"]]:
-        from transformers import DynamicCache
-
-        has_read, last_id = False, self._loaded().vocab_size - 1
-        for group in _groups(trunks):
-            cache, has_read = DynamicCache(), True
-            lengths, trees = [len(trunk) for trunk in group], list[TokenTree]()
-            known = [TokenTree([min(i, last_id) for i in trunk], range(-1, len(trunk) - 1)) for trunk in group]
-            for trunk, states in zip(known, self._read(TreeReading(known, goes_on=True), cache), strict=True):
-                more = branches(states)
-                token_ids = [*trunk.token_ids, *(min(i, last_id) for i in more.token_ids)]
-                trees.append(TokenTree(token_ids, [*trunk.parents, *more.parents]))
-            reading = TreeReading(trees, num_read=lengths)
-            yield from self._read(reading, cache)
-            if not reading.chunks:
-                yield from (states[:0] for _ in group)
-        while num_more := self._most_chunks(0):  # another rank still has trees: join its collectives
-            has_read = True
-            self._read_dummies(num_more)
-        if has_read:  # a forward has gathered the head's weights
-            self._gather_head(frozenset({Signal.HIDDEN_STATES}))
-
-    def _read(self, reading: TreeReading, cache: DynamicCache) -> Iterator[Float[Tensor, "time hidden"]]:
-        """Yield the states of a reading; run the model as often as the rank that runs it most."""
-        model = self._loaded()
-        self._check_length(max(reading.depths) + 1, model.max_length)
-        self._check_tree(max(Counter(reading.trees).values()))
-        num_chunks = len(reading.chunks)
-        # a rank that says 0 has nothing left
-        num_more = 0 if self._mesh is None else self._most_chunks(max(1, num_chunks)) - num_chunks
-        for states in model.read_trees(reading, cache):
-            self._gather_head(frozenset({Signal.HIDDEN_STATES}))
-            yield states
-        self._read_dummies(num_more)
-
-    def _read_dummies(self, num: int) -> None:
-        """Join the collectives of another rank that reads so many chunks."""
-        dummy = TreeReading([TokenTree([0, 0], [-1, 0])])
-        for _ in range(num):
-            list(self._loaded().read_trees(dummy))
-
-    def _check_length(self, longest: int, max_length: int) -> None:
-        if longest > max_length:
-            msg = (
-                f"A trajectory has {longest} tokens, more than the {max_length} positions of teacher "
-                f"`{self.path}`. Lower `data.sampling.max_new_tokens`, or shorten the prompts."
-            )
-            raise ConfigError(msg)
-
-    def _check_tree(self, num_tokens: int) -> None:
-        if num_tokens > MAX_TREE_TOKENS:
-            msg = (
-                f"Teacher `{self.path}` has to read {num_tokens} tokens for one reply (credit `PrefixCredit`: one for "
-                f"nearly every byte), more than the {MAX_TREE_TOKENS} that were ever tried. Lower "
-                "`data.sampling.max_new_tokens`, or use the credit `SpanCredit`: it takes plain forwards."
-            )
-            raise ConfigError(msg)
-
-    def _most_chunks(self, num_chunks: int) -> int:
-        """Return how many chunks of trees this rank must read, dummies included, where it has so many."""
-        return num_chunks if self._mesh is None else max_over(self._mesh, num_chunks)
+        model, path = self._loaded(), f"teacher `{self.path}`"
+        reader = TreeReader(model, path, self._mesh, lambda: self._gather_head(frozenset({Signal.HIDDEN_STATES})))
+        return reader.read(trunks, branches)
 
     def _num_rounds(self, num_groups: int) -> int:
         """Return how often this rank must run the model; under sharding all ranks run it equally often."""
@@ -305,15 +242,3 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
     @override
     def close(self) -> None:
         self._model, self._turns, self._has_copied_head = None, None, False
-
-
-def _groups(trunks: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Yield trunks together, as many as it takes for one chunk."""
-    group: list[Sequence[int]] = []
-    for trunk in trunks:
-        group.append(trunk)
-        if sum(map(len, group)) >= READ_AT_ONCE:
-            yield group
-            group = []
-    if group:
-        yield group

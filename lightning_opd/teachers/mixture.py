@@ -15,7 +15,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.teachers.adapters import AdapterExpert, JoinsBase, teacher_of
-from lightning_opd.types import LinearHead, Prompt, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -134,7 +134,8 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
             aligned_mask,
             None if top is None else top.indices,
             None if top is None else top.values,
-            whole * tokens.temperature if has_states else None,  # divided by it again before the softmax
+            # divided by the temperature again before the softmax
+            ResponseStates.of(whole * tokens.temperature, aligned_mask) if has_states else None,
             (self.output_head(),) if has_states else (),
         )
 
@@ -150,7 +151,9 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
             for name, head in heads.items():
                 states = scores[name].hidden_states
                 assert states is not None
-                logits = head.logits(states[row][here]).to(whole.dtype) / (head.temperature or tokens.temperature)
+                columns = here.nonzero().squeeze(-1)
+                own = states.at(0, torch.full_like(columns, row), columns)
+                logits = head.logits(own).to(whole.dtype) / (head.temperature or tokens.temperature)
                 parts.append(log_softmax(logits) + math.log(self.weights[name]))
             whole[row, here] = torch.stack(parts).logsumexp(dim=0)
         return whole

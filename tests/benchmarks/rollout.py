@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -121,9 +122,13 @@ def rollouts(repeats: int) -> None:
     engine.sync(model, 0)
     rates: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
-        for found, function, own in ((rates[0], with_engine, engine), (rates[1], with_transformers, model)):
+        both: tuple[Callable[[], int], ...] = (
+            partial(with_engine, engine, asked, repeat),
+            partial(with_transformers, model, asked, repeat),
+        )
+        for found, function in zip(rates, both, strict=True):
             start = time.process_time()
-            num_tokens = function(own, asked, repeat)
+            num_tokens = function()
             found.append(num_tokens / (time.process_time() - start))
     ours, theirs = map(statistics.median, rates)
     write("| useful tokens/s | `generate` | ratio |\n|---|---|---|")

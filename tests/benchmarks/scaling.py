@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.processes import Record, Worker, alternate, machine, median, seconds_since, show, started, table
 from tests.benchmarks.step import ours
@@ -50,7 +51,8 @@ def main() -> None:
         )
         settings = {}
         for value in arguments.values or values:
-            setting = dataclasses.replace(base, folder=str(Path(folder) / str(value)), **{name: value})
+            changes: dict[str, Any] = {name: value, "folder": str(Path(folder) / str(value))}
+            setting = dataclasses.replace(base, **changes)
             save_world(setting, Shape(layers=arguments.layers, width=arguments.width))
             settings[str(value)] = setting
         with started({value: ours(setting) for value, setting in settings.items()}) as workers:

@@ -15,7 +15,7 @@ from tests.benchmarks import cuda
 from tests.benchmarks.ceilings import measure
 from tests.benchmarks.counts import attention_flops, counts, matrix_flops
 from tests.benchmarks.processes import ROOT
-from tests.benchmarks.worlds import Setting, Shape
+from tests.benchmarks.worlds import QWEN3_VOCABULARY, Setting, Shape
 
 SHAPE = Shape(layers=2, width=48, inner=80, heads=3, key_heads=1, head_width=16)
 
@@ -52,7 +52,7 @@ def test_a_frozen_student_has_no_gradient_of_its_matrices_to_compute() -> None:
 
 def test_the_shapes_have_the_parameters_that_their_names_say() -> None:
     for name, shape in cuda.QWEN3.items():
-        parameters = matrix_flops(shape) / 2 + cuda.QWEN3_VOCABULARY * shape.width
+        parameters = matrix_flops(shape) / 2 + QWEN3_VOCABULARY * shape.width
         assert parameters == pytest.approx(float(name.removesuffix("B")) * 1e9, rel=0.05)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lightning_opd.types import LinearHead
 VOCAB, ROWS, HIDDEN, TEACHER_HIDDEN, NUM = 11, 13, 5, 4, 10
 
 
+@dataclass(frozen=True)
 class Squares(Divergence):
     """A user's own, with nothing but the formula."""
 

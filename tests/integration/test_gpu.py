@@ -89,7 +89,8 @@ def test_token_logprobs_from_states_are_the_plain_ones(device: str, dtype: torch
 
 @on_each_device
 def test_the_states_of_padded_rows_are_those_of_the_row_alone(device: str, tiny_model_dir: Path) -> None:
-    model = load_causal_lm(str(tiny_model_dir), dtype="float32").to(device).eval()
+    model = load_causal_lm(str(tiny_model_dir), dtype="float32").eval()
+    model.to(torch.device(device))
     language_model = LanguageModel(model, len(load_tokenizer(str(tiny_model_dir))))
     ids = torch.arange(3, 3 + 2 * 40, device=device).reshape(2, 40)
     mask = torch.ones_like(ids, dtype=torch.bool)
@@ -102,7 +103,8 @@ def test_the_states_of_padded_rows_are_those_of_the_row_alone(device: str, tiny_
 
 @on_each_device
 def test_logprobs_of_a_rollout_are_those_of_a_plain_forward(device: str, tiny_model_dir: Path) -> None:
-    model = load_causal_lm(str(tiny_model_dir), dtype="float32").to(device).eval()
+    model = load_causal_lm(str(tiny_model_dir), dtype="float32").eval()
+    model.to(torch.device(device))
     engine, prompts = InProcessEngine(), [[5, 6, 7], [9, 10, 11, 12, 13]]
     engine.sync(model, 0)
     sampling = Sampling(max_new_tokens=16, stop_token_ids=(2,), vocab_size=280)

@@ -14,7 +14,7 @@ from lightning_opd.functional.credit import PrefixCredit
 from lightning_opd.models import READ_AT_ONCE, load_tokenizer
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree
-from lightning_opd.teachers.local import MAX_TREE_TOKENS
+from lightning_opd.teachers.local_trees import MAX_TREE_TOKENS
 from lightning_opd.types import RolloutBatch, Signal, TeacherScores, TokenTree
 from tests.teachers.cross_tokenizer.foreign import CPU, REPLIES, scored_batch
 from tests.tiny import save_model
