@@ -90,8 +90,8 @@ class TreeReader:
         if num_tokens > MAX_TREE_TOKENS:
             msg = (
                 f"{self._name.replace('teacher', 'Teacher', 1)} has to read {num_tokens} tokens for one reply (credit "
-                f"`PrefixCredit`: one for nearly every byte), more than the {MAX_TREE_TOKENS} that were ever tried. Lower "
-                "`data.sampling.max_new_tokens`, or use the credit `SpanCredit`: it takes plain forwards."
+                f"`PrefixCredit`: one for nearly every byte), more than the {MAX_TREE_TOKENS} that were ever tried. "
+                "Lower `data.sampling.max_new_tokens`, or use the credit `SpanCredit`: it takes plain forwards."
             )
             raise ConfigError(msg)
 
