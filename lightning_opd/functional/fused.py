@@ -183,7 +183,7 @@ def _go_through(
                 gradients.add(products, positions, student, values[positions])
         start += part.num_positions
     if gradients is not None:
-        gradients.weights_of = None  # it may hold what holds the values: nothing would free the circle
+        gradients.weights_of = None  # it may hold what holds the values
     return values, metrics
 
 

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from typing_extensions import override
 
 from lightning_opd.functional import heads, logprobs
 from lightning_opd.functional.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL
@@ -17,32 +16,8 @@ from lightning_opd.functional.fused import token_statistics
 from lightning_opd.functional.heads import HeadStates
 from lightning_opd.functional.top_k import TopK, top_k_divergence
 from lightning_opd.types import LinearHead
+from tests.functional.fused_cases import DIVERGENCES, NUM, ROWS, VOCAB, Case
 
-VOCAB, ROWS, HIDDEN, TEACHER_HIDDEN, NUM = 11, 13, 5, 4, 10
-
-
-@dataclass(frozen=True)
-class Squares(Divergence):
-    """A user's own, with nothing but the formula."""
-
-    @override
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return (student_logits.softmax(-1) - teacher_logits.softmax(-1)).square().sum(-1)
-
-
-DIVERGENCES = [
-    ReverseKL(),
-    ForwardKL(),
-    JensenShannon(0.3),
-    Squares(),
-    TopK(ForwardKL(), 3, "union"),
-    TopK(JensenShannon(), 3, "intersection", "renormalise"),
-    *(
-        TopK(ReverseKL(), 3, support, correction)
-        for support in ("student", "teacher", "union", "intersection")
-        for correction in ("tail", "renormalise")
-    ),
-]
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
 
 
@@ -51,64 +26,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, and several blocks in each."""
     monkeypatch.setitem(logprobs.CHUNK_BYTES, "cpu", 8 * VOCAB * 4)
     monkeypatch.setitem(heads.BLOCK_ELEMENTS, "cpu", VOCAB * 3)
-
-
-class Case:
-    """A student and two teachers of another width, their heads with padded rows."""
-
-    def __init__(
-        self,
-        seed: int = 0,
-        *,
-        scale: float = 1.0,
-        soft_cap: float | None = None,
-        has_bias: bool = False,
-        temperatures: tuple[float, float] = (0.7, 1.3),
-        dtype: torch.dtype = torch.float64,
-        num: int = NUM,
-    ) -> None:
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-        self.states, self.weight = normal(num, HIDDEN).requires_grad_(), normal(ROWS, HIDDEN).requires_grad_()
-        self.bias = normal(ROWS).requires_grad_() if has_bias else None
-        self.inputs = [x for x in (self.states, self.weight, self.bias) if x is not None]
-        self.head = LinearHead(self.weight, self.bias, VOCAB + 1, scale=scale, soft_cap=soft_cap)
-        self.teacher_head = LinearHead(normal(ROWS, TEACHER_HIDDEN), None, VOCAB, soft_cap=soft_cap)
-        self.teacher_states, self.weights = normal(num, TEACHER_HIDDEN), normal(num)
-        self.ids = torch.randint(VOCAB, (num,), generator=generator)
-        self.temperatures = temperatures
-
-    @property
-    def student(self) -> HeadStates:
-        return HeadStates(self.states, self.head, self.temperatures[0])
-
-    @property
-    def teachers(self) -> list[HeadStates]:
-        half = len(self.states) // 2
-        return [
-            HeadStates(states, self.teacher_head, self.temperatures[1])
-            for states in (self.teacher_states[:half], self.teacher_states[half:])
-        ]
-
-    def logits(self) -> tuple[Tensor, Tensor]:
-        ours, theirs = self.head.logits(self.states), self.teacher_head.logits(self.teacher_states)
-        promoted = torch.promote_types(ours.dtype, torch.float32)
-        return (
-            ours[:, :VOCAB].to(promoted) / self.temperatures[0],
-            theirs[:, :VOCAB].to(promoted) / self.temperatures[1],
-        )
-
-    def gradients(self, values: Tensor, weights: Tensor | None = None) -> list[Tensor]:
-        chosen = self.weights if weights is None else weights
-        return list(torch.autograd.grad((values * chosen.detach()).sum(), self.inputs, retain_graph=True))
-
-    def same(self, values: Tensor, expected: Tensor, atol: float = 1e-12) -> None:
-        torch.testing.assert_close(values, expected, rtol=0, atol=atol)
-        for one, other in zip(self.gradients(values), self.gradients(expected), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=100 * atol)
 
 
 CASES = st.builds(
@@ -293,3 +210,29 @@ def test_states_that_already_are_logits_get_their_gradient() -> None:
     one, other = (torch.autograd.grad((x * case.weights).sum(), logits)[0] for x in (values, plain))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     assert not one[:, VOCAB:].any()
+
+
+def test_weights_may_depend_on_the_values() -> None:
+    case = Case()
+
+    def weights_of(positions: slice, values: Tensor) -> Tensor:
+        return case.weights[positions] * values.exp()
+
+    values, _ = token_statistics(case.student, case.ids, weights_of)
+    dense = torch.log_softmax(case.head.logits(case.states) / 0.7, -1).gather(-1, case.ids[:, None]).squeeze(-1)
+    weights = case.weights * dense.detach().exp()
+    for one, other in zip(case.gradients(values, weights), case.gradients(dense, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_weights_that_hold_what_holds_the_values_are_let_go() -> None:
+    """Such a circle, with the memory of all gradients, would live until the garbage collector comes."""
+
+    def circle() -> weakref.ref[Tensor]:
+        case, held = Case(), list[Tensor]()
+        values, _ = token_statistics(case.student, case.ids, lambda positions, _: case.weights[positions] + len(held))
+        held.append(values)
+        return weakref.ref(values)
+
+    reference = circle()
+    assert reference() is None

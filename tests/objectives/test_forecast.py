@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_opd.functional.advantages import Immediate, LogRatioToGo
+from lightning_opd.functional.advantages import LogRatioToGo
 from lightning_opd.functional.divergences import JensenShannon, ReverseKL
 from lightning_opd.functional.log_ratio_transforms import Clip
 from lightning_opd.functional.logprobs import token_logprobs
@@ -101,13 +99,3 @@ def test_the_gradient_is_that_of_the_plain_values(objective: Objective, monkeypa
     monkeypatch.setattr("lightning_opd.objectives.distribution_matching.forecast", lambda *_: None)
     expected = made.gradient(objective.loss(made.batch, student).loss)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-
-
-def test_a_loss_that_never_goes_backward_is_freed() -> None:
-    made = world()
-    student = made.forward()
-    PolicyGradient(Immediate()).loss(made.batch, student)
-    kept = weakref.ref(student)
-    del student
-    gc.collect()
-    assert kept() is None
