@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.fused import Beside, BlockFunction, Fused, Part, fused
 from lightning_opd.functional.heads import HeadStates
-from lightning_opd.functional.logprobs import log_softmax, over_positions, promote
+from lightning_opd.functional.logprobs import log_softmax
 
 IMPOSSIBLE_LOGPROB = -100.0
 """Lowest log-prob in nats of a teacher, so that a token without probability gives a finite loss."""
@@ -263,36 +263,3 @@ class JensenShannon(Divergence):
             probabilities.mul_(difference.sub_(towards_student[:, None])).mul_(1 - self.weight)
         values = self.weight * towards_teacher + (1 - self.weight) * towards_student
         return values, values.new_zeros(len(values), 0)
-
-
-def linear_divergence(
-    divergence: Callable[[Tensor, Tensor], Tensor],
-    student_states: Float[Tensor, "batch time hidden"],
-    student_head: Callable[[Tensor], Tensor],
-    teacher_states: Float[Tensor, "batch time teacher_hidden"],
-    teacher_head: Callable[[Tensor], Tensor],
-    mask: Bool[Tensor, "batch time"],
-    student_temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    chunk_size: int | None = None,
-) -> Float[Tensor, "batch time *more"]:
-    """Return a full-vocabulary divergence where `mask` holds, without all logits in memory at once.
-
-    Args:
-        divergence: Compares two sets of logits.
-        student_states: States from which the student's head predicts token t.
-        student_head: Maps the student's states to logits.
-        teacher_states: States from which the teacher's head predicts token t.
-        teacher_head: Maps the teacher's states to logits of the same vocabulary.
-        mask: Positions that count; 0 elsewhere.
-        student_temperature: Divides the student's logits.
-        teacher_temperature: Divides the teacher's logits.
-        chunk_size: Positions per chunk; by default everything at once.
-    """
-
-    def compare(student: Tensor, teacher: Tensor) -> Tensor:
-        return divergence(
-            promote(student_head(student)) / student_temperature, promote(teacher_head(teacher)) / teacher_temperature
-        )
-
-    return over_positions(compare, mask, student_states, teacher_states, chunk_size=chunk_size)

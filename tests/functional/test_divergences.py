@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from lightning_opd import functional
 from lightning_opd.functional.divergences import (
@@ -14,7 +13,6 @@ from lightning_opd.functional.divergences import (
     ForwardKL,
     JensenShannon,
     ReverseKL,
-    linear_divergence,
 )
 from lightning_opd.functional.top_k import TopK
 from tests.implementations import implementations
@@ -172,63 +170,3 @@ def test_reverse_kl_punishes_mass_the_teacher_forbids_and_not_mass_the_student_d
     one, half = torch.tensor([0.0, -torch.inf]), torch.tensor([0.0, 0.0])
     assert ReverseKL()(one, half).item() == pytest.approx(math.log(2), abs=1e-6)
     assert ReverseKL()(half, one).item() > 40
-
-
-Case = tuple[Tensor, torch.nn.Linear, Tensor, torch.nn.Linear, Tensor]
-
-
-@pytest.fixture
-def case() -> Case:
-    student_head, teacher_head = torch.nn.Linear(4, 7).double(), torch.nn.Linear(6, 7, bias=False).double()
-    student_states = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
-    return student_states, student_head, torch.randn(3, 5, 6, dtype=torch.float64), teacher_head, torch.rand(3, 5) < 0.6
-
-
-@every_divergence
-@pytest.mark.parametrize("chunk_size", [None, 1, 2, 100])
-def test_linear_divergence_equals_the_dense_formula_for_every_chunk_size(
-    divergence: Divergence, chunk_size: int | None, case: Case
-) -> None:
-    student_states, student_head, teacher_states, teacher_head, mask = case
-    chunked = linear_divergence(
-        divergence, student_states, student_head, teacher_states, teacher_head, mask, 0.7, 1.3, chunk_size
-    )
-    dense = divergence(student_head(student_states) / 0.7, teacher_head(teacher_states) / 1.3)
-    dense = torch.where(mask, dense, 0.0)
-    torch.testing.assert_close(chunked, dense, rtol=0, atol=1e-12)
-    inputs = [student_states, *student_head.parameters()]
-    actual, expected = (torch.autograd.grad(x.square().sum(), inputs) for x in (chunked, dense))
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
-
-
-@every_divergence
-def test_linear_divergence_of_an_empty_mask_is_zero_with_a_graph(divergence: Divergence, case: Case) -> None:
-    student_states, student_head, teacher_states, teacher_head, mask = case
-    nothing = torch.zeros_like(mask)
-    value = linear_divergence(divergence, student_states, student_head, teacher_states, teacher_head, nothing)
-    assert not value.any()
-    for gradient in torch.autograd.grad(value.sum(), [student_states, *student_head.parameters()]):
-        assert not gradient.any()
-
-
-def test_linear_divergence_divides_by_the_temperature_in_float32() -> None:
-    def head(states: Tensor) -> Tensor:
-        return states
-
-    student, teacher = torch.randn(2, 4, 9).bfloat16(), torch.randn(2, 4, 9).bfloat16()
-    mask = torch.ones(2, 4, dtype=torch.bool)
-    actual = linear_divergence(ReverseKL(), student, head, teacher, head, mask, 0.7, 1.3)
-    torch.testing.assert_close(actual, ReverseKL()(student.float() / 0.7, teacher.float() / 1.3), rtol=0, atol=1e-6)
-
-
-def test_linear_divergence_leaves_padding_out_even_where_states_are_not_numbers(case: Case) -> None:
-    _, student_head, teacher_states, teacher_head, mask = case
-    student_states = torch.randn(3, 5, 4, dtype=torch.float64)
-    student_states[~mask] = torch.nan
-    student_states.requires_grad_()
-    value = linear_divergence(ReverseKL(), student_states, student_head, teacher_states, teacher_head, mask)
-    (gradient,) = torch.autograd.grad(value.sum(), student_states)
-    assert torch.isfinite(value).all()
-    assert torch.isfinite(gradient).all()
-    assert not gradient[~mask].any()
