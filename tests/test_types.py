@@ -45,3 +45,12 @@ def test_a_scaled_and_capped_head_has_the_dense_values_and_gradients(
 def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
         Sampling(**wrong)
+
+
+def test_a_cut_head_has_the_first_rows_and_a_whole_one_is_not_copied() -> None:
+    weight, bias, states = torch.randn(5, 3), torch.randn(5), torch.randn(2, 3)
+    head = LinearHead(weight, bias, 4, scale=2.0, soft_cap=3.0)
+    assert torch.equal(head.cut(3).logits(states), head.logits(states)[:, :3])
+    assert head.cut(9).vocab_size == 4
+    assert LinearHead(weight, bias, 5).cut(5).weight is weight
+    assert torch.equal(LinearHead(None, None, 4).cut(3).logits(weight), weight[:, :3])
