@@ -17,7 +17,7 @@ from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
-from lightning_opd.objectives.forecast import forecast
+from lightning_opd.objectives.forecast import forecast, foresee_policy_loss
 from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import teacher_positions
@@ -128,6 +128,8 @@ class DistributionMatching(Objective):
         losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
         weights: dict[str, tuple[Tensor, Tensor]] = {}
         if self.off_policy is not None or bool(advantages.any()):  # with weights, every rank logs them
+            known = advantages
+            foresee_policy_loss(student, batch, lambda _: known, self.policy_loss, self.off_policy, self.reduction)
             outcome = self.policy_loss(student.logprobs, student.old_logprobs, advantages)
             outcome, weights = weighted(outcome, self.off_policy, batch, student)
             losses = losses + outcome

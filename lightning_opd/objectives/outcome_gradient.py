@@ -14,7 +14,7 @@ from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, StudentForward
-from lightning_opd.objectives.forecast import forecast
+from lightning_opd.objectives.forecast import foresee_policy_loss
 from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over
 from lightning_opd.types import LossTerms, RolloutBatch, RunSettings, Signal
@@ -84,10 +84,8 @@ class OutcomeGradient(Objective):
     ) -> LossTerms:
         if advantages is None:
             advantages = self.advantages(batch, student)
-        mask = batch.response_mask
-        ahead = forecast(self.reduction, -advantages, mask, batch)
-        if ahead is not None:  # right for the first update on tokens of the student's own
-            student.foresee(ahead)
+        known, mask = advantages, batch.response_mask
+        foresee_policy_loss(student, batch, lambda _: known, self.policy_loss, self.off_policy, self.reduction)
         logprobs = student.logprobs
         losses = self.policy_loss(logprobs, student.old_logprobs, advantages)
         losses, weights = weighted(losses, self.off_policy, batch, student)

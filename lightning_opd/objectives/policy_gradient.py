@@ -23,6 +23,7 @@ from lightning_opd.functional.off_policy import OffPolicyWeight
 from lightning_opd.functional.policy_losses import PolicyLoss, Reinforce
 from lightning_opd.functional.reductions import Reduction, TokenMean
 from lightning_opd.interfaces import Objective, PrepareContext, StudentForward
+from lightning_opd.objectives.forecast import foresee_policy_loss
 from lightning_opd.objectives.importance import check_sampling, weighted
 from lightning_opd.objectives.metrics import mean_over, per_teacher
 from lightning_opd.objectives.teacher_heads import teacher_positions
@@ -232,8 +233,9 @@ class PolicyGradient(Objective):
     @override
     def advantages(self, batch: RolloutBatch, student: StudentForward) -> Float[Tensor, "batch time"]:
         is_local = not self.estimator.looks_ahead and (self.baseline is None or batch.baselines is not None)
-        if is_local and torch.is_grad_enabled():
-            student.foresee(partial(self._token_weights, batch))
+        if is_local:
+            own = partial(self._advantages, batch)
+            foresee_policy_loss(student, batch, own, self.policy_loss, self.off_policy, self.reduction)
         return self._advantages(batch, student.logprobs.detach())
 
     def _advantages(self, batch: RolloutBatch, student_logprobs: Tensor) -> Float[Tensor, "batch time"]:
@@ -246,17 +248,6 @@ class PolicyGradient(Objective):
         distilled = torch.where(self._signal_mask(batch), distilled * batch.distill_weights[:, None], 0.0)
         outcome = torch.where(batch.response_mask, batch.outcome_advantages[:, None], 0.0)
         return distilled + outcome
-
-    @torch.enable_grad()
-    def _token_weights(self, batch: RolloutBatch, logprobs: Tensor) -> Float[Tensor, "batch time"]:
-        """Return the derivative of the loss in each token's log-prob."""
-        old = logprobs if batch.old_logprobs is None else batch.old_logprobs
-        leaf = logprobs.clone().requires_grad_()
-        losses = self.policy_loss(leaf, old, self._advantages(batch, logprobs))
-        if self.off_policy is not None:
-            losses = losses * self.off_policy(old, batch.rollout_logprobs)
-        loss = self.reduction(losses, batch.response_mask, batch.num_active_tokens, batch.num_trajectories)
-        return torch.autograd.grad(loss, leaf)[0] if loss.requires_grad else torch.zeros_like(leaf)
 
     @override
     def loss(
