@@ -23,7 +23,8 @@ def two_teachers() -> tuple[torch.Tensor, torch.Tensor, ResponseStates]:
     stored = ResponseStates.empty(mask.shape, mask.device)
     for teacher, width in enumerate((3, 5)):
         rows, columns = torch.arange(teacher, 4, 2), slice(0, int(mask[teacher::2].sum(1).max()) + 2)
-        own = ResponseStates.of(states[rows][:, columns, :width], mask[rows][:, columns])
+        here = mask[rows][:, columns]
+        own = ResponseStates.of(states[rows][:, columns, :width][here], here)
         stored = stored.with_teacher(rows, columns, own)
     return states, mask, stored
 

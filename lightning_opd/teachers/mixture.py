@@ -129,34 +129,39 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         whole = self._distributions(tokens, scores, aligned_mask)
         top = whole.topk(min(self.top_k, whole.shape[-1])) if Signal.TOP_LOGPROBS in signals else None
         has_states = Signal.HIDDEN_STATES in signals
+
+        def spread(values: Tensor) -> Tensor:
+            placed = values.new_zeros(*aligned_mask.shape, values.shape[-1])
+            placed[aligned_mask] = values
+            return placed
+
         return TeacherScores(
             mixed,
             aligned_mask,
-            None if top is None else top.indices,
-            None if top is None else top.values,
-            # divided by the temperature again before the softmax
+            None if top is None else spread(top.indices),
+            None if top is None else spread(top.values),
+            # divided by it again before the softmax
             ResponseStates.of(whole * tokens.temperature, aligned_mask) if has_states else None,
             (self.output_head(),) if has_states else (),
         )
 
     def _distributions(
         self, tokens: SampledTokens, scores: Mapping[str, TeacherScores], aligned_mask: Tensor
-    ) -> Float[Tensor, "batch time vocab"]:
-        """Return the mixture's log-probs of every token where `aligned_mask` holds, 0 elsewhere."""
+    ) -> Float[Tensor, "positions vocab"]:
+        """Return the mixture's log-probs of every token where `aligned_mask` holds, row by row."""
         heads = {name: self._head(name) for name in self.parts}
         size = next(iter(heads.values())).vocab_size
-        whole = torch.zeros(*aligned_mask.shape, size, dtype=tokens.rollout_logprobs.dtype, device=aligned_mask.device)
+        dtype, rows = tokens.rollout_logprobs.dtype, []
         for row, here in enumerate(aligned_mask):  # one row's distributions of every part are in memory at once
-            parts = []
+            parts, columns = [], here.nonzero().squeeze(-1)
             for name, head in heads.items():
                 states = scores[name].hidden_states
                 assert states is not None
-                columns = here.nonzero().squeeze(-1)
-                own = states.at(0, torch.full_like(columns, row), columns)
-                logits = head.logits(own).to(whole.dtype) / (head.temperature or tokens.temperature)
-                parts.append(log_softmax(logits) + math.log(self.weights[name]))
-            whole[row, here] = torch.stack(parts).logsumexp(dim=0)
-        return whole
+                logits = head.logits(states.at(0, torch.full_like(columns, row), columns)).to(dtype)
+                logprobs = log_softmax(logits / (head.temperature or tokens.temperature))
+                parts.append(logprobs + math.log(self.weights[name]))
+            rows.append(torch.stack(parts).logsumexp(dim=0))
+        return torch.cat(rows) if rows else torch.zeros(0, size, dtype=dtype, device=aligned_mask.device)
 
     def _head(self, name: str) -> LinearHead:
         part = self.parts[name]

@@ -117,7 +117,7 @@ class TeacherPool:
         lost: ServersDownError | None = None
         logprobs = torch.zeros_like(tokens.rollout_logprobs)
         aligned_mask = torch.zeros_like(tokens.response_mask)
-        parts: list[tuple[Tensor, slice, TeacherScores]] = []
+        parts: dict[int, tuple[Tensor, slice, TeacherScores]] = {}
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         teacher: Teacher | None = None
         for index, name in self._visits():  # every rank, every teacher, one order
@@ -132,14 +132,14 @@ class TeacherPool:
             logprobs[rows, columns] = scores.logprobs.to(logprobs.dtype)
             aligned_mask[rows, columns] = scores.aligned_mask
             metrics |= {f"{quantity}/{name}": pair for quantity, pair in scores.metrics.items()}
-            parts.append((rows, columns, scores))
+            parts[index] = rows, columns, scores
         if teacher is not None:
             self._leave(teacher)
         if any_rank(lost is not None):
             raise lost or ServersDownError("The servers of a teacher no longer answer another process of this run.")
 
         def together(pick: Callable[[TeacherScores], Tensor | None]) -> Tensor | None:
-            found = [(rows, columns, x) for rows, columns, s in parts if (x := pick(s)) is not None]
+            found = [(rows, columns, x) for rows, columns, s in parts.values() if (x := pick(s)) is not None]
             if not found:
                 return None
             widths = [x.shape[-1] for rows, _, x in found if len(rows)] or [found[0][2].shape[-1]]
@@ -150,9 +150,9 @@ class TeacherPool:
             return whole
 
         states: ResponseStates | None = None
-        if any(scores.hidden_states is not None for _, _, scores in parts):
+        if any(scores.hidden_states is not None for _, _, scores in parts.values()):
             states = ResponseStates.empty(tokens.token_ids.shape, tokens.token_ids.device)
-            for rows, columns, scores in parts:
+            for _, (rows, columns, scores) in sorted(parts.items()):  # in the order of the heads
                 states = states.with_teacher(rows, columns, scores.hidden_states)
 
         return TeacherScores(

@@ -26,9 +26,9 @@ class ResponseStates:
     index: Int[Tensor, "batch time"]
 
     @staticmethod
-    def of(states: Float[Tensor, "batch time hidden"], mask: Bool[Tensor, "batch time"]) -> ResponseStates:
-        """Return one teacher's states of the tokens where `mask` holds."""
-        return ResponseStates((states[mask],), mask.flatten().cumsum(0).view_as(mask) * mask)
+    def of(values: Float[Tensor, "states hidden"], mask: Bool[Tensor, "batch time"]) -> ResponseStates:
+        """Return one teacher's states of the tokens where `mask` holds, given row by row."""
+        return ResponseStates((values,), mask.flatten().cumsum(0).view_as(mask) * mask)
 
     @staticmethod
     def empty(shape: torch.Size, device: torch.device) -> ResponseStates:

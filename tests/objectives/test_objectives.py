@@ -71,7 +71,8 @@ class World:
         stored = ResponseStates.empty(states.shape[:2], states.device)
         for index, width in enumerate(widths):
             rows = (self.batch.teacher_ids == index).nonzero().squeeze(-1)
-            own = ResponseStates.of(states[rows][..., :width], self.batch.response_mask[rows])
+            mask = self.batch.response_mask[rows]
+            own = ResponseStates.of(states[rows][mask][:, :width], mask)
             stored = stored.with_teacher(rows, slice(None), own)
         return stored
 

@@ -63,13 +63,12 @@ def test_the_student_learns_from_the_sum_of_the_distributions(
     scores = batch.teacher_scores
     assert scores is not None
     if scores.hidden_states is not None:
-        number = batch.teacher_names.index("math")
-        head = scores.heads[number]
+        head = scores.heads[batch.teacher_names.index("math")]
         assert head is not None
-        own = mask & (batch.teacher_ids == number)[:, None]
-        states = scores.hidden_states.at(number, *own.nonzero(as_tuple=True))
+        here = mask & (batch.teacher_ids == batch.teacher_names.index("math"))[:, None]
+        states = scores.hidden_states.at(batch.teacher_names.index("math"), *here.nonzero(as_tuple=True))
         logprobs = (head.logits(states) / batch.temperature).log_softmax(-1)
-        torch.testing.assert_close(logprobs, right[own][:, : logprobs.shape[-1]], atol=1e-9, rtol=0)
+        torch.testing.assert_close(logprobs, right[here][:, : logprobs.shape[-1]], atol=1e-9, rtol=0)
     if scores.top_logprobs is not None:
         best = right[mask].topk(8)
         torch.testing.assert_close(scores.top_logprobs[mask][:, :8], best.values, atol=1e-9, rtol=0)
@@ -96,10 +95,10 @@ def test_parts_keep_their_temperatures(double_world: Path, tmp_path: Path) -> No
     torch.testing.assert_close(batch.teacher_logprobs[mask], chosen(right, batch)[mask], atol=1e-9, rtol=0)
     assert batch.teacher_scores is not None
     assert batch.teacher_scores.hidden_states is not None
-    number = batch.teacher_names.index("math")
-    own = mask & (batch.teacher_ids == number)[:, None]
-    states = batch.teacher_scores.hidden_states.at(number, *own.nonzero(as_tuple=True)).log_softmax(-1)
-    torch.testing.assert_close(states, right[own][:, : states.shape[-1]], atol=1e-9, rtol=0)
+    index = batch.teacher_names.index("math")
+    here = mask & (batch.teacher_ids == index)[:, None]
+    states = batch.teacher_scores.hidden_states.at(index, *here.nonzero(as_tuple=True)).log_softmax(-1)
+    torch.testing.assert_close(states, right[here][:, : states.shape[-1]], atol=1e-9, rtol=0)
 
 
 def test_adapters_of_a_mixture_share_the_students_base(double_world: Path, tmp_path: Path) -> None:

@@ -73,8 +73,7 @@ def test_scores_and_heads_are_the_same_in_turn(signals: frozenset[Signal], world
         assert one.hidden_states is not None
         assert other.hidden_states is not None
         assert torch.equal(one.hidden_states.index, other.hidden_states.index)
-        for ours, kept in zip(one.hidden_states.values, other.hidden_states.values, strict=True):
-            assert torch.equal(ours, kept)
+        assert all(map(torch.equal, one.hidden_states.values, other.hidden_states.values))
 
 
 def test_weights_come_back_as_they_left(world: Path) -> None:
