@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, TypeGuard, cast, final
 
 from jaxtyping import Float, Int
 from torch import LongTensor, Tensor
@@ -35,6 +35,7 @@ class CachePart:
     def states(self, index: int) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, each `[rows, heads, time, dim]`."""
         layer = self.cache.layers[index]
+        assert keeps_everything(layer)
         keys, values = (cast(Tensor, x)[:, :, self.first :] for x in (layer.keys, layer.values))
         return (keys, values) if self.rows is None else (keys[self.rows], values[self.rows])
 
@@ -54,7 +55,7 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self, parts: Sequence[tuple[Tensor, Tensor]], limit: int) -> None:
         """Copy the parts."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers'
         columns = max(keys.shape[-2] for keys, _ in parts)
         capacity = min(max(limit, columns), int(GROWTH * columns) + 1)
         self._limit, self._columns = limit, columns
@@ -114,9 +115,14 @@ def _stored(parts: Sequence[Tensor], columns: int, capacity: int) -> Float[Tenso
     return storage
 
 
+def keeps_everything(layer: object) -> TypeGuard[DynamicLayer]:
+    """Whether a cache's layer keeps all keys and values, and nothing else."""
+    return type(layer) in (DynamicLayer, GrowingLayer)
+
+
 def can_join(cache: DynamicCache) -> bool:
     """Whether rows can join others that are further ahead: every layer keeps all keys and values, or none."""
-    return all(type(layer) in (DynamicLayer, GrowingLayer) for layer in cache.layers)
+    return all(keeps_everything(layer) for layer in cache.layers)
 
 
 def joined(parts: Sequence[CachePart], limit: int) -> DynamicCache:
@@ -131,7 +137,7 @@ def joined(parts: Sequence[CachePart], limit: int) -> DynamicCache:
     """
     cache = parts[0].cache
     for index, layer in enumerate(cache.layers):
-        if type(layer) in (DynamicLayer, GrowingLayer):
+        if keeps_everything(layer):
             if layer.get_seq_length() > 0:
                 cache.layers[index] = GrowingLayer([part.states(index) for part in parts], limit)
         elif parts[0].rows is not None:

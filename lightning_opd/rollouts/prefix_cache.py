@@ -93,13 +93,11 @@ def _num_shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
 
 def _states(cache: DynamicCache) -> list[Tensor]:
     """Return every layer's keys and values; nothing if a layer lacks some or has another shape."""
-    from transformers.cache_utils import DynamicLayer
-
-    from lightning_opd.rollouts.growing_cache import GrowingLayer
+    from lightning_opd.rollouts.growing_cache import keeps_everything
 
     states: list[Tensor] = []
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, GrowingLayer) or layer.keys is None or layer.values is None:
+        if not keeps_everything(layer) or layer.keys is None or layer.values is None:
             return []
         states += [layer.keys, layer.values]
     return states if len({state.shape for state in states}) == 1 else []

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -122,13 +121,13 @@ def rollouts(repeats: int) -> None:
     engine.sync(model, 0)
     rates: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
-        both: tuple[Callable[[], int], ...] = (
-            partial(with_engine, engine, asked, repeat),
-            partial(with_transformers, model, asked, repeat),
+        calls = (
+            functools.partial(with_engine, engine, asked, repeat),
+            functools.partial(with_transformers, model, asked, repeat),
         )
-        for found, function in zip(rates, both, strict=True):
+        for found, call in zip(rates, calls, strict=True):
             start = time.process_time()
-            num_tokens = function()
+            num_tokens = call()
             found.append(num_tokens / (time.process_time() - start))
     ours, theirs = map(statistics.median, rates)
     write("| useful tokens/s | `generate` | ratio |\n|---|---|---|")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from lightning_opd.rollouts.growing_cache import CachePart, GrowingLayer, can_join, joined, retire
+from lightning_opd.rollouts.growing_cache import CachePart, can_join, joined, retire
 from tests.architectures import tiny_architecture
 
 HEADS, DIM, LAYERS = 2, 3, 2
@@ -23,18 +26,15 @@ def filled(rows: int, columns: int) -> DynamicCache:
 
 
 def keys(cache: DynamicCache, layer: int = 0) -> Tensor:
-    found = cache.layers[layer].keys
-    assert found is not None
-    return found
+    found = cache.layers[layer]
+    assert isinstance(found, DynamicLayer)
+    assert found.keys is not None
+    return found.keys
 
 
 def test_appended_columns_are_those_of_a_cache_that_copies() -> None:
     theirs = filled(5, 7)
-    ours = joined([CachePart(filled(5, 7))], 9)
-    for index, layer in enumerate(theirs.layers):
-        assert layer.keys is not None
-        assert layer.values is not None
-        ours.layers[index] = GrowingLayer([(layer.keys, layer.values)], 9)
+    ours = joined([CachePart(copy.deepcopy(theirs))], 9)
     for num_new in (1, 1, 1, 4, 1, 30, 1):  # beyond the limit, too
         for layer in range(LAYERS):
             new = states(5, num_new), states(5, num_new)
