@@ -18,6 +18,7 @@ from lightning_opd.models.loading import (
 from lightning_opd.models.modes import evaluating, remove_dropout
 from lightning_opd.models.outline import Outline, outline
 from lightning_opd.models.owner import StudentOwner, student_owner
+from lightning_opd.models.quantization import Quantization, is_quantized
 from lightning_opd.models.sharding import root_unsharded, shard, shard_whole, unsharded, whole_weights
 from lightning_opd.models.sizes import ParameterCounts, parameter_counts
 from lightning_opd.models.slices import LoadSettings, frozen, load_sharded
@@ -33,6 +34,7 @@ __all__ = [
     "NonFiniteWeightsError",
     "Outline",
     "ParameterCounts",
+    "Quantization",
     "StudentConfig",
     "StudentOwner",
     "TreeReading",
@@ -50,6 +52,7 @@ __all__ = [
     "export_student",
     "frozen",
     "gather_objects",
+    "is_quantized",
     "load_causal_lm",
     "load_config",
     "load_sharded",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_opd.models.adapters import WEIGHTS_FILE, quiet_peft
 from lightning_opd.models.finite import check_finite
 from lightning_opd.models.loading import quiet_files
+from lightning_opd.models.quantization import dequantized, is_quantized
 from lightning_opd.models.student import causal_lm
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def _save_merged(student: PeftModel, folder: str | Path, weights: dict[str, Tens
     config.inference_mode = True
     with torch.device("meta"), quiet_peft():
         adapted = PeftModelForCausalLM(fresh, config, adapter_name=name, autocast_adapter_dtype=False)
-    adapted.load_state_dict(_without_others(student, name, _on_cpu(student, weights), adapted), assign=True)
+    own = dequantized(student, weights) if is_quantized(model) else _on_cpu(student, weights)
+    adapted.load_state_dict(_without_others(student, name, own, adapted), assign=True)
     fresh.tie_weights()  # they were assigned one by one
     merged = adapted.merge_and_unload()
     merged.to(_source_dtype(model))
@@ -109,7 +111,10 @@ def _save_adapter(student: PeftModel, folder: Path, weights: dict[str, Tensor] |
 def _empty(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model of the same class and configuration without memory for its weights."""
     with torch.device("meta"):
-        fresh = type(model)(copy.deepcopy(model.config))  # of a sharded model: its own class again
+        config = copy.deepcopy(model.config)
+        if is_quantized(model):
+            del config.quantization_config
+        fresh = type(model)(config)  # of a sharded model: its own class again
     fresh.generation_config = model.generation_config
     return fresh
 

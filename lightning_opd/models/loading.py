@@ -14,6 +14,7 @@ from lightning_opd.models.adapters import adapter_base, explain_base, put_adapte
 from lightning_opd.models.checks import check_causal, check_weights
 from lightning_opd.models.files import check_config, check_model, check_tokenizer
 from lightning_opd.models.hub import locate
+from lightning_opd.models.quantization import quantization_config
 from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def load_causal_lm(
     dtype: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors, in eval mode; from an adapter's folder its base with it.
 
@@ -84,6 +86,7 @@ def load_causal_lm(
         dtype: Precision of the weights; by default the checkpoint's own.
         attn_implementation: Attention of transformers; by default what transformers chooses for the architecture.
         trust_remote_code: Run code shipped with the model.
+        quantization: `nf4` or `int8` for weights in 4 or 8 bits; None for whole ones.
 
     Raises:
         FileNotFoundError: There is nothing to load at `path`.
@@ -96,13 +99,21 @@ def load_causal_lm(
     if base is not None:
         with explain_base(path, base):
             model = load_causal_lm(
-                base, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+                base,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                quantization=quantization,
             )
         put_adapter(model, path)  # in place
         return model
     options = locate(path, MODEL, revision)
     if Path(path).is_dir():
         check_model(Path(path))
+    bits = None
+    if quantization is not None:
+        declared = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
+        bits = quantization_config(quantization, torch_dtype(dtype) or checkpoint_dtype(declared))
     with _explained(MODEL, path), quiet_files(), explain_attention(attn_implementation):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -112,6 +123,7 @@ def load_causal_lm(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `check_weights` refuses them with their names
+            quantization_config=bits,
             **options,
         )
     model = cast("PreTrainedModel", loaded[0])

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_opd.errors import ConfigError
+from lightning_opd.models.quantization import is_quantized
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -22,11 +25,17 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     Inside autocast, as the Trainer's mixed precision enters it, weights are gathered in autocast's precision and
     gradients summed in float32; each rank keeps its part of the weights in their own precision. A model that is
     sharded already stays as it is.
+
+    Raises:
+        ConfigError: The model is quantised.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     if isinstance(model, FSDPModule):
         return
+    if is_quantized(model):
+        msg = f"`{model.name_or_path}` in fewer bits cannot be sharded. Leave out `quantization`, or use DDP."
+        raise ConfigError(msg)
     policy = precision_policy(mesh.device_type)
     layers = set(model._no_split_modules or ())  # transformers' own list of layer classes
     for module in model.modules():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # torch has no public name for it
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.models.adapters import adapter_base
 from lightning_opd.models.checks import check_causal, check_weights
 from lightning_opd.models.files import check_model
@@ -51,6 +52,7 @@ class LoadSettings:
         dtype: Precision of the weights; None for the checkpoint's.
         attn_implementation: Attention of transformers; None for the architecture's.
         trust_remote_code: Run code shipped with the model.
+        quantization: `nf4` or `int8` for weights in 4 or 8 bits; None for whole ones.
     """
 
     path: str
@@ -58,6 +60,7 @@ class LoadSettings:
     dtype: str | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     def load(self) -> PreTrainedModel:
         """Load the whole model."""
@@ -67,6 +70,7 @@ class LoadSettings:
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
+            quantization=self.quantization,
         )
 
 
@@ -98,6 +102,12 @@ def load_sharded(settings: LoadSettings, mesh: DeviceMesh, prepare: Callable[[Pr
         FileNotFoundError: There is nothing to load at the path.
         ConfigError: As for `load_causal_lm`.
     """
+    if settings.quantization is not None:
+        msg = (
+            f"`quantization: {settings.quantization}` of `{settings.path}` cannot be sharded. Leave it out, or use one "
+            "device or DDP (configs/trainer/ddp.yaml)."
+        )
+        raise ConfigError(msg)
     sources = _sources(settings)
     if sources is None:
         rank_zero_info(f"`{settings.path}` is loaded as a whole by each process, then sharded.")

@@ -17,6 +17,7 @@ from lightning_opd.models.adapter_targets import excluded_modules
 from lightning_opd.models.adapters import adapter_base, explain_base, put_adapter
 from lightning_opd.models.checks import check_causal, check_targets
 from lightning_opd.models.loading import checkpoint_dtype, load_config, load_tokenizer, torch_dtype
+from lightning_opd.models.quantization import Quantization
 from lightning_opd.models.slices import LoadSettings, load_sharded
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class StudentConfig:
             asks for the date is told 26 July 2024, unless `date_string` or its like says otherwise.
         control_tokens_in_text: What becomes of a control token such as `<|im_end|>` that a user's or a tool's message
             spells out: `text` (ordinary text), `refuse` (an error), or `keep` (the control token itself).
+        quantization: Keep the frozen weights under an adapter in 4 bits (`nf4`, as in QLoRA) or 8 (`int8`), by
+            bitsandbytes; null for whole ones. An export has the weights that the adapter was trained on.
     """
 
     path: str | None = None
@@ -92,6 +95,7 @@ class StudentConfig:
     chat_template_kwargs: dict[str, object] | None = None
     control_tokens_in_text: Literal["text", "refuse", "keep"] = "text"
     revision: str | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         """Refuse a student without weights or without a tokenizer."""
@@ -108,6 +112,12 @@ class StudentConfig:
             msg = f"`student.revision` belongs to a `path` on the hub, got {self.revision!r} beside `random_init`."
             raise ConfigError(msg)
         torch_dtype(self.dtype)
+        if self.quantization is not None and (self.path is None or self.lora is None):
+            msg = (
+                f"`student.quantization: {self.quantization}` is for the frozen weights of a `path` under a new "
+                "adapter. Set `student.lora`, or leave `quantization` out."
+            )
+            raise ConfigError(msg)
 
     @property
     def name(self) -> str:
@@ -140,7 +150,12 @@ def build_student(student: StudentConfig, mesh: DeviceMesh | None = None) -> nn.
         return train_mode(_adapter_to_go_on_with(student, base))
     if student.path is not None:
         settings = LoadSettings(
-            student.path, student.revision, _dtype(student), student.attn_implementation, student.trust_remote_code
+            student.path,
+            student.revision,
+            _dtype(student),
+            student.attn_implementation,
+            student.trust_remote_code,
+            student.quantization,
         )
         if mesh is not None:
             return load_sharded(settings, mesh, partial(_prepared, student))

@@ -21,8 +21,10 @@ from lightning_opd.models import (
     HostWeights,
     LanguageModel,
     LoadSettings,
+    Quantization,
     context_length,
     frozen,
+    is_quantized,
     load_config,
     load_sharded,
     load_tokenizer,
@@ -57,6 +59,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
         chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
         revision: Branch, tag or commit of `path`, where that is a hub name; by default the newest.
         max_tokens_per_forward: Most tokens, padding included, scored at once; a longer trajectory is scored alone.
+        quantization: Keep the weights in 4 bits (`nf4`) or 8 (`int8`), by bitsandbytes; null for whole ones.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
         chat_template_kwargs: dict[str, object] | None = None,
         revision: str | None = None,
         max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD,
+        quantization: Quantization | None = None,
     ) -> None:
         """Remember the settings; `setup` loads the model."""
         if temperature is not None and not 0 < temperature < math.inf:
@@ -86,6 +90,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
         self.top_k, self.max_tokens_per_forward = top_k, max_tokens_per_forward
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
         self.chat_template_kwargs, self.revision = chat_template_kwargs, revision
+        self._settings = LoadSettings(path, revision, dtype, attn_implementation, trust_remote_code, quantization)
         self._model: LanguageModel | None = None
         self._mesh: DeviceMesh | None = None
         self._has_copied_head = False
@@ -94,17 +99,14 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
     @property
     @override
     def identity(self) -> Hashable:
+        template = json.dumps(self.chat_template_kwargs, sort_keys=True)
         return (
             type(self),
-            self.path,
+            self._settings,
             self.temperature,
-            self.dtype,
             self.batch_size,
             self.top_k,
-            self.attn_implementation,
-            self.trust_remote_code,
-            json.dumps(self.chat_template_kwargs, sort_keys=True),
-            self.revision,
+            template,
             self.max_tokens_per_forward,
         )
 
@@ -123,12 +125,12 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
-        settings = LoadSettings(self.path, self.revision, self.dtype, self.attn_implementation, self.trust_remote_code)
         if mesh is None:
-            model = frozen(settings.load())
-            model.to(device)  # type: ignore[arg-type]  # transformers annotates less than torch takes
+            model = frozen(self._settings.load())
+            if not is_quantized(model):  # bitsandbytes loads to the device
+                model.to(device)  # type: ignore[arg-type]  # transformers annotates less than torch takes
         else:
-            model = load_sharded(settings, mesh, frozen)
+            model = load_sharded(self._settings, mesh, frozen)
         if self.temperature is not None:
             rank_zero_info(
                 f"Teacher `{self.path}` is scored at temperature {self.temperature}: the student that matches it has "

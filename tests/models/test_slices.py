@@ -124,6 +124,11 @@ def test_a_damaged_checkpoint_is_refused_as_by_the_plain_way(tmp_path: Path, mes
             load_sharded(LoadSettings(str(folder)), mesh, frozen)
 
 
+def test_fewer_bits_are_refused_before_anything_is_loaded(mesh: DeviceMesh) -> None:
+    with pytest.raises(ConfigError, match=r"`quantization: nf4` of `org/name` cannot be sharded"):
+        load_sharded(LoadSettings("org/name", quantization="nf4"), mesh, frozen)
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return the gradients of some log-probs."""
     token_ids = torch.arange(1, 25).view(2, 12)
