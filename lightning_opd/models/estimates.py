@@ -65,15 +65,15 @@ def _resident(run: RunShape) -> dict[str, int]:
     width = max(4, student.bytes_per_weight) if run.num_trained < student.num_weights else student.bytes_per_weight
     adapter = run.num_trained * width if run.num_trained < student.num_weights else 0
     sizes = [teacher.weight_bytes // shards for teacher in run.teachers]
-    parts: dict[str, int] = {
+    parts = {
         "student: weights": (student.weight_bytes + adapter) // shards,
         "student: gradients": run.num_trained * width // shards,
         "student: optimiser states": 2 * run.num_trained * width // shards,
         "teachers: weights": 0 if run.teachers_in_turn else sum(sizes),
     }
-    if run.keeps_states and (run.is_sharded or run.teachers_in_turn):
-        parts["teachers: copied heads"] = sum(t.head_weights for t in run.teachers) * run.gathered_bytes
-    return parts
+    has_copies = run.keeps_states and (run.is_sharded or run.teachers_in_turn)
+    heads = sum(teacher.head_weights for teacher in run.teachers) * run.gathered_bytes
+    return {**parts, "teachers: copied heads": heads if has_copies else 0}
 
 
 def _state_bytes(run: RunShape) -> int:

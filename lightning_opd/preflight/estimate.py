@@ -51,7 +51,10 @@ def check_memory(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, out
         outline: Of the student.
     """
     run = run_shape(trainer, module, data, outline)
-    found, available = estimate(run), available_bytes()
+    found = estimate(run)
+    available = available_bytes() // (
+        1 if torch.cuda.is_available() else trainer.num_devices
+    )  # one machine's, in common
     for part, size in found.resident.items():
         yield Check(f"memory: {part}", _gigabytes(size), values={"bytes": size})
     for stage, parts in found.stages.items():

@@ -96,6 +96,21 @@ def test_a_teachers_own_temperature_is_used_instead(world: Path) -> None:
     assert torch.allclose(teacher.score(batch, BOTH).logprobs, scores[0])
 
 
+def test_a_teacher_has_the_precision_of_its_checkpoint_and_scores_in_float32(tmp_path: Path) -> None:
+    path = str(save_model(tmp_path / "half", dtype=torch.bfloat16))
+    batch = rollouts([0, 0], ("t",))
+    for dtype, expected in ((None, torch.bfloat16), ("float32", torch.float32)):
+        teacher = LocalTeacher(path, dtype=dtype)
+        teacher.setup(CPU)
+        assert {p.dtype for p in teacher.loaded_model.parameters()} == {expected}
+        scores = teacher.score(batch, BOTH).logprobs
+        assert scores.dtype == torch.float32
+        with torch.no_grad():
+            logits = teacher.loaded_model(batch.token_ids, attention_mask=batch.attention_mask.long()).logits
+        whole = token_logprobs(logits.float(), batch.token_ids)
+        assert torch.allclose(scores[batch.response_mask], whole[batch.response_mask], atol=2e-2)
+
+
 def test_one_path_under_two_names_is_loaded_once(world: Path) -> None:
     path = str(world / "math")
     pool = TeacherPool({"x": LocalTeacher(path), "y": LocalTeacher(path), "warm": LocalTeacher(path, temperature=2.0)})
