@@ -18,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from typing_extensions import override
 
 from lightning_opd.functional.credit import PrefixCredit
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher
@@ -42,6 +45,23 @@ CODE = (
 
 
 LOGPROBS = frozenset({Signal.LOGPROBS})
+
+
+class Counts(LocalTeacher):
+    """Counts the tokens that it reads in trees, prompts included."""
+
+    num_read = 0
+
+    @override
+    def tree_hidden_states(
+        self, trunks: Iterable[Sequence[int]], branches: Callable[[Tensor], TokenTree]
+    ) -> Iterator[Tensor]:
+        def counted(states: Tensor) -> TokenTree:
+            tree = branches(states)
+            self.num_read += len(states) + len(tree.token_ids)
+            return tree
+
+        yield from super().tree_hidden_states(trunks, counted)
 
 
 def main() -> None:
@@ -85,7 +105,7 @@ def measure(what: str, arguments: argparse.Namespace) -> dict[str, float]:
     ids = student(reply, add_special_tokens=False)["input_ids"][:length]
     with tempfile.TemporaryDirectory() as folder:
         path = str(fetch.smollm2()) if arguments.teacher == "smollm2" else random_teacher(Path(folder), arguments)
-        scorer = LocalTeacher(path, dtype="float32")
+        scorer = Counts(path, dtype="float32")
         teacher = scorer if what == "plain" else CrossTokenizerTeacher(path, PrefixCredit(), scorer=scorer)
         result: dict[str, float] = {}
         if isinstance(teacher, CrossTokenizerTeacher):
@@ -93,6 +113,7 @@ def measure(what: str, arguments: argparse.Namespace) -> dict[str, float]:
         teacher.setup(torch.device("cpu"))
         if isinstance(teacher, CrossTokenizerTeacher):
             teacher.score(batch_of(ids[:16]), LOGPROBS)  # sorts the vocabularies, once in a run
+            scorer.num_read = 0
             prefix_tree(teacher.translator, ids[:16])
             started = time.process_time()
             tree = prefix_tree(teacher.translator, ids)
@@ -103,6 +124,8 @@ def measure(what: str, arguments: argparse.Namespace) -> dict[str, float]:
         loaded, started = peak_mib(), time.process_time()
         teacher.score(batch_of(ids), LOGPROBS)
         seconds = round(time.process_time() - started, 2)
+        if what == "prefix":
+            result["read"] = scorer.num_read
         return result | {"score_s": seconds, "loaded_mib": loaded, "peak_mib": peak_mib()}
 
 

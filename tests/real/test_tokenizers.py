@@ -7,7 +7,7 @@ import pytest
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.tokenization.chat import render_prompt
 from tests.real import fetch, report, tokenizers
-from tests.teachers.cross_tokenizer.test_beginnings import differences
+from tests.teachers.cross_tokenizer.test_beginnings import RUNS, differences
 
 QUESTION = {"role": "user", "content": "What is 27 + 48?"}
 
@@ -59,3 +59,12 @@ def test_beginnings_of_real_texts_have_the_tokens_of_the_whole_beginning(name: s
     for part in (text[:2000], text[2001:4000], *(one.encode() for one in tokenizers.TEXTS)):
         wrong, _ = differences(both.teacher_spelling, both.teacher_beginnings, part)
         assert not wrong
+
+
+@pytest.mark.parametrize("name", tokenizers.FAMILIES)
+def test_only_the_end_of_a_long_run_is_tokenised_anew(name: str) -> None:
+    both = translator(name, name)
+    for run in RUNS:
+        wrong, longest = differences(both.teacher_spelling, both.teacher_beginnings, f"It is {run} and so on.".encode())
+        assert not wrong, run
+        assert longest < 384, run

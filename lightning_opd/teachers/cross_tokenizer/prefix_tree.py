@@ -140,12 +140,12 @@ def _nodes(tree: PrefixTree, root: int, both: Translator, text: bytes) -> list[i
     if b"".join(map(spelling.token_bytes, whole)) != text:
         return [root, *([None] * len(text))]
     nodes: list[int | None] = [root]
-    base = root
+    base, bases = root, {0: root}
     for length, (start, passed, last_ids) in enumerate(both.teacher_beginnings(text, whole), 1):
-        for token_ids in passed:
-            base = tree.descendant(base, token_ids)
+        for end, token_ids in passed:
+            base = bases[end] = tree.descendant(base, token_ids)
         is_spelt = b"".join(map(spelling.token_bytes, last_ids)) == text[start:length]
-        nodes.append(tree.descendant(base, last_ids) if is_spelt else None)
+        nodes.append(tree.descendant(bases[start], last_ids) if is_spelt else None)
     # A beginning that ends inside a character may be tokenised otherwise than the whole text. The nodes on the path
     # of the whole text take precedence: the sum of a token's scores must be the log-prob of that path.
     node, length = tree.descendant(root, whole), len(text)

@@ -72,6 +72,11 @@ class ByteSpelling:
         self._alphabet = byte_alphabet()
         self._known: dict[int, bytes] = {}
 
+    @property
+    def merges_pairs(self) -> bool:
+        """Whether it is a byte-pair encoding."""
+        return bool(self._settings["model"]["type"] == "BPE")
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token: none for a control token, and for an id without a token."""
         if token_id not in self._known:

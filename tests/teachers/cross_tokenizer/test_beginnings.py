@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import functools
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -47,12 +49,13 @@ def differences(spelling: ByteSpelling, beginnings: Beginnings, text: bytes) -> 
     whole = spelling.encode(text)
     if b"".join(map(spelling.token_bytes, whole)) != text:
         return [], 0
-    before: list[int] = []
-    wrong, longest = [], 0
+    before: dict[int, list[int]] = {0: []}
+    wrong, longest, last = [], 0, 0
     for length, (start, passed, last_ids) in enumerate(beginnings(text, whole), 1):
-        before += [token_id for word in passed for token_id in word]
+        for end, of_word in passed:
+            before[end], last = before[last] + of_word, end
         longest = max(longest, length - start)
-        if before + last_ids != spelling.encode(text[:length]):
+        if before[start] + last_ids != spelling.encode(text[:length]):
             wrong.append(text[:length])
     return wrong, longest
 
@@ -83,6 +86,65 @@ def test_only_the_last_words_of_a_long_text_are_tokenised_anew(name: str) -> Non
     wrong, longest = differences(*beginnings_of(name), text)
     assert not wrong
     assert longest < 64 < len(text) // 10
+
+
+RUNS = (
+    "中文文本没有空格因此一个分词器会把它们当作很长的一段来处理这对我们的算法来说是一个困难的例子" * 4,
+    "31415926535897932384626433832795028841971693993751" * 8,
+    "ภาษาไทยไม่มีช่องว่างระหว่างคำดังนั้น" * 5,
+    "." * 400,
+    " " * 400,
+    "≠≠abc" * 60,
+    "٣١٤" * 60,
+    random.Random(1).randbytes(200).hex(),
+    base64.b64encode(random.Random(0).randbytes(300)).decode(),
+)
+"""Text in which no word ends for long."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_the_end_of_a_long_run_is_tokenised_anew(name: str) -> None:
+    for run in RUNS:
+        text = f"It is {run} and so on.".encode()
+        wrong, longest = differences(*beginnings_of(name), text)
+        assert not wrong, run
+        assert longest < 256, run
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=seeds,
+    parts=st.lists(st.sampled_from([*"0123ab中≠é.", *merged_texts()]), min_size=4, max_size=30),
+    n=st.integers(2, 6),
+)
+def test_runs_have_the_tokens_of_the_whole_beginning_under_random_tokenizers(
+    seed: int, parts: list[str], n: int
+) -> None:
+    spelling = random_translator(seed, (7 * seed + 3) % 16).teacher_spelling
+    wrong, _ = differences(spelling, Beginnings(spelling), ("".join(parts) * n).encode()[:500])
+    assert not wrong
+
+
+def test_a_cut_that_a_beginning_does_not_respect_is_given_up() -> None:
+    """Digits in groups of three from the right: the groups of a beginning are not those of the whole run."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    digits = "0123456789"
+    pairs = [(a, b) for a in digits for b in digits]
+    triples = [(a + b, c) for a, b in pairs for c in digits]
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *map("".join, pairs), *map("".join, triples)])}
+    backend = Tokenizer(models.BPE(vocabulary, [*pairs, *triples]))
+    groups = pre_tokenizers.Split(Regex(r"\d{1,3}(?=(?:\d{3})*(?!\d))"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [groups, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    spelling = ByteSpelling(PreTrainedTokenizerFast(tokenizer_object=backend), ())
+    run = RUNS[1].encode()
+    assert [len(spelling.token_bytes(i)) for i in spelling.encode(run[:7])] == [1, 3, 3]
+    wrong, _ = differences(spelling, Beginnings(spelling), run)
+    assert not wrong
 
 
 def test_a_word_does_not_end_where_a_token_reaches_over_its_end() -> None:
