@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from lightning_opd.types import LinearHead, Sampling
 from tests.benchmarks import step_ours
 from tests.benchmarks.gate import Gate
 from tests.benchmarks.worlds import Setting, Shape, save_world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU is here")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])]
@@ -51,6 +55,13 @@ def plain(divergence: Divergence, student: HeadStates, teacher: HeadStates) -> t
 def gradients(loss: torch.Tensor, student: HeadStates) -> list[torch.Tensor]:
     assert student.head.weight is not None
     return [g.double() for g in torch.autograd.grad(loss, [student.states, student.head.weight])]
+
+
+def load_model(folder: Path, device: str) -> PreTrainedModel:
+    """Return a model in float32 on a device."""
+    model = load_causal_lm(str(folder), dtype="float32")
+    model.eval().to(device)
+    return model
 
 
 @on_each_device
@@ -89,8 +100,7 @@ def test_token_logprobs_from_states_are_the_plain_ones(device: str, dtype: torch
 
 @on_each_device
 def test_the_states_of_padded_rows_are_those_of_the_row_alone(device: str, tiny_model_dir: Path) -> None:
-    model = load_causal_lm(str(tiny_model_dir), dtype="float32").eval()
-    model.to(torch.device(device))
+    model = load_model(tiny_model_dir, device)
     language_model = LanguageModel(model, len(load_tokenizer(str(tiny_model_dir))))
     ids = torch.arange(3, 3 + 2 * 40, device=device).reshape(2, 40)
     mask = torch.ones_like(ids, dtype=torch.bool)
@@ -103,8 +113,7 @@ def test_the_states_of_padded_rows_are_those_of_the_row_alone(device: str, tiny_
 
 @on_each_device
 def test_logprobs_of_a_rollout_are_those_of_a_plain_forward(device: str, tiny_model_dir: Path) -> None:
-    model = load_causal_lm(str(tiny_model_dir), dtype="float32").eval()
-    model.to(torch.device(device))
+    model = load_model(tiny_model_dir, device)
     engine, prompts = InProcessEngine(), [[5, 6, 7], [9, 10, 11, 12, 13]]
     engine.sync(model, 0)
     sampling = Sampling(max_new_tokens=16, stop_token_ids=(2,), vocab_size=280)
