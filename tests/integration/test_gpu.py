@@ -150,15 +150,15 @@ def test_a_step_on_a_device_has_the_loss_of_the_cpu(
 @pytest.mark.gpu
 @no_gpu
 def test_a_divergence_from_states_never_holds_all_logits() -> None:
-    made = torch.Generator("cuda").manual_seed(0)
-    states, weight = (torch.randn(n, 256, generator=made, device="cuda") for n in (16_384, 65_536))
+    made, num_positions = torch.Generator("cuda").manual_seed(0), 32_768
+    states, weight = (torch.randn(n, 256, generator=made, device="cuda") for n in (num_positions, 65_536))
     student = HeadStates(states.requires_grad_(), LinearHead(weight.requires_grad_(), None, 65_536))
     teacher = HeadStates(states.detach(), LinearHead(weight.detach() * 0.9, None, 65_536))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    ReverseKL().from_states(student, [teacher], torch.ones(16_384, device="cuda")).values.sum().backward()
-    logits = 16_384 * 65_536 * 4
-    assert torch.cuda.max_memory_allocated() - before < 0.8 * logits
+    ReverseKL().from_states(student, [teacher], torch.ones(num_positions, device="cuda")).values.sum().backward()
+    logits = num_positions * 65_536 * 4
+    assert torch.cuda.max_memory_allocated() - before < 0.5 * logits
 
 
 @pytest.mark.gpu
