@@ -53,7 +53,7 @@ class Answer:
 Scores: TypeAlias = dict[Cell, dict[str, Answer]]
 """Cell → prompt key → answer."""
 
-ROLES = ("student", "base", "average", "task_arithmetic")
+ROLES = ("student", "base", "average", "task_arithmetic", "ties")
 NAMED_ROLES = ("teacher", "other")
 
 
@@ -64,7 +64,7 @@ class ScoredModels:
     Args:
         student: The merged model.
         teachers: Teacher name → its scores.
-        baselines: `base`, `average`, `task_arithmetic`, where given, and others by their names.
+        baselines: `base`, `average`, `task_arithmetic`, `ties`, where given, and others by their names.
     """
 
     student: Scores
@@ -77,7 +77,7 @@ def read_models(words: Sequence[str]) -> ScoredModels:
 
     Args:
         words: `student=FILE`, `teacher.NAME=FILE`, `base=FILE`, `average=FILE`, `task_arithmetic=FILE`,
-            `other.NAME=FILE`.
+            `ties=FILE`, `other.NAME=FILE`.
 
     Raises:
         ConfigError: If a word or a file is not what it should be.

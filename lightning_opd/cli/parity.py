@@ -16,7 +16,7 @@ def parity(scores: list[str], /, output: str, curves: str | None = None, bootstr
 
     Args:
         scores: student=FILE teacher.NAME=FILE ... and, if any, base=FILE average=FILE task_arithmetic=FILE
-            other.NAME=FILE ...
+            ties=FILE other.NAME=FILE ...
         output: Folder to write to.
         curves: Folder with TensorBoard logs, searched with its subfolders, for the training curves in `curves.png`.
         bootstrap: Resamples per 95 % interval.

@@ -1,6 +1,16 @@
 """Merges two experts whose answers are 2 and 21 tokens long, with and without `TeacherBalance`; prints both parities.
 
 Command: python -m tests.benchmarks.teacher_balance FOLDER balanced|unbalanced [STEPS]
+
+Both arms start from one base and see the same prompts, half of each domain; 9 % of the tokens are short answers. After
+200 steps (one seed, two layers of width 64, 28 November 2026), greedy rewards of the student ÷ those of each expert:
+
+| | short | long |
+|---|---|---|
+| balanced (each domain half of the weighted tokens) | 1.000 | .812 |
+| unbalanced | .750 | .938 |
+
+Balance moves the signal, it adds none: the long domain gets .55 of its weight, and is later by about as much.
 """
 
 from __future__ import annotations
