@@ -69,7 +69,8 @@ class TwoDomains(Task):
         return float(text.strip() == prompt.columns["answer"])
 
     def demonstrations(self, split: Split, num_examples: int, seed: int) -> list[Messages]:
-        noise, prompts, chats = random.Random(seed), self.prompts("train"), list[Messages]()
+        noise, prompts = random.Random(seed), self.prompts("train")
+        chats: list[Messages] = []
         for i in range(num_examples):
             prompt = prompts[i % len(prompts)]
             text = str(prompt.columns["answer"]) if self.is_right else answer(prompt.domain, noise.randrange(10**6))
