@@ -26,7 +26,7 @@ def quantization_config(name: str, dtype: torch.dtype | None) -> BitsAndBytesCon
         ConfigError: There is no such quantisation, or bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     if name not in get_args(Quantization):
         msg = f"`quantization` must be one of {', '.join(get_args(Quantization))}, or null; got {name!r}."

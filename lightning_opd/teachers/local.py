@@ -62,7 +62,7 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
         quantization: Keep the weights in 4 bits (`nf4`) or 8 (`int8`), by bitsandbytes; null for whole ones.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # settings, each a key in YAML
         self,
         path: str,
         temperature: float | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -14,6 +16,7 @@ from lightning_opd.types import LinearHead
 VOCAB, ROWS, HIDDEN, TEACHER_HIDDEN, NUM = 11, 13, 5, 4, 10
 
 
+@dataclass(frozen=True)
 class Squares(Divergence):
     """A user's own, with nothing but the formula."""
 

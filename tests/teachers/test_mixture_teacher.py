@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def test_whole_distributions_need_parts_that_have_them(double_world: Path, tmp_p
         fit(double_world, tmp_path, DistributionMatching(), MixtureTeacher(parts))
 
 
+@dataclass(frozen=True)
 class Constant(Teacher):
     """Scores without reading tokens."""
 
