@@ -56,13 +56,13 @@ class Pace:
 
 
 def clock(seconds: float | None) -> str:
-    """Return a duration as hours, minutes and seconds.
+    """Return a duration as hours, minutes and seconds; what is over already is none.
 
     Example:
-        >>> clock(3725.2), clock(90000), clock(None)
-        ('1:02:05', '25:00:00', '-:--:--')
+        >>> clock(3725.2), clock(90000), clock(-2.0), clock(None)
+        ('1:02:05', '25:00:00', '0:00:00', '-:--:--')
     """
     if seconds is None:
         return "-:--:--"
-    whole = round(seconds)
+    whole = max(0, round(seconds))
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
