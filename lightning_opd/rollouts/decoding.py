@@ -220,6 +220,7 @@ class Decoding:
         return logits[:, -1, : self._sampling.vocab_size]
 
     def _samples(self) -> list[Sample]:
-        tokens, logprobs = self._tokens.tolist(), self._logprobs.tolist()
-        rows = zip(tokens, logprobs, self._lengths.tolist(), self._is_stopped.tolist(), strict=True)
-        return [Sample(tuple(t[:n]), tuple(p[:n]), not stopped) for t, p, n, stopped in rows]
+        rows = zip(
+            self._tokens.cpu(), self._logprobs.cpu(), self._lengths.tolist(), self._is_stopped.tolist(), strict=True
+        )
+        return [Sample(tuple(t[:n].tolist()), tuple(p[:n].tolist()), not stopped) for t, p, n, stopped in rows]
