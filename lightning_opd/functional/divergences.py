@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.fused import Beside, BlockFunction, Fused, Part, fused
-from lightning_opd.functional.heads import HeadStates
+from lightning_opd.functional.heads import HeadStates, log_softmax_, row_dot
 from lightning_opd.functional.logprobs import log_softmax
 
 IMPOSSIBLE_LOGPROB = -100.0
@@ -145,10 +145,11 @@ class ReverseKL(Divergence):
         *,
         gradient: bool,
     ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
-        student = log_softmax(student_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
-        difference = log_softmax(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB).neg_().add_(student)
-        probabilities = torch.exp(student, out=student_logits)
-        values = torch.mul(probabilities, difference, out=student).sum(-1)
+        student = log_softmax_(student_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax_(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        difference = torch.sub(student, teacher, out=teacher)
+        probabilities = student.exp_()
+        values = row_dot(probabilities, difference)
         if gradient:
             probabilities.mul_(difference.sub_(values[:, None]))
         return values, values.new_zeros(len(values), 0)
@@ -192,16 +193,15 @@ class ForwardKL(Divergence):
         *,
         gradient: bool,
     ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
-        student = log_softmax(student_logits)
+        student = log_softmax_(student_logits)
         impossible = student == -torch.inf
         student.masked_fill_(impossible, IMPOSSIBLE_LOGPROB)
-        teacher = log_softmax(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax_(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
         probabilities = teacher.exp()
-        values = teacher.sub_(student).mul_(probabilities).sum(-1)
+        values = row_dot(probabilities, teacher.sub_(student))
         if gradient:
             probabilities.masked_fill_(impossible, 0.0)
-            slope = torch.exp(student, out=student_logits)
-            slope.mul_(probabilities.sum(-1, keepdim=True)).sub_(probabilities)
+            student.exp_().mul_(probabilities.sum(-1, keepdim=True)).sub_(probabilities)
         return values, values.new_zeros(len(values), 0)
 
 
@@ -252,13 +252,13 @@ class JensenShannon(Divergence):
         *,
         gradient: bool,
     ) -> tuple[Float[Tensor, " positions"], Float[Tensor, "positions metrics"]]:
-        student = log_softmax(student_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
-        teacher = log_softmax(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        student = log_softmax_(student_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
+        teacher = log_softmax_(teacher_logits).clamp_(min=IMPOSSIBLE_LOGPROB)
         mixture = torch.logaddexp(teacher + log(self.weight), student + log(1 - self.weight))
-        towards_teacher = (teacher - mixture).mul_(teacher.exp_()).sum(-1)
+        towards_teacher = row_dot(teacher.exp(), teacher.sub_(mixture))
         difference = torch.sub(student, mixture, out=mixture)
-        probabilities = torch.exp(student, out=student_logits)
-        towards_student = torch.mul(probabilities, difference, out=student).sum(-1)
+        probabilities = student.exp_()
+        towards_student = row_dot(probabilities, difference)
         if gradient:
             probabilities.mul_(difference.sub_(towards_student[:, None])).mul_(1 - self.weight)
         values = self.weight * towards_teacher + (1 - self.weight) * towards_student

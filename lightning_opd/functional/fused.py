@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from typing_extensions import override
 
-from lightning_opd.functional.heads import HeadStates, Projection, blocks, chunks
+from lightning_opd.functional.heads import HeadStates, Projection, blocks, chunks, log_softmax_, row_dot
 from lightning_opd.functional.logprobs import promote
 
 BlockFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
@@ -99,16 +99,16 @@ def token_statistics(
     """
 
     def function(logits: Tensor, ids: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(logits, -1)
+        logprobs = log_softmax_(logits)
         chosen = logprobs.gather(-1, ids[:, None])
         entropies = chosen[:, :0]
-        if gradient or with_entropies:
-            probabilities = torch.exp(logprobs, out=logits)
         if with_entropies:
+            probabilities = logprobs.exp()
             logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)  # 0 · −inf is no number
-            entropies = -logprobs.mul_(probabilities).sum(-1, keepdim=True)
+            entropies = -row_dot(probabilities, logprobs)[:, None]
         if gradient:
-            probabilities.neg_().scatter_add_(-1, ids[:, None], torch.ones_like(chosen))
+            slope = torch.neg(probabilities, out=logits) if with_entropies else logits.exp_().neg_()
+            slope.scatter_add_(-1, ids[:, None], torch.ones_like(chosen))
         return chosen.squeeze(-1), entropies
 
     beside = (function, lambda positions: (token_ids[positions],))
@@ -155,8 +155,8 @@ class _Gradients:
         return found if factor == 1 else [None if x is None else x.mul_(factor) for x in found]
 
 
-def _zeros(like: Tensor | None, *, wanted: bool) -> Tensor | None:
-    return torch.zeros_like(like, dtype=promote(like).dtype) if wanted and like is not None else None
+def _zeros(like: Tensor | None, *, is_asked: bool) -> Tensor | None:
+    return torch.zeros_like(like, dtype=promote(like).dtype) if is_asked and like is not None else None
 
 
 def _go_through(
@@ -243,8 +243,8 @@ class _Fused(torch.autograd.Function):
 
 
 def _gradients(ctx: FunctionCtx, weights: Tensor, weights_of: WeightsOf | None, *inputs: Tensor | None) -> _Gradients:
-    wanted = zip(inputs, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
-    return _Gradients(weights.detach(), weights_of, *(_zeros(x, wanted=w) for x, w in wanted))
+    asked = zip(inputs, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
+    return _Gradients(weights.detach(), weights_of, *(_zeros(x, is_asked=is_asked) for x, is_asked in asked))
 
 
 def _common_factor(gradient: Tensor, weights: Tensor) -> float | None:

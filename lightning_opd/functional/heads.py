@@ -149,3 +149,13 @@ def blocks(logits: Float[Tensor, "positions vocab"]) -> Iterator[slice]:
     size = max(1, elements // max(1, logits.shape[1]))
     for start in range(0, len(logits), size):
         yield slice(start, start + size)
+
+
+def log_softmax_(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """Overwrite logits by their log-softmax."""
+    return logits.sub_(torch.logsumexp(logits, -1, keepdim=True))
+
+
+def row_dot(x: Float[Tensor, "rows n"], y: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
+    """Return the scalar product of each pair of rows; one pair, as of a large vocabulary, without a copy."""
+    return torch.dot(x[0], y[0])[None] if len(x) == 1 else (x * y).sum(-1)
