@@ -79,7 +79,7 @@ class RowScores:
             self._states = self._states.to(states.dtype)  # of the first rows: then it is known
             self._states[self._num_stored : end] = states[aligned_mask]
             places = aligned_mask.flatten().cumsum(0).view_as(aligned_mask) + self._num_stored
-            self._index[rows, columns] = places * aligned_mask
+            self._index[rows, columns] = torch.where(aligned_mask, places, 0)
             self._num_stored = end
         if Signal.TOP_LOGPROBS in self._signals:
             ids, values = linear_top_k(states, head().logits, aligned_mask, self._top_k, self._temperature, chunk_size)

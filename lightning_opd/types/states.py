@@ -28,7 +28,7 @@ class ResponseStates:
     @staticmethod
     def of(values: Float[Tensor, "states hidden"], mask: Bool[Tensor, "batch time"]) -> ResponseStates:
         """Return one teacher's states of the tokens where `mask` holds, given row by row."""
-        return ResponseStates((values,), mask.flatten().cumsum(0).view_as(mask) * mask)
+        return ResponseStates((values,), torch.where(mask, mask.flatten().cumsum(0).view_as(mask), 0))
 
     @staticmethod
     def empty(shape: torch.Size, device: torch.device) -> ResponseStates:
