@@ -197,10 +197,11 @@ class LanguageModel:
             token_ids = torch.arange(1, 1 + PROBE_LENGTH, device=device)[None] % self.vocab_size
             mask = torch.ones_like(token_ids, dtype=torch.bool)
             padded = torch.nn.functional.pad(token_ids, (0, PROBE_LENGTH))
-            with evaluating(self.model), torch.autocast(device.type, enabled=False):
+            with evaluating(self.model):
                 expected = self._call(token_ids, mask)
                 got = self._call(padded, None, _positions(padded))[:, :PROBE_LENGTH]
             is_coarse = device.type != "cpu" or expected.dtype.itemsize < 4 or isinstance(self.model, FSDPModule)
+            is_coarse = is_coarse or torch.is_autocast_enabled(device.type)
             tolerance = (1e-1 if is_coarse else 1e-3) * float(expected.abs().max())
             self._needs_mask = not float((got - expected).abs().max()) <= tolerance
         return self._needs_mask

@@ -184,8 +184,9 @@ def test_every_forward_of_a_step_runs_in_the_trainers_precision(world: Path, tmp
     fit(tmp_path, module, data=data, precision="bf16-mixed", limit_val_batches=1, num_sanity_val_steps=1)
     assert {dtype for calls in seen.values() for _, dtype in calls} == {torch.bfloat16}
     tokens, proof, preparation = 3 + 3, 1, 1
-    assert [has_graph for has_graph, _ in seen["student"]] == [False] * (tokens + proof + preparation) + [True]
-    assert len(seen["teacher"]) == 2
+    probe = 2  # of each model, once: whether it needs a mask
+    assert [has_graph for has_graph, _ in seen["student"]] == [False] * (tokens + probe + proof + preparation) + [True]
+    assert len(seen["teacher"]) == probe + 2
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

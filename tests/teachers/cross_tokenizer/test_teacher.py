@@ -132,7 +132,7 @@ def test_gradients_do_not_depend_on_the_micro_batches(
     parts = train(world, tmp_path, {"math": CrossTokenizerTeacher(str(foreign), SpanCredit())}, max_steps=1, **settings)
     assert largest_difference(whole.gradients[0], parts.gradients[0]) < 1e-5
     for name, value in whole.logged[-1].items():
-        if "time" not in name:
+        if "time" not in name and "update_padding" not in name:
             assert parts.logged[-1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
