@@ -60,16 +60,17 @@ def check_same_vocabulary(
         shown = ", ".join(f"{t!r}: {ours.get(t)} here, {theirs.get(t)} there" for t in different[:3])
         msg = (
             f"Teacher `{teacher_name}` has another vocabulary than the student: {len(different)} tokens differ "
-            f"({shown}). A local teacher scores the student's own tokens, so both must share one tokenizer."
+            f"({shown}). A local teacher scores the student's own tokens, so both must share one tokenizer. Use "
+            "`CrossTokenizerTeacher`, which reads the student's text in the teacher's tokens."
         )
         raise ConfigError(msg)
     if different:
         lacked = [token for token in different if token not in theirs]
         extra = [token for token in different if token not in ours]
-        rank_zero_info(
-            f"Teacher `{teacher_name}` shares the student's vocabulary but for added tokens: it lacks {lacked}, which "
-            f"get no score where they are generated, nor what follows them; and it has {extra} besides."
-        )
+        told = [f"it lacks {lacked}, which get no score where they are generated, nor what follows them"] * bool(lacked)
+        told += [f"it has {extra} besides"] * bool(extra)
+        shared = f"Teacher `{teacher_name}` shares the student's vocabulary but for added tokens"
+        rank_zero_info(f"{shared}: {'; and '.join(told)}.")
     if student.eos_token_id != teacher.eos_token_id:
         msg = (
             f"Teacher `{teacher_name}` stops with {teacher.eos_token!r}, the student with {student.eos_token!r}: "
