@@ -1,4 +1,4 @@
-"""Talks to running inference servers, and starts and stops them on this machine."""
+"""Clients of running inference servers; servers that are started and stopped on this machine."""
 
 from lightning_opd.servers.errors import ServersDownError
 from lightning_opd.servers.pool import ServerPool
