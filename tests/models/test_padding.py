@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SLIDING: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("cohere2", "exaone4", "gemma2", "gemma3_text", "gpt_oss", "mistral", "olmo3")},
-    "qwen3": {"use_sliding_window": True, "max_window_layers": 0},
+    "qwen3": {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2},
 }
 
 
@@ -66,7 +66,7 @@ def test_every_architecture_reads_padded_rows_without_a_mask_as_it_reads_them_al
 
 
 @pytest.mark.parametrize("name", SLIDING)
-def test_a_window_shorter_than_the_rows_stays_one(name: str) -> None:
+def test_attention_that_slides_inside_the_rows_still_does(name: str) -> None:
     changes: dict[str, Any] = {"sliding_window": 5, **SLIDING[name]}
     check_exact(Told(tiny_architecture(name, **changes)), 21, 4, 13)
 
