@@ -16,7 +16,8 @@ from tests.commands import Cli, Write
             "--model.lr=3",
             [
                 "`model.lr`",
-                "Known: allow_changed, critic, lr_scheduler, objective, optimizer, reference, student, teachers.",
+                "Known: allow_changed, critic, lr_scheduler, objective, optimizer, reference, student, teachers, "
+                "teachers_in_turn.",
             ],
         ),
         ("--trainer.max_stps=3", ["`trainer.max_stps`", "Did you mean `max_steps`?"]),
