@@ -167,9 +167,10 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
         check_length(f"teacher `{self.path}`", max(lengths, default=0), model.max_length)
         collected = RowScores(model, tokens, signals, self.temperature or tokens.temperature, self.top_k)
         groups = budgeted_groups(lengths, self.max_tokens_per_forward, self.batch_size)
+        num_rounds = self._num_rounds(len(groups))  # asked before any rank runs the model: collectives have one order
         for group in groups:
             collected.add(torch.tensor(group, device=tokens.token_ids.device))
-        for _ in range(self._num_rounds(len(groups)) - len(groups)):  # another rank still has rows: join in
+        for _ in range(num_rounds - len(groups)):  # another rank still has rows: join in
             model.states(tokens.token_ids.new_zeros(1, 2), tokens.attention_mask.new_ones(1, 2))
         self._gather_head(signals)
         heads = (self.output_head(),) if Signal.HIDDEN_STATES in signals else ()
