@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -49,7 +50,9 @@ class RankWatch(Callback):
             trainer: Not yet started.
         """
         if trainer.world_size > 1:
-            self._meeting = Meeting(trainer.global_rank, _timeout(trainer), partial(_processes, trainer), _end)
+            processes = partial(_processes, trainer)
+            on_lost = partial(_end_with_started, trainer.global_rank, processes)
+            self._meeting = Meeting(trainer.global_rank, _timeout(trainer), processes, on_lost)
         try:
             yield
         finally:
@@ -217,6 +220,15 @@ def _is_stopped(process: int) -> bool:
     except OSError:  # it has ended, or this is no Linux
         return False
     return state in {"T", "t"}
+
+
+def _end_with_started(own: int, processes: Callable[[], Mapping[int, int]], rank: int, line: str) -> None:
+    """End this process and those that it has started: one that was stopped at once could not yet ask to end with it."""
+    for other, process in processes().items():
+        if other > own:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    _end(rank, line)
 
 
 def _end(rank: int, line: str) -> None:

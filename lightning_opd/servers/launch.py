@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -25,6 +26,9 @@ from lightning_opd.errors import ConfigError
 SECONDS_TO_STOP = 10.0
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """No telemetry, and on a CPU one GiB of keys and values instead of nine tenths of the memory."""
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ class Launch:
 class LocalServer:
     """A vLLM server in a process group of its own, on a free port of the loopback interface.
 
-    Use it as a context, or call `start` and `stop`. A process that ends without stopping it leaves the group behind
-    only where it is killed itself.
+    Use it as a context, or call `start` and `stop`. On Linux it is also told to end when this process is killed.
 
     Args:
         model: Folder or hub name.
@@ -169,6 +172,7 @@ class LocalServer:
                     stderr=subprocess.STDOUT,
                     env={**inherited, **ENVIRONMENT, **self.environment},
                     start_new_session=True,
+                    preexec_fn=_end_with_parent,  # noqa: PLW1509  # one call of the C library
                 )
         except OSError as error:
             msg = f"Cannot run `{self.python}` ({error.strerror}). Name the Python that has vLLM in `python`."
@@ -221,6 +225,12 @@ class LocalServer:
             lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in deque(file, maxlen=200)]
         errors = [line for line in lines if re.match(r"(\(.*?\) )?\S*(Error|Exception)\b", line)]
         return (errors or [line for line in lines if line] or ["nothing"])[-1]
+
+
+def _end_with_parent() -> None:
+    """Let the server be told to end when this process ends, however it does (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _free_port() -> int:
