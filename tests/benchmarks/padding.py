@@ -1,6 +1,6 @@
 """How much of the forwards is padding: padded ÷ real tokens in scoring and in the update, before and now.
 
-    python tests/benchmarks/padding.py [ROWS MICRO_BATCHES]
+    python -m tests.benchmarks.padding [ROWS MICRO_BATCHES]
 
 Needs no model. "Before" is one forward over all rows in scoring, and micro-batches that long and short rows are dealt
 into. One line for each distribution of lengths: mean and worst ratio over the seeds 0 to 19.

@@ -1,6 +1,6 @@
 """Measures how long a run's prompts take to be read, and how much memory: JSONL and Parquet; 1e3, 1e5, 1e6 rows.
 
-    python tests/benchmarks/read_rows.py FOLDER
+    python -m tests.benchmarks.read_rows FOLDER
 
 Each file is read by a process of its own. Seconds are those of its processor, so that other processes do not count;
 the memory is its peak above what it takes without rows, with the library that reads the file.

@@ -1,6 +1,6 @@
 """Measures useful rollout tokens per second against `generate` of transformers, and the draw of a token alone.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/rollout.py [--repeats 5]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.rollout [--repeats 5]
 
 Both engines generate with the same random Qwen3 of 4 × 256 and a vocabulary of 4,096: 128 responses to prompts of 16
 to 47 tokens, each token ending its response with probability 1/48, 256 tokens at most. Useful tokens are those up to
