@@ -80,7 +80,10 @@ def main(folder: Path) -> None:
             path = folder / f"rows_{num_rows}.{ending}"
             write(path, num_rows)
             printed = subprocess.run(
-                [sys.executable, __file__, "--read", str(path)], check=True, capture_output=True, text=True
+                [sys.executable, "-m", "tests.benchmarks.read_rows", "--read", str(path)],
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
             count, first, every, peak = json.loads(printed)
             assert count == num_rows
