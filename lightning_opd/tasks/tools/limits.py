@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import select
@@ -130,6 +131,7 @@ def call_in_child(function: Callable[[], str], seconds: float, max_memory: int |
 def _answer(function: Callable[[], str], reader: int, writer: int, max_memory: int | None) -> None:
     """Be the child: write the answer and wait for the end, without any of the parent's clean-up."""
     try:
+        gc.freeze()  # or the first collection goes through, and so copies, all that the training process holds
         os.setsid()
         adopt_orphans()
         _ONE_FORK.release()
