@@ -91,8 +91,11 @@ def ranks(session: int) -> list[int]:
     """Return the training processes of a session, the first rank first; not what they start for a moment."""
     found = []
     for pid, _ in processes_of(session):
-        with contextlib.suppress(OSError):
-            found += [pid] if b"lightning_opd" in Path(f"/proc/{pid}/cmdline").read_bytes() else []
+        with contextlib.suppress(OSError):  # a fork of the first rank has its words until it becomes something else
+            started_by = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            is_rank = pid == session or (started_by == session and b"lightning_opd.__main__" in words)
+            found += [pid] if is_rank and b"lightning_opd" in words else []
     return sorted(found)
 
 

@@ -109,7 +109,7 @@ def test_the_critic_learns_and_says_how_much_it_explains(world: Path, tmp_path: 
     recorder, module = Recorder(), with_critic(world, lr=2e-2)
 
     def frozen_student(groups: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam([{**groups[0], "lr": 0.0}, groups[1]], lr=0.0)
+        return torch.optim.Adam([{**groups[0], "lr": 0.0}, *groups[1:]], lr=0.0)
 
     module._optimizer = frozen_student
     data = make_data(prompts_per_batch=6, sampling=Sampling(max_new_tokens=12, stop_token_ids=(0,)))
