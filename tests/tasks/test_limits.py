@@ -171,12 +171,12 @@ def test_tools_that_compute_have_their_time_however_many_do_so() -> None:
             number: What to answer.
         """
         started = time.process_time()
-        while time.process_time() - started < 0.3:
+        while time.process_time() - started < 0.9:
             pass
         return str(number)
 
     num = min(64, 4 * (os.cpu_count() or 1))
-    tool = Tool(compute, timeout=0.6)
+    tool = Tool(compute, timeout=1.5)
     with ThreadPoolExecutor(num) as pool:
         answers = list(pool.map(lambda number: tool.call({"number": number}), range(num)))
     assert answers == [str(number) for number in range(num)]
