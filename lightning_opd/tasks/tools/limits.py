@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
 import select
@@ -131,7 +130,6 @@ def call_in_child(function: Callable[[], str], seconds: float, max_memory: int |
 def _answer(function: Callable[[], str], reader: int, writer: int, max_memory: int | None) -> None:
     """Be the child: write the answer and wait for the end, without any of the parent's clean-up."""
     try:
-        gc.freeze()  # or the first collection goes through, and so copies, all that the training process holds
         os.setsid()
         adopt_orphans()
         _ONE_FORK.release()
@@ -176,6 +174,8 @@ def _read(reader: int, child: int, seconds: float) -> tuple[bytes, str]:
         if not ready:
             missed = min(seconds - cpu_seconds(child), last - time.monotonic()) if is_computing(child) else 0.0
             if missed < MIN_SECONDS:
+                if select.select([reader], [], [], 0)[0]:  # it is idle because it has just answered
+                    continue
                 raise TimeUp
             deadline = time.monotonic() + missed  # it waits for a processor, not for anything else
             continue

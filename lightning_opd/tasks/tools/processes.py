@@ -67,8 +67,8 @@ def _is_dead(process: int) -> bool:
 
 
 def is_computing(process: int) -> bool:
-    """Return whether a process uses a processor, or waits for one or for memory (Linux); False elsewhere."""
-    return any(_status(process)[0] in {"R", "D"} for _ in range(3))
+    """Return whether a process uses a processor or waits for one (Linux); False elsewhere."""
+    return _status(process)[0] == "R"
 
 
 def cpu_seconds(process: int) -> float:

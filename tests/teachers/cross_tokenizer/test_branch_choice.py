@@ -117,7 +117,7 @@ def branched(seed: int) -> Branched:
 @pytest.mark.parametrize("tolerance", [0.0, 0.05, 0.5])
 def test_scores_without_unlikely_branches_are_off_by_no_more_than_the_tolerance(tolerance: float) -> None:
     num_left_out, largest = 0, 0.0
-    for seed in range(30):
+    for seed in range(60):
         one = branched(seed)
         everything = set(range(len(one.tree.token_ids)))
         read = one.read(tolerance)
@@ -132,7 +132,7 @@ def test_scores_without_unlikely_branches_are_off_by_no_more_than_the_tolerance(
         assert float(scores.logprobs.sum()) == pytest.approx(float(exact.logprobs.sum()), abs=1e-8)
         differences = torch.where((rows > 0) & (all_rows > 0), rows - all_rows, 0.0)
         assert float(differences.abs().max()) <= 2 * math.expm1(tolerance) + 1e-8
-    assert num_left_out > 10 or not tolerance
+    assert num_left_out > 20 or not tolerance  # 35 to 56: trained tokenizers differ a little from run to run
     assert largest >= tolerance / 100, "the bound is worth stating"
 
 
