@@ -162,7 +162,7 @@ def test_tools_in_many_threads_do_not_wait_for_each_other() -> None:
     assert time.perf_counter() - started < 16
 
 
-def test_an_answer_given_while_its_time_is_judged_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_given_while_its_time_is_looked_at_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
 
     def is_computing(process: int) -> bool:
