@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 _MAX_LENGTH = 400
 _MAX_KNOWN = 12
 _MARK = "\x1f"
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "list": "a list",
+    "Mapping": "a mapping",
+    "dot import path string": "a mapping or a class's name",
+}
+"""Types as a parser calls them, in the user's words."""
 _STRUCTURE = re.compile(
     r".*:$|Does not validate|Subtypes|Given value|Expected a (path but|<class 'None)|a (dict|class) "
 )
@@ -40,6 +50,12 @@ class BriefParser(ArgumentParser):
         """Build classes so that their own refusals reach the user."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # Lightning's parser passes its own
         self.add_instantiator(_build, object, subclasses=True)
+
+    @override
+    def parse_args(self, args: Sequence[str] | None = None, *others: object, **kwargs: object) -> Namespace:
+        if args is not None and not self.exit_on_error:  # a key inside a class: a parsed null comes back as a word
+            args = [f"{word.removesuffix('None')}null" if word.endswith("=None") else word for word in args]
+        return super().parse_args(args, *others, **kwargs)  # type: ignore[arg-type]  # passed on as they came
 
     @override
     def validate(
@@ -137,8 +153,8 @@ def explain(complaint: ParserError, sources: ConfigSources) -> str:
     causes = [(_indent(line), index) for index, line in enumerate(lines) if not _STRUCTURE.match(line.strip(" -"))]
     deepest, last = max(causes, default=(0, 0))
     path = _keys_around(lines[: last + 1])
-    text = "; ".join(dict.fromkeys(lines[index].strip(" -") for indent, index in causes if indent == deepest))
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    reasons = list(dict.fromkeys(lines[index].strip(" -") for indent, index in causes if indent == deepest))
+    text = _expectation(reasons) or "; ".join(reasons)
     under = [mention for mention in sources.mentions() if mention[0][: len(path)] == path]
     named = [mention for mention in under if _is_class_path(mention[1]) and str(mention[1]) in message]
     guilty = [mention for mention in named if class_path_problem(str(mention[1]))]
@@ -151,6 +167,21 @@ def explain(complaint: ParserError, sources: ConfigSources) -> str:
     base = re.search(r"subclass of (\w+)$", text)
     examples = f". For example {', '.join(own_subclasses(base[1])[:3])}." if base else ""
     return (f"`{'.'.join(keys)}` {place}{got}: " if keys else "") + (why or _shorten(text) + examples)
+
+
+def _expectation(reasons: Sequence[str]) -> str:
+    """Return what a parser expected and got, in one phrase; nothing where it says something else."""
+    pattern = (
+        r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\]|(.+?)(?:: .*)?)(?:\. Got value: (.*))?"
+    )
+    found = [match for match in (re.fullmatch(pattern, reason) for reason in reasons) if match]
+    kinds = [match[2].replace(", ", " or ") if match[2] else _KINDS.get(match[1] or match[3], "") for match in found]
+    if not kinds or len(kinds) < len(reasons) or "" in kinds:
+        return ""
+    given = next((match[4] for match in found if match[4] is not None), None)
+    if given is not None and given.lstrip("+-.").lower() in {"nan", "inf"}:
+        kinds = [kind.replace("a number", "a finite number") for kind in kinds]
+    return f"expected {' or '.join(dict.fromkeys(kinds))}" + (f", got `{_shorten(given)}`." if given else ".")
 
 
 def _keys_around(lines: Sequence[str]) -> tuple[str, ...]:

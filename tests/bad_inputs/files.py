@@ -72,7 +72,7 @@ YAML = [
     file("init_args of nothing", "data: {task: {init_args: {path: x}, class_pat: y}}\n", "`data.task", "class_pat"),
     file("init_args that is a list", f"data: {{task: {{class_path: {TASKS}.Jsonl, init_args: [x]}}}}\n", "`data.task"),
     file("a missing argument", f"data: {{task: {{class_path: {TASKS}.Jsonl, init_args: {{path: null}}}}}}\n", "path"),
-    file("teachers in a list", "model: {teachers: [a]}\n", "`model.teachers`", "Expected a Mapping"),
+    file("teachers in a list", "model: {teachers: [a]}\n", "`model.teachers`", "expected a mapping"),
     file("a callback that is a number", "trainer: {callbacks: [3]}\n", "`trainer.callbacks`"),
     file(
         "a wrong type in a teacher",
@@ -99,7 +99,7 @@ OPTIONS = [
     setting("model.student.lora.rnk=3", "Did you mean `rank`?"),
     setting("trainr.max_steps=3", "`trainr`", "Did you mean `trainer`?"),
     setting("ckpt=last", "`ckpt`", "Did you mean `ckpt_path`?"),
-    setting("data.samples_per_prompt=two", "`data.samples_per_prompt`", "Expected a int. Got value: two"),
+    setting("data.samples_per_prompt=two", "`data.samples_per_prompt`", "expected an integer, got `two`."),
     setting("trainer.max_steps=", "`trainer.max_steps`"),
     setting("data.task=lightning_opd.tasks.Jsonll", "Did you mean `Jsonl`?"),
     setting("data.task=nowhere.Task", "module `nowhere`", "PYTHONPATH"),

@@ -81,6 +81,22 @@ def test_tasks_of_a_mixture_are_merged_by_name(cli: Cli, merge_yaml: Path, write
     }
 
 
+@pytest.mark.parametrize("key", ["split", "columns", "system_prompt", "teacher", "test_path"])
+def test_null_on_the_command_line_leaves_out_what_a_file_sets(
+    cli: Cli, merge_yaml: Path, write_yaml: Write, key: str
+) -> None:
+    values = {"split": {"test": 0.2}, "columns": {"prompt": "question"}}
+    settings = {"path": "rows.jsonl", key: values.get(key, "given")}
+    rows = write_yaml(
+        "rows.yaml", {"data": {"task": {"class_path": "lightning_opd.tasks.Jsonl", "init_args": settings}}}
+    )
+    words = ("--config", merge_yaml, "--config", rows)
+    assert resolved(cli, *words)["data"]["init_args"]["task"]["init_args"][key] == settings[key]
+    for option in (f"--data.task.init_args.{key}", f"--data.task.{key}", f"--data.init_args.task.init_args.{key}"):
+        without = resolved(cli, *words, option, "null")["data"]["init_args"]["task"]["init_args"]
+        assert without == {**without, key: None, "path": "rows.jsonl"}
+
+
 def test_another_task_in_a_later_file_replaces_the_mixture(cli: Cli, merge_yaml: Path, write_yaml: Write) -> None:
     more = write_yaml("more.yaml", {"data": {"task": {"init_args": {"tasks": {"strings": None}}}}})
     other = write_yaml("other.yaml", {"data": {"task": {"class_path": "lightning_opd.tasks.Strings"}}})
