@@ -114,7 +114,7 @@ class PromptReport:
             teachers = "".join(f" or teacher `{name}`'s of {n:,}" for name, n in self.teacher_lengths.items())
             found.append(
                 f"{self.long.num:,} of {self.num_prompts:,} prompts are too long: {self.long.listed('; ')}. With "
-                f"`max_new_tokens` {self.max_new_tokens:,} they exceed the student's context of {self.max_length:,} "
+                f"`max_new_tokens` {self.max_new_tokens:,} they exceed the context of {self.max_length:,} "
                 f"tokens{teachers}. Set `data.long_prompts` to `drop` or `truncate_left`, shorten them, or lower "
                 "`max_new_tokens`."
             )

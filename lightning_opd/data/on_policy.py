@@ -93,15 +93,16 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         self._collector: Collector | None = None
         self._micro_batches: list[RolloutBatch] = []
         self._loader: PromptLoader | None = None
-        self._is_restored = False
-        self._num_served = 0
-        self._hash = ""
+        self._is_restored, self._num_served, self._hash = False, 0, ""
 
     @override
     def connect(self, learner: Learner) -> tuple[int, ...]:
-        trainer = self._trainer()
+        trainer, problems, length = self._trainer(), Problems(), None
+        with problems.collecting():
+            length = self.engine.connect()
         sampling = dataclasses.replace(
             self.sampling,
+            max_episode_tokens=min((x for x in (self.sampling.max_episode_tokens, length) if x), default=None),
             stop_token_ids=self.sampling.stop_token_ids or learner.stop_token_ids,
             vocab_size=self.sampling.vocab_size or len(learner.tokenizer),
         )
@@ -119,7 +120,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             RolloutProgress(trainer).show,
             self.max_tokens_per_forward,
         )
-        is_training, problems = trainer.state.fn == "fit", Problems()
+        is_training = trainer.state.fn == "fit"
         with problems.collecting():
             learner.teachers.check_request(learner.objective.signals, sampling)
         with problems.collecting():
@@ -153,9 +154,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         return self._splits.get(split, may_be_empty=True)
 
     def _examine(self, splits: Sequence[Split]) -> None:
-        learner = self.collector.learner
-        most = min(learner.max_length, self.sampling.max_episode_tokens or learner.max_length)
-        own = self.sampling
+        learner, own = self.collector.learner, self.collector.sampling
+        most = min(learner.max_length, own.max_episode_tokens or learner.max_length)
         limits = PromptLimits(
             own.max_new_tokens, most, self.long_prompts, self.max_measured_prompts, max_turns=own.max_turns
         )

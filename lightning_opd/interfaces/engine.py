@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.types import Sample, Sampling
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ class RolloutEngine(ABC):
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the tokenizer of the episodes that follow; an engine that looks for stop strings itself keeps it."""
+
+    def connect(self) -> int | None:
+        """Refuse what can be known to be wrong before any weight is loaded.
+
+        Returns:
+            The most tokens of a prompt with its reply, where the engine has a limit of its own.
+
+        Raises:
+            ConfigError: Something that the engine needs is not there.
+        """
+        return None
 
     @abstractmethod
     def sync(self, student: torch.nn.Module, version: int) -> None:
@@ -48,6 +60,13 @@ class RolloutEngine(ABC):
             sampling: Distribution that tokens are drawn from, length, stop tokens and strings.
             on_progress: Called now and then with the number of finished responses.
         """
+
+    @staticmethod
+    def check_seeds(seeds: Sequence[int], num_prompts: int, num_samples: int) -> None:
+        """Refuse a number of seeds that is not one for each response."""
+        if len(seeds) != num_prompts * num_samples:
+            msg = f"Expected {num_prompts * num_samples} seeds (prompts × samples), got {len(seeds)}."
+            raise ConfigError(msg)
 
     def finish(self) -> None:
         """Release what was kept for further turns: these episodes are over."""

@@ -97,7 +97,7 @@ def check_lengths(
             start = str(prompt.messages[-1].get("content", ""))[:60]
             msg = (
                 f"The prompt that begins with {start!r} has {len(ids)} tokens; with `max_new_tokens` {max_new_tokens} "
-                f"it exceeds the student's context of {max_length}. Shorten it, or lower `max_new_tokens`."
+                f"it exceeds the context of {max_length}. Shorten it, or lower `max_new_tokens`."
             )
             raise ConfigError(msg)
 

@@ -120,9 +120,7 @@ class InProcessEngine(RolloutEngine):
         if self._model is None:
             msg = "The engine has no student yet; call `sync(student, version)` first."
             raise RuntimeError(msg)
-        if len(seeds) != len(token_ids) * num_samples:
-            msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
-            raise ConfigError(msg)
+        self.check_seeds(seeds, len(token_ids), num_samples)
         stop_strings = StopStrings(sampling.stop_strings, self._tokenizer)
         following = PrefixCache() if sampling.max_turns > 1 else None
         lengths = [len(prompt) for prompt in token_ids]

@@ -87,6 +87,19 @@ class VLLMEngine(RolloutEngine):
         self.gap = 0.0
 
     @override
+    def connect(self) -> int | None:
+        if self.launch is not None:
+            self.launch.check()
+            return self.launch.max_length
+        assert self._pool is not None
+        try:
+            served = [models_of(self._pool, url) for url in self._pool.urls]
+        except ServersDownError as error:
+            msg = f"{error} Start it, or leave it out of `urls`."
+            raise ConfigError(msg) from None
+        return min(models[0].max_length for models in served) or None
+
+    @override
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
@@ -166,9 +179,7 @@ class VLLMEngine(RolloutEngine):
         if pool is None or self._version is None:
             msg = "The engine has no student yet; call `sync(student, version)` first."
             raise RuntimeError(msg)
-        if len(seeds) != len(token_ids) * num_samples:
-            msg = f"Expected {len(token_ids) * num_samples} seeds (prompts × samples), got {len(seeds)}."
-            raise ConfigError(msg)
+        self.check_seeds(seeds, len(token_ids), num_samples)
         longest = max(map(len, token_ids), default=0) + sampling.max_new_tokens
         if longest > self._max_length:
             msg = (

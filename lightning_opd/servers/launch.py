@@ -27,6 +27,7 @@ SECONDS_TO_STOP = 10.0
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """No telemetry, and on a CPU one GiB of keys and values instead of nine tenths of the memory."""
 
+NAME_PYTHON = "Name the Python of an environment that has vLLM, such as `vllm_env/bin/python`."
 
 _PR_SET_PDEATHSIG = 1
 
@@ -62,6 +63,29 @@ class Launch:
                 f"`launch.environments` has {len(self.environments)} mappings for {self.num_servers} server(s). Give "
                 "one for each, or raise `launch.num_servers`."
             )
+            raise ConfigError(msg)
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a prompt with its reply, where the arguments say so."""
+        words = " ".join(self.arguments).replace("=", " ").replace("_", "-").split()
+        given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--max-model-len"]
+        return int(given[-1]) if given and given[-1].isdigit() else None
+
+    def check(self) -> None:
+        """Refuse an interpreter that cannot be run, or that has no vLLM.
+
+        Raises:
+            ConfigError: With what to name instead.
+        """
+        probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        try:
+            found = subprocess.run([self.python, "-c", probe], env=_environment(), capture_output=True, check=False)
+        except OSError as error:
+            msg = f"`launch.python`: cannot run `{self.python}` ({error.strerror}). {NAME_PYTHON}"
+            raise ConfigError(msg) from None
+        if found.returncode:
+            msg = f"`launch.python`: `{self.python}` has no vLLM. Install `vllm` there, or name another. {NAME_PYTHON}"
             raise ConfigError(msg)
 
     def servers(self, model: str, arguments: Sequence[str], folder: Path) -> list[LocalServer]:
@@ -162,7 +186,6 @@ class LocalServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model]
         command += ["--served-model-name", self.name, "--host", "127.0.0.1", "--port", str(self.port)]
-        inherited = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONWARNINGS"}}
         try:
             with self.log.open("wb") as output:
                 self._process = subprocess.Popen(
@@ -170,12 +193,12 @@ class LocalServer:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**inherited, **ENVIRONMENT, **self.environment},
+                    env={**_environment(), **ENVIRONMENT, **self.environment},
                     start_new_session=True,
                     preexec_fn=_end_with_parent,  # noqa: PLW1509  # one call of the C library
                 )
         except OSError as error:
-            msg = f"Cannot run `{self.python}` ({error.strerror}). Name the Python that has vLLM in `python`."
+            msg = f"Cannot run `{self.python}` ({error.strerror}). {NAME_PYTHON}"
             raise ConfigError(msg) from None
         atexit.register(self.stop)
 
@@ -225,6 +248,11 @@ class LocalServer:
             lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in deque(file, maxlen=200)]
         errors = [line for line in lines if re.match(r"(\(.*?\) )?\S*(Error|Exception)\b", line)]
         return (errors or [line for line in lines if line] or ["nothing"])[-1]
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment variables that a server inherits: none that are for this process's Python."""
+    return {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONWARNINGS"}}
 
 
 def _end_with_parent() -> None:

@@ -75,7 +75,7 @@ def test_the_warning_names_the_dead_server_once(caplog: pytest.LogCaptureFixture
             answer.result()
         pool.close()
     [text] = caplog.messages
-    assert text.startswith(f"The server {dead} does not answer (ClientConnectorError")
+    assert text.startswith(f"The server {dead} does not answer (cannot connect: Connection refused)")
     assert text.endswith("its requests go to the 1 other.")
 
 
