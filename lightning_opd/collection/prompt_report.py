@@ -85,6 +85,8 @@ class PromptReport:
     @override
     def __str__(self) -> str:
         """Say it in one line."""
+        if not self.num_prompts:
+            return "no prompts"
         few, median, most = self.lengths
         measured = "" if self.num_measured == self.num_prompts else f", {self.num_measured:,} of them measured"
         parts = [f"{self.num_prompts:,} prompts of {few:,} to {most:,} tokens (median {median:,}{measured})"]

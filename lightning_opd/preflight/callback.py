@@ -49,14 +49,17 @@ class Preflight(OPDCallback):
             return
         report, data = self.report, trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
         report.run("output folders", lambda: check_writable(outputs(trainer) if self.outputs is None else self.outputs))
+        outline = None
         if isinstance(pl_module, StudentModule):
-            found = _check_student(report, trainer, pl_module)
-            if self.is_rehearsal and found and isinstance(pl_module, OPDModule) and isinstance(data, OPDDataModule):
-                report.run("memory", partial(try_memory, trainer, pl_module, data, found))
+            outline = _check_student(report, trainer, pl_module)
             chosen = data.sampling.stop_token_ids if isinstance(data, OPDDataModule) else ()
             report.run("stop tokens", lambda: check_stops(pl_module, chosen))
         if self.is_rehearsal and isinstance(pl_module, OPDModule):
             _check_tokenizers(report, pl_module, data)
+            if report.failed:
+                report.add(Check("memory", "not estimated: mend the failed checks first", Status.NOTE))
+            elif outline is not None and isinstance(data, OPDDataModule):
+                report.run("memory", partial(try_memory, trainer, pl_module, data, outline))
         report.gather_failed()
         if not self.is_rehearsal:
             problems = Problems()

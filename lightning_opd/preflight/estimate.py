@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator
 
@@ -55,7 +56,7 @@ def check_memory(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, out
     available = available_bytes() // (
         1 if torch.cuda.is_available() else trainer.num_devices
     )  # one machine's, in common
-    for part, size in found.resident.items():
+    for part, size in filter(operator.itemgetter(1), found.resident.items()):
         yield Check(f"memory: {part}", _gigabytes(size), values={"bytes": size})
     for stage, parts in found.stages.items():
         text = ", ".join(f"{part} {_gigabytes(size)}" for part, size in parts.items() if size)
@@ -155,4 +156,4 @@ def _flops_per_second(num_bytes: int) -> float:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
