@@ -153,6 +153,8 @@ def blocks(logits: Float[Tensor, "positions vocab"]) -> Iterator[slice]:
 
 def log_softmax_(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
     """Overwrite logits by their log-softmax."""
+    if logits.device.type == "cpu":  # one pass, each row read whole before it is written
+        return torch.log_softmax(logits, -1, out=logits)
     return logits.sub_(torch.logsumexp(logits, -1, keepdim=True))
 
 

@@ -107,8 +107,8 @@ def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], expect
         ReasoningGym(**{"name": "chain_sum", **settings})
 
 
-@pytest.mark.skipif(HAS_GYM, reason="reasoning-gym is installed")
-def test_without_the_library_the_error_says_how_to_get_it() -> None:
+def test_without_the_library_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "lightning-opd\[gym\]"'):
         ReasoningGym("chain_sum")
 
