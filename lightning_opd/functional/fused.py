@@ -126,6 +126,7 @@ class _Gradients:
     states: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    has_weight: bool = False
 
     def add(self, slopes: Tensor, positions: slice, student: Projection, values: Tensor) -> None:
         """Add those of a chunk: `slopes` are the derivatives of its values in the products."""
@@ -141,22 +142,30 @@ class _Gradients:
             self.states[positions] = torch.mm(slopes, student.weight[:vocab_size]) * factors
         if self.weight is not None:
             weighted = (student.states[positions].to(factors.dtype) * factors).to(slopes.dtype)
-            own = self.weight[:vocab_size]
+            own, before = self.weight[:vocab_size], float(self.has_weight)
+            if not self.has_weight:  # the memory is as it was found
+                self.weight[vocab_size:], self.has_weight = 0.0, True
             if own.dtype == slopes.dtype:
-                own.addmm_(slopes.T, weighted)
-            else:
+                own.addmm_(slopes.T, weighted, beta=before)
+            elif before:
                 own.add_(torch.mm(slopes.T, weighted))
+            else:
+                own.copy_(torch.mm(slopes.T, weighted))
         if self.bias is not None:
             self.bias[:vocab_size] += torch.mv(slopes.T, factors[:, 0].to(slopes.dtype))
 
     def scaled(self, factor: float) -> list[Tensor | None]:
         """Return them times a factor, in the order of the function's inputs; the memory is used up."""
+        if self.weight is not None and not self.has_weight:
+            self.weight.zero_()
         found = [self.states, self.weight, self.bias]
         return found if factor == 1 else [None if x is None else x.mul_(factor) for x in found]
 
 
-def _zeros(like: Tensor | None, *, is_asked: bool) -> Tensor | None:
-    return torch.zeros_like(like, dtype=promote(like).dtype) if is_asked and like is not None else None
+def _space(like: Tensor | None, *, is_asked: bool, is_filled: bool = True) -> Tensor | None:
+    if not is_asked or like is None:
+        return None
+    return (torch.zeros_like if is_filled else torch.empty_like)(like, dtype=promote(like).dtype)
 
 
 def _go_through(
@@ -243,8 +252,14 @@ class _Fused(torch.autograd.Function):
 
 
 def _gradients(ctx: FunctionCtx, weights: Tensor, weights_of: WeightsOf | None, *inputs: Tensor | None) -> _Gradients:
-    asked = zip(inputs, ctx.needs_input_grad, strict=False)  # type: ignore[attr-defined]
-    return _Gradients(weights.detach(), weights_of, *(_zeros(x, is_asked=is_asked) for x, is_asked in asked))
+    (states, weight, bias), asked = inputs, ctx.needs_input_grad  # type: ignore[attr-defined]
+    return _Gradients(
+        weights.detach(),
+        weights_of,
+        _space(states, is_asked=asked[0]),
+        _space(weight, is_asked=asked[1], is_filled=False),
+        _space(bias, is_asked=asked[2]),
+    )
 
 
 def _common_factor(gradient: Tensor, weights: Tensor) -> float | None:

@@ -4,7 +4,7 @@ from lightning_opd.models.caches import cache_argument
 from lightning_opd.models.checks import check_fits, check_rows
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.export import export_student
-from lightning_opd.models.finite import NonFiniteWeightsError, check_finite
+from lightning_opd.models.finite import NonFiniteWeightsError, are_finite, check_finite
 from lightning_opd.models.host_memory import HostWeights
 from lightning_opd.models.language_model import LanguageModel, context_length
 from lightning_opd.models.loading import (
@@ -39,6 +39,7 @@ __all__ = [
     "StudentOwner",
     "TreeReading",
     "any_rank",
+    "are_finite",
     "build_student",
     "cache_argument",
     "causal_lm",

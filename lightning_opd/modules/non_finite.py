@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_opd.models import any_rank
+from lightning_opd.models import any_rank, are_finite
 from lightning_opd.types import RolloutBatch
 
 MAX_IN_A_ROW = 10
@@ -88,8 +87,7 @@ class NonFiniteGuard:
 
 def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     gradients = [p.grad for p in parameters if p.grad is not None]
-    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    return bool(torch.stack([g.isfinite().all() for g in local if g.numel()]).all()) if local else True
+    return are_finite([g.to_local() if isinstance(g, DTensor) else g for g in gradients])
 
 
 def _cause(batch: RolloutBatch) -> Mapping[str, object]:

@@ -52,10 +52,17 @@ class BriefParser(ArgumentParser):
         self.add_instantiator(_build, object, subclasses=True)
 
     @override
-    def parse_args(self, args: Sequence[str] | None = None, *others: object, **kwargs: object) -> Namespace:
+    def parse_args(  # type: ignore[override]  # the parser's own signature, not argparse's
+        self,
+        args: Sequence[str] | None = None,
+        namespace: Namespace | None = None,
+        env: bool | None = None,
+        defaults: bool = True,
+        **kwargs: object,
+    ) -> Namespace:
         if args is not None and not self.exit_on_error:  # a key inside a class: a parsed null comes back as a word
             args = [f"{word.removesuffix('None')}null" if word.endswith("=None") else word for word in args]
-        return super().parse_args(args, *others, **kwargs)  # type: ignore[arg-type]  # passed on as they came
+        return super().parse_args(args, namespace, env, defaults, **kwargs)
 
     @override
     def validate(

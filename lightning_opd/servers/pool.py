@@ -183,8 +183,8 @@ class ServerPool:
                 reason = f"TLS: {error}"
                 break  # as wrong the next time
             except aiohttp.ClientConnectorError as error:
-                number, text = error.os_error.errno or 0, error.os_error.strerror
-                reason = f"cannot connect: {os.strerror(number) if number > 0 else text}"  # a name's are negative
+                number = error.os_error.errno or 0  # negative where a name is not known
+                reason = f"cannot connect: {os.strerror(number) if number > 0 else error.os_error.strerror}"
                 continue
             except (aiohttp.ClientError, ValueError, OSError) as error:
                 reason = f"{type(error).__name__}: {error}"

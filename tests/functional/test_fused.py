@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,6 +19,14 @@ from lightning_opd.types import LinearHead
 from tests.functional.fused_cases import DIVERGENCES, NUM, ROWS, VOCAB, Case
 
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def filled_memory() -> Iterator[None]:
+    """Fill memory that nothing was written to with NaN: nothing is computed from it."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
