@@ -57,6 +57,18 @@ def counts(state: State) -> tuple[int, int, int, int]:
     return int(found[1]), int(found[2]), int(found[3]), int(found[4])
 
 
+def test_the_tokens_of_a_rollout_batch_are_its_own(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(Pace, "end_batch", lambda pace, now, num_tokens: counted.append(num_tokens))
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, RolloutProgressBar(plain=True), recorder, max_steps=3, enable_progress_bar=True)
+    trainer.fit(make_module(world), make_data())
+    assert counted == [int(rollouts.num_active_tokens) for rollouts in recorder.rollout_batches]
+    assert len(counted) == 3
+
+
 @pytest.mark.parametrize(("updates", "accumulate"), [(1, 1), (1, 4), (2, 2)])
 def test_batches_and_steps_never_exceed_their_totals_and_truncated_replies_count(
     updates: int, accumulate: int, world: Path, tmp_path: Path, terminal: io.StringIO

@@ -4,12 +4,13 @@ import io
 import re
 from pathlib import Path
 
+import lightning as L
 import pytest
 from rich.console import Console
 
 from lightning_opd.callbacks import ExportHuggingFace, LastCheckpoint, RunSummary
 from lightning_opd.callbacks.run_summary import scores_table, short, show
-from lightning_opd.models import Lora
+from lightning_opd.models import Lora, load_causal_lm
 from tests.world import make_data, make_module, make_trainer
 
 
@@ -31,8 +32,29 @@ def test_the_start_says_what_will_run(world: Path, tmp_path: Path, capsys: pytes
     assert "(2)" in rows["stop tokens"]
     assert rows["steps"] == "2 optimiser steps of 2 micro-batches a process"
     assert rows["device"] == "cpu, 32-true, 1 process"
-    assert "MB a process" in rows["memory"]
     assert rows["output"] == str(tmp_path)
+
+
+def test_the_memory_is_that_of_student_teachers_gradients_and_moments(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = make_module(world, lora=Lora(rank=2))
+    make_trainer(tmp_path, RunSummary(), max_steps=1).fit(module, make_data())
+    student = list(module.loaded_student.parameters())
+    num_trained = sum(p.numel() for p in student if p.requires_grad)
+    num_weights = sum(p.numel() for p in student) + sum(
+        p.numel() for name in ("math", "code") for p in load_causal_lm(str(world / name)).parameters()
+    )
+    expected = 4 * (num_weights + 3 * num_trained) / 1e6
+    assert rows_of(capsys.readouterr().out)["memory"].startswith(f"about {expected:.1f} MB a process")
+
+
+def test_one_process_speaks_for_all(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(L.Trainer, "is_global_zero", property(lambda trainer: False))
+    make_trainer(tmp_path, RunSummary(), max_steps=1).fit(make_module(world), make_data())
+    assert "the run" not in capsys.readouterr().out
 
 
 def test_the_end_says_what_came_of_it_and_where_it_lies(
