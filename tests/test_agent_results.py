@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.benchmarks import merge_agents, reward_hacking
+from tests.benchmarks import merge_adapters, merge_agents, reward_hacking
 from tests.benchmarks.evidence import with_table
 from tests.benchmarks.merge_tiny import with_tables
 
 
 def results(recipe: str) -> tuple[dict[str, Any], str]:
-    folder = {"reward_hacking": reward_hacking.RECIPE, "merge_agents": merge_agents.RECIPE}[recipe]
+    folder = {module.RECIPE.name: module.RECIPE for module in (reward_hacking, merge_agents, merge_adapters)}[recipe]
     readme = (folder / "README.md").read_text(encoding="utf-8")
     return json.loads((folder / "results.json").read_text(encoding="utf-8")), readme
 
@@ -71,3 +71,30 @@ def test_the_merged_agent_is_at_parity_with_both_experts() -> None:
 
 def test_the_detector_is_silent_where_agents_merge_well() -> None:
     assert all(watched["alarm"] is None and watched["num_batches"] == 300 for watched in AGENTS["hack_alarms"])
+
+
+ADAPTERS, ADAPTERS_README = results("merge_adapters")
+
+
+def test_the_readme_of_merge_adapters_shows_the_committed_results() -> None:
+    assert with_tables(ADAPTERS_README, ADAPTERS) == ADAPTERS_README
+    assert ADAPTERS["seeds"] == [0, 1, 2]
+    assert {"command", "commit", "date"} <= ADAPTERS.keys()
+
+
+def test_the_merged_adapter_is_at_parity_with_both_experts() -> None:
+    rows = ADAPTERS["variants"]["distribution_matching"]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row["parity"] >= 0.99, row
+        assert row["lowest"] >= 0.97, row
+        assert min(row["n"]) >= 2048
+        assert row["lowest_teacher"] >= 0.95, row
+        assert row["highest_base"] <= 0.65, row
+        assert row["lowest_lead"] >= 0, row
+    gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows if row["mode"] == "sampled"]
+    assert sum(gain) / len(gain) >= 0.1
+
+
+def test_the_detector_is_silent_where_adapters_merge_well() -> None:
+    assert all(watched["alarm"] is None and watched["num_batches"] == 960 for watched in ADAPTERS["hack_alarms"])

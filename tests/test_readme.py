@@ -62,6 +62,8 @@ def training(ledger: dict[str, Any]) -> list[str]:
 
 CLAIMS = {
     "merge_tiny": parity(results("merge_tiny")["variants"]["distribution_matching"]),
+    "merge_adapters": parity(results("merge_adapters")["variants"]["distribution_matching"]),
+    "merge_smollm2": ["no whole run is recorded yet"],
     "merge_agents": parity(results("merge_agents")["variants"]["distribution_matching"]),
     "cross_tokenizer": parity(results("cross_tokenizer")["parity"]),
     "reward_hacking": hacking(results("reward_hacking")["arms"]),
