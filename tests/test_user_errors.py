@@ -120,7 +120,7 @@ def test_a_tokenizer_needs_a_stop_token_but_no_padding_token(
 def test_prompt_longer_than_the_context(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{**row, "prompt": f"{row['prompt']} " + "long " * 400} for row in GOOD]
     text = message(command(world, tmp_path, rows=rows), capsys)
-    assert "exceed the context of 256" in text
+    assert "exceed the student's context of 256" in text
     assert "max_new_tokens" in text
 
 

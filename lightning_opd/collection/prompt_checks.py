@@ -166,6 +166,7 @@ def _report(
         limits.long_prompts == "error",
         teacher_names,
         limits.teacher_lengths,
+        limits.source,
         tuple(_outgrown(prompts, measured, limits)),
     )
 

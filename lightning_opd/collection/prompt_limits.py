@@ -35,6 +35,7 @@ class PromptLimits:
         own_prompts: The teachers that read another prompt.
         max_turns: Most replies of an episode.
         several_turns: Domains and teachers whose episodes may have more than one reply.
+        source: What `max_length` is, in the user's words.
     """
 
     max_new_tokens: int
@@ -46,6 +47,7 @@ class PromptLimits:
     own_prompts: Mapping[str, ReadsOwnPrompt] = field(default_factory=dict)
     max_turns: int = 1
     several_turns: Collection[tuple[str, str]] = ()
+    source: str = "the student's context"
 
     def extra(self, prompt: Prompt) -> int:
         """Return the tokens that are added to a prompt, such as those of the tools."""

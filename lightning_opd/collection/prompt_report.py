@@ -61,6 +61,7 @@ class PromptReport:
         known_teachers: Names of the teachers there are.
         teacher_lengths: Longest sequence in tokens of each teacher that has fewer positions than the student, or reads
             another prompt.
+        source: What `max_length` is, in the user's words.
         outgrown: What is to be said of episodes that may grow too long for their teachers.
     """
 
@@ -80,6 +81,7 @@ class PromptReport:
     refuses_long: bool
     known_teachers: tuple[str, ...] = ()
     teacher_lengths: Mapping[str, int] = field(default_factory=dict)
+    source: str = "the student's context"
     outgrown: tuple[str, ...] = ()
 
     @override
@@ -116,7 +118,7 @@ class PromptReport:
             teachers = "".join(f" or teacher `{name}`'s of {n:,}" for name, n in self.teacher_lengths.items())
             found.append(
                 f"{self.long.num:,} of {self.num_prompts:,} prompts are too long: {self.long.listed('; ')}. With "
-                f"`max_new_tokens` {self.max_new_tokens:,} they exceed the context of {self.max_length:,} "
+                f"`max_new_tokens` {self.max_new_tokens:,} they exceed {self.source} of {self.max_length:,} "
                 f"tokens{teachers}. Set `data.long_prompts` to `drop` or `truncate_left`, shorten them, or lower "
                 "`max_new_tokens`."
             )

@@ -142,6 +142,23 @@ def batches_per_epoch(trainer: L.Trainer, num_batches: int, micro_batches: int) 
     return max(1, num_batches // micro_batches)
 
 
+def shortest_context(student: int, setting: int | None, with_engine: int | None) -> tuple[int, str]:
+    """Return the most tokens of a prompt with its reply, and what allows no more, in the user's words.
+
+    Args:
+        student: Positions that the student has.
+        setting: `data.sampling.max_episode_tokens`.
+        with_engine: The smaller of it and what the engine has positions for.
+    """
+    lengths = {
+        "the student's context": student,
+        "`data.sampling.max_episode_tokens`": setting,
+        "the engine's context (vLLM's `--max-model-len`)": with_engine,
+    }
+    name, length = min(((name, x) for name, x in lengths.items() if x is not None), key=lambda pair: pair[1])
+    return length, name
+
+
 def tell_longest_row(report: PromptReport, max_tokens_per_forward: int) -> None:
     """Say how long a trajectory may get, where that is more than a forward holds: nothing else can be too big.
 

@@ -23,6 +23,7 @@ from lightning_opd.data.limits import (
     check_counts,
     check_stops,
     check_training,
+    shortest_context,
     tell_longest_row,
 )
 from lightning_opd.data.progress import RolloutProgress
@@ -155,10 +156,9 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
 
     def _examine(self, splits: Sequence[Split]) -> None:
         learner, own = self.collector.learner, self.collector.sampling
-        most = min(learner.max_length, own.max_episode_tokens or learner.max_length)
-        limits = PromptLimits(
-            own.max_new_tokens, most, self.long_prompts, self.max_measured_prompts, max_turns=own.max_turns
-        )
+        most, source = shortest_context(learner.max_length, self.sampling.max_episode_tokens, own.max_episode_tokens)
+        limits = PromptLimits(own.max_new_tokens, most, self.long_prompts, self.max_measured_prompts)
+        limits = dataclasses.replace(limits, max_turns=own.max_turns, source=source)
         self._splits.examine(splits, learner, limits, *self._data_rank())
 
     @override

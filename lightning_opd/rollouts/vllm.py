@@ -97,7 +97,7 @@ class VLLMEngine(RolloutEngine):
         except ServersDownError as error:
             msg = f"{error} Start it, or leave it out of `urls`."
             raise ConfigError(msg) from None
-        return min(models[0].max_length for models in served) or None
+        return min((models[0].max_length for models in served if models[0].max_length), default=None)
 
     @override
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

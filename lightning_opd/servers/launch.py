@@ -27,6 +27,8 @@ SECONDS_TO_STOP = 10.0
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """No telemetry, and on a CPU one GiB of keys and values instead of nine tenths of the memory."""
 
+SECONDS_TO_LOOK = 60.0
+NO_VLLM_EXIT_CODE = 3
 NAME_PYTHON = "Name the Python of an environment that has vLLM, such as `vllm_env/bin/python`."
 
 _PR_SET_PDEATHSIG = 1
@@ -73,19 +75,34 @@ class Launch:
         return int(given[-1]) if given and given[-1].isdigit() else None
 
     def check(self) -> None:
-        """Refuse an interpreter that cannot be run, or that has no vLLM.
+        """Refuse what is no interpreter, or one that has no vLLM.
 
         Raises:
             ConfigError: With what to name instead.
         """
-        probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        probe = f"import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('vllm') else {NO_VLLM_EXIT_CODE})"
         try:
-            found = subprocess.run([self.python, "-c", probe], env=_environment(), capture_output=True, check=False)
+            found = subprocess.run(
+                [self.python, "-c", probe],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS_TO_LOOK,
+                check=False,
+            )
         except OSError as error:
             msg = f"`launch.python`: cannot run `{self.python}` ({error.strerror}). {NAME_PYTHON}"
             raise ConfigError(msg) from None
-        if found.returncode:
+        except subprocess.TimeoutExpired:
+            msg = f"`launch.python`: `{self.python}` does not answer within {SECONDS_TO_LOOK:g} seconds. {NAME_PYTHON}"
+            raise ConfigError(msg) from None
+        if found.returncode == NO_VLLM_EXIT_CODE:
             msg = f"`launch.python`: `{self.python}` has no vLLM. Install `vllm` there, or name another. {NAME_PYTHON}"
+            raise ConfigError(msg)
+        if found.returncode:
+            last = (found.stderr.strip().splitlines() or ["nothing"])[-1]
+            msg = f"`launch.python`: `{self.python}` ends with {found.returncode} and says: {last}. {NAME_PYTHON}"
             raise ConfigError(msg)
 
     def servers(self, model: str, arguments: Sequence[str], folder: Path) -> list[LocalServer]:

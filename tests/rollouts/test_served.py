@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lightning_opd.data.limits import shortest_context
 from lightning_opd.errors import ConfigError
 from lightning_opd.rollouts import VLLMEngine
 from lightning_opd.servers.launch import Launch
@@ -24,6 +25,8 @@ def models(length: int | None) -> Any:
     [
         ("no/such/python", r"`launch\.python`: cannot run `no/such/python` \(No such file or directory\)\. Name the"),
         (sys.executable, r"has no vLLM\. Install `vllm` there, or name another"),
+        ("false", r"`false` ends with 1 and says: nothing\. Name the Python"),
+        ("ls", r"`ls` ends with 2 and says: ls: .*\. Name the Python"),
     ],
 )
 def test_a_python_without_vllm_is_refused_before_weights_are_loaded(
@@ -50,8 +53,13 @@ def test_prompts_are_measured_against_what_the_servers_have_positions_for(world:
     with serving(models(40)) as long, serving(models(13)) as short:
         engine = VLLMEngine([long.url, short.url])
         assert engine.connect() == 13
+        with serving(models(None)) as silent:
+            assert VLLMEngine([silent.url, long.url]).connect() == 40
+            assert VLLMEngine([silent.url]).connect() is None
         data, module = make_data(engine=engine), make_module(world)
-        with pytest.raises(ConfigError, match=r"they exceed the context of 13 tokens"):
+        with pytest.raises(
+            ConfigError, match=r"they exceed the engine's context \(vLLM's `--max-model-len`\) of 13 tokens"
+        ):
             make_trainer(tmp_path).fit(module, data)
 
 
@@ -68,3 +76,16 @@ def test_the_length_of_servers_to_be_started_is_that_of_their_arguments(
     arguments: tuple[str, ...], length: int | None
 ) -> None:
     assert Launch(arguments=arguments).max_length == length
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ((256, None, None), (256, "the student's context")),
+        ((256, 64, 64), (64, "`data.sampling.max_episode_tokens`")),
+        ((256, 64, 32), (32, "the engine's context (vLLM's `--max-model-len`)")),
+        ((256, None, 512), (256, "the student's context")),
+    ],
+)
+def test_what_limits_a_prompt_is_named(lengths: tuple[int, int | None, int | None], expected: tuple[int, str]) -> None:
+    assert shortest_context(*lengths) == expected
