@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Iterator
 
@@ -19,7 +18,7 @@ from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import available_bytes, declared_weights
 from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.modules import OPDModule
-from lightning_opd.preflight.report import Check, Status
+from lightning_opd.preflight.report import Check, Status, in_bytes
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
@@ -56,16 +55,17 @@ def check_memory(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, out
     available = available_bytes() // (
         1 if torch.cuda.is_available() else trainer.num_devices
     )  # one machine's, in common
-    for part, size in filter(operator.itemgetter(1), found.resident.items()):
-        yield Check(f"memory: {part}", _gigabytes(size), values={"bytes": size})
+    for part, size in found.resident.items():
+        if size:
+            yield Check(f"memory: {part}", in_bytes(size), values={"bytes": size})
     for stage, parts in found.stages.items():
-        text = ", ".join(f"{part} {_gigabytes(size)}" for part, size in parts.items() if size)
+        text = ", ".join(f"{part} {in_bytes(size)}" for part, size in parts.items() if size)
         values = {"bytes": found.peaks[stage], "parts": dict(parts)}
-        yield Check(f"memory: {stage}", f"{_gigabytes(found.peaks[stage])}, of it for this stage {text}", values=values)
+        yield Check(f"memory: {stage}", f"{in_bytes(found.peaks[stage])}, of it for this stage {text}", values=values)
     rows = largest_micro_batch(run, available)
     fits = found.peak <= available
     text = (
-        f"estimated {_gigabytes(found.peak)} at the peak of {_gigabytes(available)} that are free; the largest "
+        f"estimated {in_bytes(found.peak)} at the peak of {in_bytes(available)} that are free; the largest "
         f"micro-batch that fits has {rows} of {run.rollout_rows} rows of {run.max_tokens:,} tokens, and this run "
         f"takes {run.micro_rows}"
     )
@@ -153,7 +153,3 @@ def _flops_per_second(num_bytes: int) -> float:
         float((matrix @ matrix)[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - started)
     return float(2 * SIDE**3 / best)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

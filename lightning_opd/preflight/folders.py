@@ -16,7 +16,7 @@ from lightning_opd.callbacks import ExportHuggingFace
 from lightning_opd.errors import ConfigError
 from lightning_opd.models import Outline, StudentConfig
 from lightning_opd.options.outputs import check_output, nearest
-from lightning_opd.preflight.report import Check
+from lightning_opd.preflight.report import Check, in_bytes
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,15 @@ def check_disk(trainer: L.Trainer, student: StudentConfig, found: Outline, num_s
     for needed in needs.values():
         free = shutil.disk_usage(nearest(Path(needed[0][0].folder))).free
         total = sum(size for _, size in needed)
-        parts = ", ".join(f"{_gigabytes(size)} for {output.what}" for output, size in needed)
+        parts = ", ".join(f"{in_bytes(size)} for {output.what}" for output, size in needed)
         if total > free:
             msg = (
-                f"The disk of `{needed[0][0].folder}` has {_gigabytes(free)} free, and the run writes "
-                f"{_gigabytes(total)} there ({parts}; a checkpoint holds the weights and {num_states:.2g} optimiser "
+                f"The disk of `{needed[0][0].folder}` has {in_bytes(free)} free, and the run writes "
+                f"{in_bytes(total)} there ({parts}; a checkpoint holds the weights and {num_states:.2g} optimiser "
                 f"states of their size). Free some space, or set `{needed[0][0].setting}` to another disk."
             )
             raise ConfigError(msg)
-        text = f"{_gigabytes(free)} free, {_gigabytes(total)} needed ({parts})"
+        text = f"{in_bytes(free)} free, {in_bytes(total)} needed ({parts})"
         yield Check("disk", text, values={"free_bytes": free, "needed_bytes": total})
 
 
@@ -116,7 +116,3 @@ def _size(output: Output, student: StudentConfig, found: Outline, num_states: fl
         width = torch.finfo(getattr(torch, str(student.dtype))).bits // 8 if is_half else 4
         return round((1 + num_states) * width * found.num_trained)
     return found.export_bytes * (found.num_parameters if output.is_merged else found.num_trained)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"

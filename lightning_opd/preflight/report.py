@@ -15,6 +15,16 @@ from lightning_opd.models import gather_objects
 FILE_NAME = "preflight.json"
 
 
+def in_bytes(size: int) -> str:
+    """Return a size in megabytes or gigabytes.
+
+    Example:
+        >>> in_bytes(12_345_678), in_bytes(12_345_678_901)
+        ('12.35 MB', '12.35 GB')
+    """
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"
+
+
 class Status(Enum):
     """How a check ended."""
 

@@ -34,7 +34,10 @@ def test_two_processes_find_what_one_finds(strategy: str, world: Path, tmp_path:
     assert result.returncode == 1, result.stderr[-3000:]
     assert failed(tmp_path) == problems
     assert problems[0][0] == "math: log-probs"
-    assert checks(tmp_path).keys() - {"memory: teachers: copied heads"} == alone.keys()  # of sharded teachers alone
+    copied = (
+        {"memory: teachers: copied heads"} if strategy == "fsdp" else set()
+    )  # heads that are left out of the shards
+    assert checks(tmp_path).keys() == alone.keys() | copied
     assert checks(tmp_path)["code: log-probs"]["values"]["kl"] == pytest.approx(
         alone["code: log-probs"]["values"]["kl"], abs=1e-5
     )
