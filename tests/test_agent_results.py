@@ -1,19 +1,20 @@
-"""The evidence of the agents' recipes: READMEs show the committed results, and the results keep the promises."""
+"""The evidence of the agents' and adapters' recipes: READMEs show the results, and the results keep the promises."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from tests.benchmarks import merge_adapters, merge_agents, reward_hacking
-from tests.benchmarks.evidence import with_table
+import pytest
+
+from tests.benchmarks import reward_hacking
+from tests.benchmarks.evidence import RECIPES, with_table
 from tests.benchmarks.merge_tiny import with_tables
 
 
 def results(recipe: str) -> tuple[dict[str, Any], str]:
-    folder = {module.RECIPE.name: module.RECIPE for module in (reward_hacking, merge_agents, merge_adapters)}[recipe]
-    readme = (folder / "README.md").read_text(encoding="utf-8")
-    return json.loads((folder / "results.json").read_text(encoding="utf-8")), readme
+    readme = (RECIPES / recipe / "README.md").read_text(encoding="utf-8")
+    return json.loads((RECIPES / recipe / "results.json").read_text(encoding="utf-8")), readme
 
 
 HACKING, HACKING_README = results("reward_hacking")
@@ -46,17 +47,21 @@ def test_the_detector_sees_the_hack_in_time_and_nothing_else() -> None:
     assert all(row["alarm"] is None for row in HACKING["arms"]["both"])
 
 
-AGENTS, AGENTS_README = results("merge_agents")
+MERGES = {"merge_agents": ("sampled", "greedy"), "merge_adapters": ("sampled",)}
+"""Recipes, and where the student is far above both weight merges: adapters' averages are good when greedy."""
 
 
-def test_the_readme_of_merge_agents_shows_the_committed_results() -> None:
-    assert with_tables(AGENTS_README, AGENTS) == AGENTS_README
-    assert AGENTS["seeds"] == [0, 1, 2]
-    assert {"command", "commit", "date"} <= AGENTS.keys()
+@pytest.mark.parametrize("recipe", MERGES)
+def test_the_readme_of_a_merge_shows_the_committed_results(recipe: str) -> None:
+    found, readme = results(recipe)
+    assert with_tables(readme, found) == readme
+    assert found["seeds"] == [0, 1, 2]
+    assert {"command", "commit", "date"} <= found.keys()
 
 
-def test_the_merged_agent_is_at_parity_with_both_experts() -> None:
-    rows = AGENTS["variants"]["distribution_matching"]
+@pytest.mark.parametrize("recipe", MERGES)
+def test_the_merged_student_is_at_parity_with_both_experts(recipe: str) -> None:
+    rows = results(recipe)[0]["variants"]["distribution_matching"]
     assert len(rows) == 2 * 2 * 2
     for row in rows:
         assert row["parity"] >= 0.99, row
@@ -65,36 +70,13 @@ def test_the_merged_agent_is_at_parity_with_both_experts() -> None:
         assert row["lowest_teacher"] >= 0.95, row
         assert row["highest_base"] <= 0.65, row
         assert row["lowest_lead"] >= 0, row
-    gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows]
+    far = [row for row in rows if row["mode"] in MERGES[recipe]]
+    gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in far]
     assert sum(gain) / len(gain) >= 0.1
 
 
-def test_the_detector_is_silent_where_agents_merge_well() -> None:
-    assert all(watched["alarm"] is None and watched["num_batches"] == 300 for watched in AGENTS["hack_alarms"])
-
-
-ADAPTERS, ADAPTERS_README = results("merge_adapters")
-
-
-def test_the_readme_of_merge_adapters_shows_the_committed_results() -> None:
-    assert with_tables(ADAPTERS_README, ADAPTERS) == ADAPTERS_README
-    assert ADAPTERS["seeds"] == [0, 1, 2]
-    assert {"command", "commit", "date"} <= ADAPTERS.keys()
-
-
-def test_the_merged_adapter_is_at_parity_with_both_experts() -> None:
-    rows = ADAPTERS["variants"]["distribution_matching"]
-    assert len(rows) == 2 * 2 * 2
-    for row in rows:
-        assert row["parity"] >= 0.99, row
-        assert row["lowest"] >= 0.97, row
-        assert min(row["n"]) >= 2048
-        assert row["lowest_teacher"] >= 0.95, row
-        assert row["highest_base"] <= 0.65, row
-        assert row["lowest_lead"] >= 0, row
-    gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows if row["mode"] == "sampled"]
-    assert sum(gain) / len(gain) >= 0.1
-
-
-def test_the_detector_is_silent_where_adapters_merge_well() -> None:
-    assert all(watched["alarm"] is None and watched["num_batches"] == 960 for watched in ADAPTERS["hack_alarms"])
+@pytest.mark.parametrize(("recipe", "num_batches"), [("merge_agents", 300), ("merge_adapters", 960)])
+def test_the_detector_is_silent_where_models_merge_well(recipe: str, num_batches: int) -> None:
+    watched = results(recipe)[0]["hack_alarms"]
+    assert len(watched) == 3
+    assert all(one["alarm"] is None and one["num_batches"] == num_batches for one in watched)

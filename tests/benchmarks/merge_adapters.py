@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from tests.benchmarks.evidence import RECIPES
-from tests.benchmarks.merge_tiny import collect
-
-RECIPE = RECIPES / "merge_adapters"
-VARIANTS = {"distribution_matching": "parity"}
-COMMAND = (
-    "for seed in {0}; do python -m lightning_opd run recipes/merge_adapters --seed $seed; done; "
-    "python -m tests.benchmarks.merge_adapters {0}"
-)
+from tests.benchmarks.merge_tiny import collect_recipe
 
 if __name__ == "__main__":
-    collect(RECIPE, COMMAND, VARIANTS, sys.argv[1:])
+    collect_recipe("merge_adapters")

@@ -93,5 +93,14 @@ def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[st
     write(recipe, results, with_tables((recipe / "README.md").read_text(), results))
 
 
+def collect_recipe(name: str) -> None:
+    """Collect the seeds of the command line of a recipe that has one variant."""
+    command = (
+        f"for seed in {{0}}; do python -m lightning_opd run recipes/{name} --seed $seed; done; "
+        f"python -m tests.benchmarks.{name} {{0}}"
+    )
+    collect(RECIPES / name, command, {"distribution_matching": "parity"}, sys.argv[1:])
+
+
 if __name__ == "__main__":
     collect(RECIPE, COMMAND, VARIANTS, sys.argv[1:])
