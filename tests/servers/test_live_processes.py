@@ -30,23 +30,22 @@ def test_a_server_takes_over_the_student_of_two_processes(name: str, kind: str, 
         "environments": [{"VLLM_CPU_OMP_THREADS_BIND": "0", "HF_HUB_OFFLINE": "1"}],
         "log_folder": str(tmp_path),
     }
-    part = "lightning_opd"
     config = {
         "model": {
             "student": {"path": str(tmp_path / "student")} | ({"lora": {"rank": 4}} if kind == "adapter" else {}),
             "teachers": {teacher: str(tmp_path / teacher) for teacher in ("math", "code")},
             "objective": {
-                "class_path": f"{part}.objectives.PolicyGradient",
-                "init_args": {"off_policy": {"class_path": f"{part}.functional.off_policy.TruncatedImportance"}},
+                "class_path": "lightning_opd.objectives.PolicyGradient",
+                "init_args": {"off_policy": {"class_path": "lightning_opd.functional.off_policy.TruncatedImportance"}},
             },
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.02}},
         },
         "data": {
-            "task": {"class_path": f"{part}.tasks.Jsonl", "init_args": {"path": str(tmp_path / "prompts.jsonl")}},
+            "task": {"class_path": "lightning_opd.tasks.Jsonl", "init_args": {"path": str(tmp_path / "prompts.jsonl")}},
             "prompts_per_batch": 4,
             "samples_per_prompt": 2,
             "sampling": {"max_new_tokens": 12},
-            "engine": {"class_path": f"{part}.rollouts.VLLMEngine", "init_args": {"launch": launch}},
+            "engine": {"class_path": "lightning_opd.rollouts.VLLMEngine", "init_args": {"launch": launch}},
         },
         "trainer": {
             "max_steps": NUM_BATCHES,
