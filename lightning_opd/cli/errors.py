@@ -9,7 +9,9 @@ from lightning_opd.errors import ConfigError
 
 FAILED_CHECK_EXIT_CODE = 1
 USAGE_EXIT_CODE = 2
-INTERRUPTED_EXIT_CODE = 130
+SIGNAL_EXIT_CODE = 128
+"""Plus the number of the signal that ended a run."""
+INTERRUPTED_EXIT_CODE = SIGNAL_EXIT_CODE + 2
 _BUILT_IN = (ValueError, ImportError, FileNotFoundError)
 _REFUSING = ("lightning.pytorch.callbacks.", "lightning.pytorch.tuner.")
 """Parts of Lightning that refuse settings by errors of any class."""

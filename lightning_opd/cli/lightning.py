@@ -18,7 +18,7 @@ from typing_extensions import override
 from lightning_opd.callbacks.preemption import Preemption, received_signal
 from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.cli.console import with_console
-from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE
+from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE, SIGNAL_EXIT_CODE
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
@@ -161,11 +161,11 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
             trainer = OPDCommandLine(command, sources.inlined()).trainer
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # outside training, where Lightning ends with 1
-            error.code = 128 + signal.SIGINT
+            error.code = SIGNAL_EXIT_CODE + signal.SIGINT
         raise
     wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
         raise SystemExit(FAILED_CHECK_EXIT_CODE)
     number = received_signal(trainer)
     if number is not None:
-        raise SystemExit(128 + number)
+        raise SystemExit(SIGNAL_EXIT_CODE + number)

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_opd.cli.commands import command_line, run_command
-from lightning_opd.cli.errors import INTERRUPTED_EXIT_CODE, USAGE_EXIT_CODE, settings_message, wants_traceback
+from lightning_opd.cli.errors import (
+    INTERRUPTED_EXIT_CODE,
+    SIGNAL_EXIT_CODE,
+    USAGE_EXIT_CODE,
+    settings_message,
+    wants_traceback,
+)
 from lightning_opd.errors import ConfigError
 from lightning_opd.options.outputs import check_output
 from lightning_opd.options.shipped import note_origin
@@ -126,6 +132,9 @@ def _failure_report(step: Step, again: str) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
             sys.stderr.write(f"\nstopped in step `{step.name}` ({step.command}).\n{hint}")
             raise SystemExit(INTERRUPTED_EXIT_CODE) from error
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNAL_EXIT_CODE:
+            sys.stderr.write(f"stopped in step `{step.name}` ({step.command}).\n{hint}")
+            raise
         message = None if wants_traceback() else settings_message(error)
         if message is None:
             traceback.print_exception(error)
