@@ -81,20 +81,24 @@ def test_tasks_of_a_mixture_are_merged_by_name(cli: Cli, merge_yaml: Path, write
     }
 
 
-@pytest.mark.parametrize("key", ["split", "columns", "system_prompt", "teacher", "test_path"])
+@pytest.mark.parametrize("prefix", ["data.task.init_args", "data.task", "data.init_args.task.init_args"])
 def test_null_on_the_command_line_leaves_out_what_a_file_sets(
-    cli: Cli, merge_yaml: Path, write_yaml: Write, key: str
+    cli: Cli, merge_yaml: Path, write_yaml: Write, prefix: str
 ) -> None:
-    values = {"split": {"test": 0.2}, "columns": {"prompt": "question"}}
-    settings = {"path": "rows.jsonl", key: values.get(key, "given")}
-    rows = write_yaml(
-        "rows.yaml", {"data": {"task": {"class_path": "lightning_opd.tasks.Jsonl", "init_args": settings}}}
-    )
-    words = ("--config", merge_yaml, "--config", rows)
-    assert resolved(cli, *words)["data"]["init_args"]["task"]["init_args"][key] == settings[key]
-    for option in (f"--data.task.init_args.{key}", f"--data.task.{key}", f"--data.init_args.task.init_args.{key}"):
-        without = resolved(cli, *words, option, "null")["data"]["init_args"]["task"]["init_args"]
-        assert without == {**without, key: None, "path": "rows.jsonl"}
+    settings = {
+        "split": {"test": 0.2},
+        "columns": {"prompt": "question"},
+        "system_prompt": "Be brief.",
+        "teacher": "math",
+        "test_path": "test.jsonl",
+    }
+    task = {"class_path": "lightning_opd.tasks.Jsonl", "init_args": {"path": "rows.jsonl", **settings}}
+    words = ("--config", merge_yaml, "--config", write_yaml("rows.yaml", {"data": {"task": task}}))
+    given = resolved(cli, *words)["data"]["init_args"]["task"]["init_args"]
+    assert {key: given[key] for key in settings} == settings
+    nulls = [word for key in settings for word in (f"--{prefix}.{key}", "null")]
+    without = resolved(cli, *words, *nulls)["data"]["init_args"]["task"]["init_args"]
+    assert without == {**given, **dict.fromkeys(settings)}
 
 
 def test_another_task_in_a_later_file_replaces_the_mixture(cli: Cli, merge_yaml: Path, write_yaml: Write) -> None:
