@@ -6,16 +6,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
+from lightning_opd.collection.ahead import Generated, GenerationAhead
 from lightning_opd.collection.checks import check_shapes
 from lightning_opd.collection.collate import collate, split, to_rollout_batch
 from lightning_opd.collection.learner import Learner
 from lightning_opd.collection.off_policy import GenerationContext, OffPolicyResponses
 from lightning_opd.collection.prepare import prepare
 from lightning_opd.collection.proof import FirstBatchProof
-from lightning_opd.collection.statistics import Stopwatch, padding, rollout_statistics
+from lightning_opd.collection.statistics import Stopwatch, padding, rollout_statistics, staleness
 from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
 from lightning_opd.interfaces import RolloutEngine, Task
 from lightning_opd.models import any_rank, sum_over_ranks
@@ -43,6 +45,7 @@ class Collector:
         on_progress: Called with a stage, the number of finished responses, and of all.
         max_tokens_per_forward: Most tokens, padding included, of a forward of the student without a graph.
         proof: Compares the engine with the training forward, once.
+        ahead: Generates the next rollout batch while the student learns from this one, or None.
     """
 
     learner: Learner
@@ -57,6 +60,7 @@ class Collector:
     on_progress: Callable[[str, int, int], None]
     max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD
     proof: FirstBatchProof = field(default_factory=FirstBatchProof)
+    ahead: GenerationAhead | None = None
 
     def collect(
         self,
@@ -65,6 +69,7 @@ class Collector:
         num_micro_batches: int,
         callbacks: Sequence[tuple[str, Callable[[RolloutBatch], None]]],
         signals: frozenset[Signal] = frozenset(),
+        upcoming: PromptBatch | None = None,
     ) -> list[RolloutBatch]:
         """Return the micro-batches of one rollout batch, in order of use.
 
@@ -74,15 +79,13 @@ class Collector:
             num_micro_batches: Micro-batches per optimiser step.
             callbacks: Name and function of each callback, in their order.
             signals: What they read of the teachers' scores, beside what the learner asks for.
+            upcoming: The prompts of the next rollout batch, which may be generated ahead.
         """
-        rows = [row * self.samples_per_prompt + j for row in batch.rows for j in range(self.samples_per_prompt)]
-        seeds = [row_seed(self.seed, "train", batch.index, row) for row in rows]
-        is_off_policy = self.off_policy is not None and self.off_policy.covers(self.seed, batch.index)
-
+        is_off_policy = self._is_off_policy(batch)
         with Stopwatch() as rollout_time, self.stage("rollout"):
-            generate = self._generate_off_policy if is_off_policy else self._generate
-            episodes = generate(batch.prompts, seeds, self.sampling, version)
-            tokens = self._reward(episodes, batch, self.sampling)
+            generated = self._generated(batch, version)
+            self._begin(upcoming, version)
+            tokens = self._reward(generated.episodes, batch, self.sampling)
         with Stopwatch() as score_time, self.stage("score"):
             scores = self._score(tokens, self.learner.signals | signals)
         rollouts = self._join(tokens, scores, batch, is_off_policy=is_off_policy)
@@ -97,6 +100,8 @@ class Collector:
             check_shapes(rollouts, name)
         with self.stage("prepare"):
             prepare(rollouts, self.learner, self.updates_per_batch, self.max_tokens_per_forward)
+        if self.ahead is not None:
+            statistics["train/staleness"] = staleness(version - generated.version, rollouts)
         rollouts.metrics = {**statistics, **rollouts.metrics}
         parts = split(rollouts, self.updates_per_batch, num_micro_batches, sum_over_ranks)
         parts[0].metrics = {**parts[0].metrics, **padding(parts, self.learner.load_language_model())}
@@ -113,9 +118,35 @@ class Collector:
             scores = self._score(tokens, frozenset({Signal.LOGPROBS}))
         return self._join(tokens, scores, batch)
 
+    def _is_off_policy(self, batch: PromptBatch) -> bool:
+        return self.off_policy is not None and self.off_policy.covers(self.seed, batch.index)
+
+    def _seeds(self, batch: PromptBatch) -> list[int]:
+        rows = [row * self.samples_per_prompt + j for row in batch.rows for j in range(self.samples_per_prompt)]
+        return [row_seed(self.seed, "train", batch.index, row) for row in rows]
+
+    def _generated(self, batch: PromptBatch, version: int) -> Generated:
+        """Return the episodes of a rollout batch: those that were generated ahead, or new ones."""
+        ready = None if self.ahead is None else self.ahead.take(batch.index)
+        if ready is not None:
+            return ready
+        generate = self._generate_off_policy if self._is_off_policy(batch) else self._generate
+        return Generated(generate(batch.prompts, self._seeds(batch), self.sampling, version), version)
+
+    def _begin(self, upcoming: PromptBatch | None, version: int) -> None:
+        """Begin to generate the next rollout batch with the student as it is now."""
+        if self.ahead is None or upcoming is None or self._is_off_policy(upcoming):
+            return
+        self.engine.sync(self.learner.load_student(), version)
+        prompts, seeds = upcoming.prompts, self._seeds(upcoming)
+        rollout = partial(self._rollout, self.engine, prompts, seeds, self.sampling, len(seeds), is_shown=False)
+        self.ahead.start(upcoming.index, version, rollout)
+
     def _generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int
     ) -> list[Episode]:
+        if self.ahead is not None:
+            self.ahead.wait()  # the engine gets other weights
         self.engine.use_tokenizer(self.learner.tokenizer)
         self.engine.sync(self.learner.load_student(), version)
         episodes, lost = list[Episode](), ServersDownError("The servers no longer answer another process of this run.")
@@ -140,7 +171,14 @@ class Collector:
         return self.off_policy.source.generate(prompts, seeds, context)
 
     def _rollout(
-        self, engine: RolloutEngine, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, num_all: int
+        self,
+        engine: RolloutEngine,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        num_all: int,
+        *,
+        is_shown: bool = True,
     ) -> list[Episode]:
         return generate_episodes(
             self.task,
@@ -150,7 +188,7 @@ class Collector:
             seeds,
             sampling,
             self.learner.load_language_model().max_length,
-            lambda num_done: self.on_progress("generate", num_done, num_all),
+            (lambda num_done: self.on_progress("generate", num_done, num_all)) if is_shown else None,
         )
 
     def _reward(self, episodes: Sequence[Episode], batch: PromptBatch, sampling: Sampling) -> SampledTokens:

@@ -64,6 +64,12 @@ def rollout_statistics(
     return {**statistics, **{f"{stage}/{name}": pair for name, pair in scored.items()}}
 
 
+def staleness(num_steps: int, rollouts: RolloutBatch) -> tuple[Tensor, Tensor]:
+    """Return how many optimiser steps older than the student the weights were that generated a rollout batch."""
+    one = rollouts.rewards.new_ones((), dtype=torch.float64)
+    return one * num_steps, one
+
+
 def padding(micro_batches: Sequence[RolloutBatch], model: LanguageModel) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the tokens that the student's layers read in the updates, padding included, over the real ones."""
     stage = "off_policy" if micro_batches[0].is_off_policy else "train"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import lightning as L  # Lightning's own convention
 
 from lightning_opd.collection.resume import RecordsSettings
 from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import OPDCallback
+from lightning_opd.types import RolloutBatch, Signal
 
 
 class TrainerDataModule(L.LightningDataModule, RecordsSettings):
@@ -32,6 +36,13 @@ class TrainerDataModule(L.LightningDataModule, RecordsSettings):
         """Return this process's rank among those that share the data, and their number."""
         kwargs = self._trainer().distributed_sampler_kwargs or {}
         return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
+
+    def _rollout_callbacks(self) -> tuple[Sequence[tuple[str, Callable[[RolloutBatch], None]]], frozenset[Signal]]:
+        """Return name and function of each callback that a rollout batch goes through, and the signals they read."""
+        trainer = self._trainer()
+        found = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
+        named = [(type(c).__name__, partial(c.on_rollout_end, trainer, trainer.lightning_module)) for c in found]
+        return named, frozenset[Signal]().union(*(callback.signals for callback in found))
 
     def _per_rank(self, option: str) -> int:
         """Return what each process gets of a number that counts over all of them.

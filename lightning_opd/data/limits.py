@@ -43,6 +43,12 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: i
         ValueError: With the setting, its value and the cure.
     """
     check_batch_limits(trainer, collector.updates_per_batch, prompts_per_rank * collector.samples_per_prompt)
+    if collector.ahead is not None and trainer.world_size > 1:
+        msg = (
+            f"The engine generates ahead (`overlap: 1`) in one process only, got {trainer.world_size}. Set "
+            "`data.engine.init_args.overlap` to 0, or `trainer.devices` to 1."
+        )
+        raise ConfigError(msg)
     if collector.sampling.temperature == 0:
         msg = (
             "Training samples must be drawn, got temperature 0 (greedy). Use a positive temperature; greedy is for "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from typing_extensions import override
 
 from lightning_opd.collection import Collector, Learner, OffPolicyResponses, RolloutPlan, RolloutProducer
+from lightning_opd.collection.ahead import GenerationAhead
 from lightning_opd.collection.prompt_limits import LongPrompts, PromptLimits
 from lightning_opd.collection.prompt_report import PromptReport
 from lightning_opd.collection.resume import describe, fingerprint
@@ -29,14 +29,14 @@ from lightning_opd.data.limits import (
 from lightning_opd.data.progress import RolloutProgress
 from lightning_opd.data.prompt_loader import PromptBatches, PromptLoader, check_enough
 from lightning_opd.data.prompt_splits import PromptSplits
-from lightning_opd.data.resume_state import as_mapping, from_mapping, with_heads
-from lightning_opd.errors import ConfigError, Problems
+from lightning_opd.data.resume_state import as_mapping, check_place, from_mapping, with_heads
+from lightning_opd.errors import Problems
 from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
-from lightning_opd.interfaces import OPDCallback, RolloutEngine, Task
+from lightning_opd.interfaces import RolloutEngine, Task
 from lightning_opd.models import gather_objects
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.servers import ServersDownError
-from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Signal, Split
+from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, Sampling, Split
 
 
 class OPDDataModule(TrainerDataModule, RolloutProducer):
@@ -120,6 +120,7 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             self._stage,
             RolloutProgress(trainer).show,
             self.max_tokens_per_forward,
+            ahead=GenerationAhead() if self.engine.generates_ahead else None,
         )
         is_training = trainer.state.fn == "fit"
         with problems.collecting():
@@ -221,14 +222,13 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         if not trainer.training:
             return collector.evaluate(batch, trainer.global_step)
         if batch.micro_batch == 0:
-            found = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
-            callbacks = [
-                (type(c).__name__, partial(c.on_rollout_end, trainer, trainer.lightning_module)) for c in found
-            ]
-            signals = frozenset[Signal]().union(*(callback.signals for callback in found))
+            step, (callbacks, signals) = trainer.global_step, self._rollout_callbacks()
+            is_last = step + self.updates_per_batch >= trainer.estimated_stepping_batches
+            is_ahead = self.engine.generates_ahead and not is_last
+            upcoming = self._loader.upcoming() if is_ahead and self._loader is not None else None
             try:
                 self._micro_batches = collector.collect(
-                    batch, trainer.global_step, trainer.accumulate_grad_batches, callbacks, signals
+                    batch, step, trainer.accumulate_grad_batches, callbacks, signals, upcoming
                 )
             except ServersDownError:  # nothing was trained on: a checkpoint saved now asks for this batch again
                 if self._loader is not None:
@@ -267,15 +267,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             return
         trainer, (rank, num_ranks), parts = self._trainer(), self._data_rank(), state_dict["micro_batches"]
         first = state_dict.get("first", 0)
-        expected = trainer.accumulate_grad_batches * self.updates_per_batch
-        if len(parts) != num_ranks or first + len(parts[0]) != expected:
-            msg = (
-                f"the checkpoint was saved inside a rollout batch of {first + len(parts[0])} micro-batches on "
-                f"{len(parts)} processes, and this run has {expected} on {num_ranks}. Set `trainer.devices`, "
-                "`trainer.accumulate_grad_batches` and `data.updates_per_batch` as they were, or go on from a "
-                "checkpoint between two rollout batches."
-            )
-            raise ConfigError(msg)
+        saved, expected = first + len(parts[0]), trainer.accumulate_grad_batches * self.updates_per_batch
+        check_place((saved, len(parts)), (expected, num_ranks))
         rest = [from_mapping(state, trainer.strategy.root_device) for state in parts[rank]]
         self._micro_batches, self._num_served, self._is_restored = [*rest[:1] * first, *rest], first, True
 
@@ -283,6 +276,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
     def teardown(self, stage: str) -> None:
         self._micro_batches, self._hash = [], ""
         self.engine.close()
+        if self._collector is not None and self._collector.ahead is not None:
+            self._collector.ahead.close()
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -56,15 +56,32 @@ class PromptLoader:
 
     def __iter__(self) -> Iterator[PromptBatch]:
         """Go on where the state says; a finished or limited epoch starts the next one."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(len(self._prompts), generator=generator).tolist()
+        order = self._order(self._epoch)
         for position in range(self._position, self._num_batches):
-            rows = range(self._rank, self._size, self._num_ranks)
-            prompts = [self._prompts[order[position * self._size + row]] for row in rows]
+            rows, prompts = self._batch(order, position)
             index = self._delivered
             for micro in range(self._micro, self._micro_batches):
                 self._advance(position, micro)  # before the yield: code after the last one never runs
                 yield PromptBatch(prompts, rows, index, micro)
+
+    def upcoming(self) -> PromptBatch:
+        """Return the rollout batch after the one whose micro-batch was delivered last; nothing is delivered."""
+        epoch, position, index = self._epoch, self._position, self._delivered
+        if self._micro:  # some of this one are still to come
+            position, index = position + 1, index + 1
+            if position >= self._last:
+                position, epoch = 0, epoch + (not self._is_repeating)
+        rows, prompts = self._batch(self._order(epoch), position)
+        return PromptBatch(prompts, rows, index, 0)
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        return torch.randperm(len(self._prompts), generator=generator).tolist()
+
+    def _batch(self, order: Sequence[int], position: int) -> tuple[range, list[Prompt]]:
+        """Return this rank's rows of a rollout batch, and their prompts."""
+        rows = range(self._rank, self._size, self._num_ranks)
+        return rows, [self._prompts[order[position * self._size + row]] for row in rows]
 
     def _advance(self, position: int, micro: int) -> None:
         self._before = self.state_dict()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.types import LinearHead, ResponseStates, RolloutBatch, TeacherScores
 
 
@@ -33,6 +34,25 @@ def from_mapping(state: dict[str, Any], device: torch.device) -> RolloutBatch:
     if scores is not None and scores["hidden_states"] is not None:
         scores = {**scores, "hidden_states": ResponseStates(**scores["hidden_states"])}
     return RolloutBatch(**{**state, "teacher_scores": None if scores is None else TeacherScores(**scores)})
+
+
+def check_place(saved: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Refuse a rollout batch that was saved with other micro-batches or processes than this run has.
+
+    Args:
+        saved: Micro-batches of a rollout batch, and processes, when the checkpoint was made.
+        expected: The same of this run.
+
+    Raises:
+        ConfigError: With both, and what to set.
+    """
+    if saved != expected:
+        msg = (
+            f"the checkpoint was saved inside a rollout batch of {saved[0]} micro-batches on {saved[1]} processes, and "
+            f"this run has {expected[0]} on {expected[1]}. Set `trainer.devices`, `trainer.accumulate_grad_batches` "
+            "and `data.updates_per_batch` as they were, or go on from a checkpoint between two rollout batches."
+        )
+        raise ConfigError(msg)
 
 
 def with_heads(batch: RolloutBatch, heads: tuple[LinearHead | None, ...]) -> RolloutBatch:

@@ -23,6 +23,11 @@ class RolloutEngine(ABC):
         """Whether its log-probs are the trainer's own, up to rounding."""
         return False
 
+    @property
+    def generates_ahead(self) -> bool:
+        """Whether it may generate the next rollout batch, in a thread, while the student learns from this one."""
+        return False
+
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the tokenizer of the episodes that follow; an engine that looks for stop strings itself keeps it."""
 

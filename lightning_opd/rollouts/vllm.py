@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from typing_extensions import override
@@ -49,6 +49,9 @@ class VLLMEngine(RolloutEngine):
         max_retries: How often a request is sent again before its server is left out.
         api_key_variable: Environment variable that holds the servers' API key.
         ca_file: Certificates to trust instead of the system's.
+        overlap: Rollout batches that are generated ahead, 0 or 1. With 1 the servers generate the next one while the
+            student learns from this one; its weights are then one rollout batch older, `train/staleness` says how many
+            optimiser steps. A resumed run generates its first rollout batch anew. One process only.
 
     Attributes:
         gap: Mean difference in nats between servers and trainer on the known tokens, after the last `sync`.
@@ -65,12 +68,17 @@ class VLLMEngine(RolloutEngine):
         max_retries: int = 4,
         api_key_variable: str = "VLLM_API_KEY",
         ca_file: str | None = None,
+        overlap: Literal[0, 1] = 0,
     ) -> None:
         """Remember the settings; servers are started, or asked, by the first `sync`."""
         if (urls is None) == (launch is None):
             msg = "VLLMEngine needs either `urls` of running servers or `launch`, which starts them. Set one."
             raise ConfigError(msg)
+        if overlap not in {0, 1}:
+            msg = f"`overlap` must be 0 or 1, got {overlap}: a rollout batch is at most one older than its student."
+            raise ConfigError(msg)
         self.urls, self.launch, self.model, self.weights_folder = urls, launch, model, weights_folder
+        self.overlap = overlap
         self._pool_settings: dict[str, Any] = {
             "requests_at_once": requests_at_once,
             "timeout": timeout,
@@ -85,6 +93,11 @@ class VLLMEngine(RolloutEngine):
         self._version: tuple[int, int] | None = None
         self._reports_draws = launch is not None
         self.gap = 0.0
+
+    @property
+    @override
+    def generates_ahead(self) -> bool:
+        return self.overlap > 0
 
     @override
     def connect(self) -> int | None:

@@ -45,6 +45,25 @@ def test_ranks_share_out_each_rollout_batch() -> None:
         assert index[1::2] == odd
 
 
+@given(st.integers(1, 3), st.sampled_from([None, 1, 2]), st.booleans())
+def test_the_upcoming_rollout_batch_is_the_next_that_is_delivered(
+    micro_batches: int,
+    limit: int | None,
+    is_repeating: bool,  # drawn by hypothesis
+) -> None:
+    loader = PromptLoader(prompts(12), 4, micro_batches, batches_per_epoch=limit, is_repeating=is_repeating)
+    expected: PromptBatch | None = None
+    for _ in range(3):
+        for i, batch in enumerate(loader):
+            if batch.micro_batch == 0:
+                if expected is not None:
+                    assert (batch.index, batch.prompts, batch.rows) == (expected.index, expected.prompts, expected.rows)
+                expected = loader.upcoming()
+            if limit is not None and i + 1 == limit * micro_batches:
+                break
+    assert expected is not None
+
+
 @given(st.integers(0, 14), st.integers(1, 3), st.sampled_from([None, 1, 2]))
 def test_a_restored_loader_goes_on_with_the_next_micro_batch(stop: int, micro_batches: int, limit: int | None) -> None:
     def stream(loader: PromptLoader) -> Iterator[PromptBatch]:

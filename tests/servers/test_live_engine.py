@@ -21,7 +21,7 @@ from lightning_opd.servers.launch import Launch
 from lightning_opd.types import RolloutBatch, Sampling
 from tests.servers.conftest import EAGER, TEACHER
 from tests.tiny import save_model
-from tests.world import STOPS, make_data, make_module, make_trainer
+from tests.world import STOPS, Recorder, make_data, make_module, make_trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -77,6 +77,19 @@ def test_ten_batches_with_weights_taken_over_at_each_step(kind: str, python: str
     assert max(gaps.gaps) < 1e-3
     assert len(set(gaps.lengths)) > 3
     assert gaps.drift > 1e-2  # so that weights of an earlier step would have been seen
+
+
+def test_a_rollout_batch_is_generated_ahead_by_the_student_before(python: str, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    for seed, name in enumerate(("student", "math", "code")):
+        save_model(world / name, seed=seed, **TEACHER)
+    engine, recorder = VLLMEngine(launch=launch(python, tmp_path), overlap=1), Recorder()
+    module = make_module(world, PolicyGradient(off_policy=TruncatedImportance()), lora=Lora(rank=4, alpha=64))
+    make_trainer(tmp_path, recorder, max_steps=4).fit(module, make_data(engine=engine))
+    assert [logged["train/staleness"] for logged in recorder.logged] == [0, 1, 1, 1]
+    gaps = [logged["train/engine_gap"] for logged in recorder.logged]
+    assert gaps[0] < 1e-3
+    assert min(gaps[1:]) > gaps[0]
 
 
 def test_without_servers_or_with_both_kinds_the_engine_is_refused() -> None:
