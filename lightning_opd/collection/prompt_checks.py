@@ -168,6 +168,7 @@ def _report(
         limits.teacher_lengths,
         limits.source,
         tuple(_outgrown(prompts, measured, limits)),
+        bool(limits.several_turns),
     )
 
 

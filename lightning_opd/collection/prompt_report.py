@@ -63,6 +63,7 @@ class PromptReport:
             another prompt.
         source: What `max_length` is, in the user's words.
         outgrown: What is to be said of episodes that may grow too long for their teachers.
+        has_episodes: Whether some episodes may have more than one reply.
     """
 
     num_prompts: int
@@ -83,6 +84,7 @@ class PromptReport:
     teacher_lengths: Mapping[str, int] = field(default_factory=dict)
     source: str = "the student's context"
     outgrown: tuple[str, ...] = ()
+    has_episodes: bool = False
 
     @override
     def __str__(self) -> str:

@@ -20,6 +20,7 @@ COUNTS = (
     "updates_per_batch",
     "max_measured_prompts",
     "max_tokens_per_forward",
+    "max_tokens_per_micro_batch",
 )
 """Settings that are at least 1."""
 
@@ -165,6 +166,41 @@ def shortest_context(student: int, setting: int | None, with_engine: int | None)
     return length, name
 
 
+def fit_micro_batches(trainer: L.Trainer, report: PromptReport, rows_per_update: int, max_tokens: int | None) -> None:
+    """Set `accumulate_grad_batches` so that no micro-batch can have more tokens than it may.
+
+    Args:
+        trainer: The one that trains.
+        report: Of the prompts that are trained on.
+        rows_per_update: Trajectories of an optimiser step and process.
+        max_tokens: Of a micro-batch, padding included; None leaves the trainer's setting.
+
+    Raises:
+        ConfigError: The trainer's setting is another one.
+    """
+    if max_tokens is None:
+        return
+    rows = min(rows_per_update, max(1, max_tokens // longest_row(report)))
+    needed = -(-rows_per_update // rows)
+    if trainer.accumulate_grad_batches not in {1, needed}:
+        msg = (
+            f"`data.max_tokens_per_micro_batch` {max_tokens:,} asks for {needed} micro-batches, got "
+            f"`trainer.accumulate_grad_batches` {trainer.accumulate_grad_batches}. Set one of the two."
+        )
+        raise ConfigError(msg)
+    trainer.accumulate_grad_batches = needed
+    rank_zero_info(
+        f"{needed} micro-batch{'es' if needed > 1 else ''} an optimiser step, for {rows_per_update} rows of up to "
+        f"{longest_row(report):,} tokens: each with at most {max_tokens:,} tokens, or a single row."
+    )
+
+
+def longest_row(report: PromptReport) -> int:
+    """Return the most tokens that the longest prompt may have with its reply, or an episode of several turns."""
+    longest = min(report.lengths[-1] + report.max_new_tokens, report.max_length)
+    return report.max_length if report.has_episodes else longest
+
+
 def tell_longest_row(report: PromptReport, max_tokens_per_forward: int) -> None:
     """Say how long a trajectory may get, where that is more than a forward holds: nothing else can be too big.
 
@@ -172,10 +208,10 @@ def tell_longest_row(report: PromptReport, max_tokens_per_forward: int) -> None:
         report: Of the prompts that are trained on.
         max_tokens_per_forward: Tokens that a forward of the student holds.
     """
-    longest = min(report.lengths[-1] + report.max_new_tokens, report.max_length)
+    longest = longest_row(report)
     if longest > max_tokens_per_forward:
         rank_zero_info(
-            f"The longest prompt with its reply may have {longest:,} tokens (an episode of several turns up to "
-            f"{report.max_length:,}), more than the {max_tokens_per_forward:,} of `data.max_tokens_per_forward`: such "
-            "a row is read alone, and is all that can be too big. Lower `data.sampling.max_new_tokens` if it is."
+            f"The longest {'episode' if report.has_episodes else 'prompt with its reply'} may have {longest:,} tokens, "
+            f"more than the {max_tokens_per_forward:,} of `data.max_tokens_per_forward`: such a row is read alone, and "
+            "is all that can be too big. Lower `data.sampling.max_new_tokens` if it is."
         )

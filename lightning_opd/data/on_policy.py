@@ -23,6 +23,7 @@ from lightning_opd.data.limits import (
     check_counts,
     check_stops,
     check_training,
+    fit_micro_batches,
     shortest_context,
     tell_longest_row,
 )
@@ -60,6 +61,8 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             those with so many bytes that they might be too long; null for all. The processes share the work.
         max_tokens_per_forward: Most tokens, padding included, that the student reads at once where no gradient is
             needed; a longer trajectory is read alone. Teachers have a setting of their own.
+        max_tokens_per_micro_batch: Most tokens, padding included, of a micro-batch in the update: sets
+            `accumulate_grad_batches` by the longest prompt and reply that there may be; null leaves the trainer's.
 
     Attributes:
         prompt_reports: What the prompts of each split look like; there from `connect` on.
@@ -79,12 +82,13 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         long_prompts: LongPrompts = "error",
         max_measured_prompts: int | None = None,
         max_tokens_per_forward: int = MAX_TOKENS_PER_FORWARD,
+        max_tokens_per_micro_batch: int | None = None,
     ) -> None:
         """Check the numbers; prompts are read in `connect`."""
         super().__init__()
         self.task, self.sampling, self.evaluation = task, sampling, evaluation
         self.prompts_per_batch, self.samples_per_prompt = prompts_per_batch, samples_per_prompt
-        self.updates_per_batch = updates_per_batch
+        self.updates_per_batch, self.max_tokens_per_micro_batch = updates_per_batch, max_tokens_per_micro_batch
         self.max_measured_prompts, self.max_tokens_per_forward = max_measured_prompts, max_tokens_per_forward
         check_counts({name: getattr(self, name) for name in COUNTS})
         self.engine = engine if engine is not None else InProcessEngine()
@@ -125,15 +129,17 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
         is_training = trainer.state.fn == "fit"
         with problems.collecting():
             learner.teachers.check_request(learner.objective.signals, sampling)
-        with problems.collecting():
-            if is_training:
-                check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
         evaluated: list[Split] = ["validation"] if trainer.state.fn == "validate" else self.evaluation.splits
         with problems.collecting():
             self._examine(["train", "validation", "test"] if is_training else evaluated)
         with problems.collecting():
             if is_training:
                 check_enough(len(self._splits.get("train")), self.prompts_per_batch)
+                rows = self._per_rank("prompts_per_batch") * self.samples_per_prompt // self.updates_per_batch
+                fit_micro_batches(trainer, self._splits.reports["train"], rows, self.max_tokens_per_micro_batch)
+        with problems.collecting():
+            if is_training:
+                check_training(trainer, self._collector, self._per_rank("prompts_per_batch"))
         problems.raise_all()
         if is_training:
             tell_longest_row(self._splits.reports["train"], self.max_tokens_per_forward)

@@ -84,15 +84,19 @@ def run_shape(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, outlin
     teachers = [t for t in module.teachers.distinct.values() if isinstance(t, LocalTeacher)]
     rows = -(-data.prompts_per_batch * data.samples_per_prompt // trainer.world_size)
     num_micro_batches = trainer.accumulate_grad_batches * data.updates_per_batch
-    engine = data.engine
+    engine, prompt_tokens, response_tokens = data.engine, _longest_prompt(module, data), _response_tokens(data)
+    micro_rows = -(-rows // num_micro_batches)
+    if data.max_tokens_per_micro_batch is not None:
+        fitting = data.max_tokens_per_micro_batch // (prompt_tokens + response_tokens)
+        micro_rows = min(rows // data.updates_per_batch, max(1, fitting))
     return RunShape(
         student,
         tuple(_shape(teacher) for teacher in teachers),
         outline.num_trained,
-        _longest_prompt(module, data),
-        _response_tokens(data),
+        prompt_tokens,
+        response_tokens,
         rows,
-        -(-rows // num_micro_batches),
+        micro_rows,
         generated_rows=engine.batch_size if isinstance(engine, InProcessEngine) else 0,
         scored_rows=max((teacher.batch_size for teacher in teachers), default=1),
         num_devices=trainer.world_size,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
+from typing_extensions import override
 
+from lightning_opd.collection.prompt_report import Found, PromptReport
+from lightning_opd.data.limits import longest_row
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.policy_losses import PPOClip
 from lightning_opd.interfaces import Objective
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.teachers import AdapterTeacher, LocalTeacher, TeacherPool
-from lightning_opd.types import SampledTokens, Signal
+from lightning_opd.types import RolloutBatch, SampledTokens, Signal
 from tests.world import Recorder, largest_difference, make_data, make_module, make_trainer
 
 LENGTHS = (30, 4, 17, 10, 28, 5, 16)
@@ -101,3 +107,47 @@ def test_a_row_longer_than_the_budget_is_announced_with_its_length(
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.fit(make_module(world), make_data(max_tokens_per_forward=budget))
     assert ("The longest prompt with its reply may have 39 tokens" in caplog.text) == is_said
+
+
+class Shapes(Callback):
+    """Records the rows and columns of every micro-batch."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int]] = []
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: RolloutBatch, batch_idx: int
+    ) -> None:
+        rows, columns = batch.token_ids.shape
+        self.found.append((rows, columns))
+
+
+@pytest.mark.parametrize(("budget", "number"), [(39 * 8, 1), (39 * 8 - 1, 2), (117, 3), (80, 4), (5, 8)])
+def test_micro_batches_keep_a_budget_and_the_gradient(
+    budget: int, number: int, double_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gradients = []
+    for own in (None, budget):
+        recorder, shapes = Recorder(), Shapes()
+        trainer = make_trainer(tmp_path, recorder, shapes, max_steps=2)
+        trainer.fit(make_module(double_world, dtype="float64"), make_data(max_tokens_per_micro_batch=own))
+        gradients.append(recorder.gradients)
+    assert trainer.accumulate_grad_batches == number
+    assert len(shapes.found) == 2 * number
+    assert all(rows * columns <= budget or rows == 1 for rows, columns in shapes.found)
+    assert f"{number} micro-batch" in caplog.text
+    assert largest_difference(gradients[0][1], gradients[1][1]) < 1e-10
+
+
+def test_two_numbers_of_micro_batches_are_refused(world: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
+    with pytest.raises(ConfigError, match=r"asks for 4 micro-batches, got `trainer.accumulate_grad_batches` 2"):
+        trainer.fit(make_module(world), make_data(max_tokens_per_micro_batch=80))
+
+
+def test_episodes_of_several_turns_may_be_as_long_as_the_context() -> None:
+    found = Found()
+    report = PromptReport(1, 1, (5, 5, 5), {}, {}, found, found, found, found, found, {}, 8, 100, refuses_long=True)
+    assert longest_row(report) == 13
+    assert longest_row(dataclasses.replace(report, has_episodes=True)) == 100
