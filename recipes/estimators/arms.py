@@ -96,6 +96,7 @@ def make_data(arm: Arm, seed: int, prompts_per_batch: int, num_validation: int) 
         evaluation=Evaluation(num_validation_prompts=num_validation),
         off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=1.0) if arm.is_off_policy else None,
         seed=seed,
+        max_measured_prompts=256,  # all are about as long, and many runs read them
     )
 
 

@@ -77,6 +77,7 @@ def make_data(task: RunningSum, arm: Arm, seed: int, prompts_per_batch: int, num
         evaluation=Evaluation(num_validation_prompts=num_validation),
         off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=1.0) if arm.is_off_policy else None,
         seed=seed,
+        max_measured_prompts=256,  # all are about as long, and many runs read them
     )
 
 
