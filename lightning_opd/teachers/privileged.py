@@ -1,8 +1,8 @@
-"""A teacher whose prompt contains more than the student's: it may use the row's other columns."""
+"""A teacher with a prompt of its own: a hint from the row's other columns, or a system prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from string import Formatter
 from typing import TYPE_CHECKING
 
@@ -29,13 +29,15 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
     """Scores the student's tokens after a prompt of its own, for example one with a hint.
 
     With the student's own weights as the teacher this is self-distillation: the student learns to
-    answer without the hint as it would with it. `context` replaces the last user message; the response,
-    with all its turns, keeps its tokens, so the tokenizer must be the student's.
+    answer without the hint, or the system prompt, as it would with it. `context` replaces the last user message and
+    `system_prompt` the system message; the response, with all its turns, keeps its tokens, so the tokenizer must be
+    the student's.
 
     Args:
         teacher: The model that scores.
         context: Text of the last user message, with `{content}` for what the student reads there and
             `{column}` for any other column of the prompt's row.
+        system_prompt: Text of the system message, with the same fields; null leaves the student's, if there is one.
 
     Example:
         >>> teacher = PrivilegedTeacher(LocalTeacher("models/base"), "{content} The answer is {answer}.")
@@ -44,18 +46,21 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
         '47+38? The answer is 85.'
     """
 
-    def __init__(self, teacher: LocalTeacher | AdapterTeacher, context: str) -> None:
-        """Check the template."""
-        self._teacher, self.context = teacher, context
-        self._fields = [name for _, name, _, _ in Formatter().parse(context) if name is not None]
-        if "content" not in self._fields:
+    def __init__(
+        self, teacher: LocalTeacher | AdapterTeacher, context: str = "{content}", system_prompt: str | None = None
+    ) -> None:
+        """Check the templates."""
+        self._teacher, self.context, self.system_prompt = teacher, context, system_prompt
+        fields, in_system = _fields_of(context), _fields_of(system_prompt or "")
+        self._columns = sorted({*fields, *in_system} - {"content"})
+        if "content" not in fields:
             msg = f"`context` must hold {{content}}, the message that the student reads; got {context!r}."
             raise ConfigError(msg)
 
     @property
     @override
     def identity(self) -> Hashable:
-        return (type(self), self._teacher.identity, self.context)
+        return (type(self), self._teacher.identity, self.context, self.system_prompt)
 
     @override
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -106,20 +111,28 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
         Raises:
             ValueError: The prompt's row lacks a column of the template, or the chat has no user message.
         """
-        hinted: list[Message] = list(chat)
-        places = [i for i, message in enumerate(hinted) if message.get("role") == "user"]
-        missing = [name for name in self._fields if name != "content" and name not in prompt.columns]
+        own: list[Message] = list(chat)
+        places = [i for i, message in enumerate(own) if message.get("role") == "user"]
+        missing = [name for name in self._columns if name not in prompt.columns]
         if missing or not places:
             needed = f"the columns {missing}" if missing else "a user message"
             msg = (
-                f"`context` of a PrivilegedTeacher needs {needed}, which the prompt {prompt.place or prompt.key} "
-                f"lacks; its columns are {sorted(prompt.columns)}. Add them to the data, or change `context`."
+                f"A PrivilegedTeacher needs {needed}, which the prompt {prompt.place or prompt.key} lacks; its columns "
+                f"are {sorted(prompt.columns)}. Add them to the data, or change `context` and `system_prompt`."
             )
             raise ConfigError(msg)
-        last = hinted[places[-1]]
-        values: Mapping[str, object] = {**prompt.columns, "content": last.get("content", "")}
-        hinted[places[-1]] = {**last, "content": self.context.format_map(values)}
-        return hinted
+        last = own[places[-1]]
+        own[places[-1]] = {**last, "content": self._filled(self.context, prompt, last)}
+        if self.system_prompt is not None:
+            has_system = own[0].get("role") == "system"
+            system: Message = own[0] if has_system else {"role": "system", "content": ""}
+            system = {**system, "content": self._filled(self.system_prompt, prompt, system)}
+            own = [system, *own[has_system:]]
+        return own
+
+    @staticmethod
+    def _filled(template: str, prompt: Prompt, message: Message) -> str:
+        return template.format_map({**prompt.columns, "content": message.get("content", "")})
 
     @override
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
@@ -153,6 +166,14 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
             scores.heads,
             scores.metrics,
         )
+
+
+def _fields_of(template: str) -> list[str]:
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        msg = f"A PrivilegedTeacher cannot read its template {template!r}: {error}. Write a brace as {{{{ or }}}}."
+        raise ConfigError(msg) from None
 
 
 def _moved(x: Tensor, starts: Int[Tensor, " batch"], targets: Int[Tensor, " batch"], num_columns: int) -> Tensor:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm, load_tokenizer
 from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher, TeacherPool
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.types import Prompt, RolloutBatch, Signal, Trajectory
+from lightning_opd.types import Messages, Prompt, RolloutBatch, Signal, Trajectory
 from tests.world import collate
 
 CPU = torch.device("cpu")
@@ -73,6 +75,35 @@ def test_a_context_that_adds_nothing_is_the_plain_teacher(tiny_model_dir: Path) 
     same = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), "{content}")).score(batch, EVERYTHING)
     torch.testing.assert_close(same.logprobs, plain.logprobs)
     assert torch.equal(same.aligned_mask, plain.aligned_mask)
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [((), "Add 7. "), (({"role": "system", "content": "Be brief."},), "Add 7. Be brief.")],
+    ids=["none", "its own"],
+)
+def test_the_teacher_has_a_system_prompt_of_its_own(before: Messages, expected: str, tiny_model_dir: Path) -> None:
+    row = dataclasses.replace(prompt(1), columns={"n": "7"})
+    chat = (*before, *row.messages, {"role": "assistant", "content": "42"}, {"role": "user", "content": "sure?"})
+    teacher = PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), system_prompt="Add {n}. {content}")
+    shown = teacher.messages(row, chat)
+    assert shown == [{"role": "system", "content": expected}, *chat[len(before) :]]
+    plain = ready(LocalTeacher(str(tiny_model_dir))).score(rollouts(tiny_model_dir), EVERYTHING)
+    told = ready(PrivilegedTeacher(LocalTeacher(str(tiny_model_dir)), system_prompt="Say no."))
+    batch = rollouts(tiny_model_dir)
+    scores = told.score(batch, EVERYTHING)
+    assert (scores.logprobs - plain.logprobs)[batch.response_mask].abs().min() > 1e-3
+
+
+def test_a_system_prompt_is_part_of_what_a_teacher_is_and_braces_are_explained() -> None:
+    def make(system_prompt: str | None) -> PrivilegedTeacher:
+        return PrivilegedTeacher(LocalTeacher("x"), system_prompt=system_prompt)
+
+    assert len({make("a").identity, make("b").identity, make(None).identity}) == 3
+    with pytest.raises(ValueError, match=r"needs the columns \['n'\], which the prompt 0 lacks"):
+        make("{n}").messages(prompt(0), prompt(0).messages)
+    with pytest.raises(ConfigError, match=r"Write a brace as \{\{ or \}\}"):
+        make('Answer as {"answer": 1')
 
 
 def test_a_rank_without_rows_takes_part(tiny_model_dir: Path) -> None:
