@@ -58,10 +58,11 @@ class PrefixCredit(Credit):
     """Compare with the teacher's probability of the text, byte by byte, whichever tokens it takes for it.
 
     c_i = log P(tokens ≤ i) − log P(tokens < i), where P is the probability that the teacher's text begins with
-    these bytes. No token says what follows, nothing is dropped, and the c_i of a response add up to the teacher's
-    log-prob of its text. The variance is therefore that of the plain log-ratio, and estimators that look ahead are
-    welcome. P needs the teacher's whole distributions, not log-probs of single tokens, hence a teacher in this
-    process: `lightning_opd.teachers.CrossTokenizerTeacher` computes it.
+    these bytes. No token says what follows, nothing is dropped but a character that the teacher's tokenizer
+    normalises, and the c_i of a response add up to the teacher's log-prob of its text. The variance is therefore that
+    of the plain log-ratio, and estimators that look ahead are welcome. P needs the teacher's whole distributions, not
+    log-probs of single tokens, hence a teacher in this process: `lightning_opd.teachers.CrossTokenizerTeacher`
+    computes it.
 
     The teacher first reads its own tokens of the text, then other tokenisations of its beginnings as far as they may
     matter. Most of those that it reads for the last digits of P are absurd to it: `tolerance` says how much of P may

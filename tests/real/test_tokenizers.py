@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from lightning_opd.teachers.cross_tokenizer.prefix_tree import prefix_tree
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.tokenization.chat import render_prompt
 from tests.real import fetch, report, tokenizers
@@ -41,6 +42,8 @@ def test_scoring_goes_on_after_a_character_that_one_side_normalises(student: str
     aligned = {i for ours, _ in translation.alignment.spans for i in ours}
     after = len(both.student_spelling.encode(b" 27 more words follow"))  # Gemma has a token for `▁` and a space
     assert set(range(len(token_ids) - after, len(token_ids))) <= aligned
+    (segment,) = prefix_tree(both, token_ids).segments
+    assert all(segment.is_same[-after:])
 
 
 def test_a_llama_students_prompt_is_rendered_by_the_teacher() -> None:

@@ -23,8 +23,9 @@ class TextSegment:
     """The text between two control tokens, and the teacher's tokens of all its beginnings.
 
     Args:
-        text: Its bytes, with what the teacher's template puts before it.
+        text: Its bytes as the teacher's tokenizer spells them, with what its template puts before them.
         student_spans: Begin and end of each student token in it, without gaps.
+        is_same: For each student token, whether the teacher spells it with the same bytes; others get no score.
         is_canonical: For each student token, whether the student's tokenizer splits the text there, too.
         first_student: Index of its first student token in the reply.
         nodes: `nodes[n]` is the node at which the teacher has generated the first n bytes; None where its tokenizer
@@ -34,6 +35,7 @@ class TextSegment:
 
     text: bytes
     student_spans: Sequence[tuple[int, int]]
+    is_same: Sequence[bool]
     is_canonical: Sequence[bool]
     first_student: int
     nodes: Sequence[int | None]

@@ -80,7 +80,7 @@ def prefix_scores(
         reached = reached_logprobs(whole, segment.is_canonical, later)
         for i, ((begins, _), own, is_canonical) in enumerate(zip(whole, reached, segment.is_canonical, strict=True)):
             index = segment.first_student + i
-            starts[index], is_scored[index] = last, True
+            starts[index], is_scored[index] = last, segment.is_same[i]
             logprobs[index] = (own if is_canonical else begins + NONCANONICAL_LOGPROB) - last
             last = own if is_canonical else begins
         ends[segment.first_student + len(whole) - 1] = last

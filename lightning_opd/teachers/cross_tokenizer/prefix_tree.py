@@ -61,7 +61,7 @@ def prefix_tree(translator: Translator, token_ids: Sequence[int]) -> PrefixTree:
     """Return the tree of a reply of the student, the stop token included.
 
     Control tokens become their counterparts; one without a counterpart is shown as its text and gets no score, nor
-    does text between two control tokens that the teacher's tokenizer does not spell (it normalises).
+    does a token with a character that the teacher's tokenizer normalises.
     """
     tree, roles, opening = PrefixTree(), translator.roles, translator.opening(token_ids)
     node, start = tree.descendant(0, opening.token_ids), opening.num_skipped
@@ -97,6 +97,9 @@ def _add_text(
 ) -> int:
     """Add a segment of text and return the node at its end; one that the teacher cannot spell is shown, not scored.
 
+    Where the teacher's tokenizer normalises (NFC), it reads the normal form, and tokens that differ there are not
+    scored.
+
     Args:
         tree: To add to.
         root: The node before the text.
@@ -110,7 +113,8 @@ def _add_text(
     ours, theirs = translator.student_spelling, translator.teacher_spelling
     token_bytes = without_lead([ours.token_bytes(i) for i in token_ids], own_lead)
     text = b"".join(token_bytes)
-    nodes = _nodes(tree, root, translator, lead + text)
+    normal, same = theirs.normal(lead + text)
+    nodes = _nodes(tree, root, translator, normal)
     end = nodes[-1]
     if end is None:
         return tree.descendant(root, theirs.encode(lead + text))
@@ -120,11 +124,16 @@ def _add_text(
     spans = spans_of(token_bytes[num_lead:], text)
     canonical = without_lead([ours.token_bytes(i) for i in ours.encode(own_lead + text)], own_lead)
     canonical_spans = set(spans_of(canonical, text))
+    in_whole = [(begin + len(lead), stop + len(lead)) for begin, stop in spans]
+    in_normal = [(span, True) for span in in_whole] if same is None else same.normal_spans(in_whole, len(lead))
     tree.segments.append(
         TextSegment(
-            text=lead + text,
-            student_spans=[(begin + len(lead), stop + len(lead)) for begin, stop in spans],
-            is_canonical=[span in canonical_spans for span in spans],
+            text=normal,
+            student_spans=[span for span, _ in in_normal],
+            is_same=[is_same for _, is_same in in_normal],
+            is_canonical=[
+                is_same and span in canonical_spans for span, (_, is_same) in zip(spans, in_normal, strict=True)
+            ],
             first_student=index + num_lead,
             nodes=nodes,
             next_node=None if next_id is None else tree.child(end, next_id),

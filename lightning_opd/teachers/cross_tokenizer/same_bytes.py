@@ -27,6 +27,33 @@ class SameBytes:
             self._origin += places
             start += len(part)
 
+    def normal_spans(self, spans: Sequence[tuple[int, int]], start: int) -> list[tuple[tuple[int, int], bool]]:
+        """Return begin and end in the normal form of spans of the text, and whether it holds the same bytes.
+
+        The spans follow one another, and so do the answers: what differs goes to the first span that takes part in it,
+        the next ones are empty.
+
+        Args:
+            spans: Begin and end of each in the text, without gaps.
+            start: Where the first one begins in the text.
+        """
+        places = {place: index for index, place in enumerate(self._origin) if place >= 0}
+        known = [
+            (places[begin], places[end - 1] + 1)
+            if begin < end and all(places.get(i) == places.get(begin, -1) + i - begin for i in range(begin, end))
+            else None
+            for begin, end in spans
+        ]
+        reached = next((places[i] + 1 for i in reversed(range(start)) if i in places), 0)
+        found: list[tuple[tuple[int, int], bool]] = []
+        for index, own in enumerate(known):
+            is_same = own is not None and own[0] == reached
+            following = (own for own in known[index + 1 :] if own is not None)
+            end = own[1] if own is not None else next(following, (len(self._origin), 0))[0]
+            found.append(((reached, end), is_same))
+            reached = end
+        return found
+
     def original(self, start: int, stop: int) -> tuple[int, int]:
         """Return begin and end in the text of bytes of the normal form, an empty range where some are not in it."""
         places = self._origin[start:stop]

@@ -111,6 +111,11 @@ class ByteSpelling:
                 rest = rest[error.end :]
         return token_ids
 
+    def normal(self, text: bytes) -> tuple[bytes, SameBytes | None]:
+        """Return a text as its own tokens spell it, and which bytes are the same; None where all are."""
+        spelled = b"".join(map(self.token_bytes, self.encode(text)))
+        return spelled, None if spelled == text else SameBytes(self._clusters(text), spelled, text)
+
     def spans_in(self, token_bytes: Sequence[bytes], text: bytes) -> list[tuple[int, int]]:
         """Return the bytes of `text` that each of its own tokens covers.
 

@@ -29,7 +29,7 @@ def test_no_token_answers_for_what_follows_it() -> None:
     for text, ids, whole, after_a in ((b"ab", [0, 1], first[3], 0.8 + 0.05 * 0.1), (b"ac", [0, 2], None, 0.05 * 0.6)):
         table = torch.stack([first, second, second])
         before = [0.0, float(first[0]), float(first[0] + second[2] if whole is None else whole)]
-        segment = TextSegment(text, [(0, 1), (1, 2)], [True, True], 0, [0, 1, 2], None)
+        segment = TextSegment(text, [(0, 1), (1, 2)], [True, True], [True, True], 0, [0, 1, 2], None)
         reply = Reply(ids, [segment], [], before, rows_of(table))
         token_scores = prefix_scores(reply, sums)
         assert token_scores.logprobs.exp().tolist() == pytest.approx([0.85, after_a / 0.85])
@@ -69,7 +69,7 @@ def test_a_token_that_the_tokenizer_would_not_generate_gets_a_fixed_penalty() ->
     """The student generates `a`, `b` where its tokenizer has `ab`, then `b`, which is canonical."""
     sums, _ = letters()
     paths = torch.tensor([[-1, -1], [0, -1], [2, -1], [2, 1]])
-    segment = TextSegment(b"abb", [(0, 1), (1, 2), (2, 3)], [False, False, True], 0, [0, 1, 2, 3], None)
+    segment = TextSegment(b"abb", [(0, 1), (1, 2), (2, 3)], [True] * 3, [False, False, True], 0, [0, 1, 2, 3], None)
     scores = prefix_scores(reply_of(sums, [0, 1, 1], segment, [], paths), sums)
     begins_a, begins_ab = 0.3 + 0.2, 0.2 + 0.3 * 0.4
     begins_abb = 0.2 * 0.4 + 0.3 * 0.0  # after `a` alone no token spells `bb`
@@ -87,7 +87,7 @@ def test_a_canonical_token_leaves_out_texts_of_a_longer_one_and_the_end_takes_th
     """`a` and the end of the turn: after a canonical `a` the text does not go on to `ab`."""
     sums, distributions = letters()
     paths = torch.tensor([[-1, -1], [0, -1], [0, 3]])
-    segment = TextSegment(b"a", [(0, 1)], [True], 0, [0, 1], 2)
+    segment = TextSegment(b"a", [(0, 1)], [True], [True], 0, [0, 1], 2)
     reply = reply_of(sums, [0, 3], segment, [(1, 2, 1)], paths)
     scores = prefix_scores(reply, sums)
     a_not_ab = (0.3 + 0.2) - (0.2 + 0.3 * 0.4)

@@ -12,7 +12,8 @@ from lightning_opd.teachers.cross_tokenizer.prefix_tree import PrefixTree, prefi
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.types import TokenTree
 from tests.teachers.cross_tokenizer.families import family, normalising
-from tests.teachers.cross_tokenizer.random_pairs import random_translator
+from tests.teachers.cross_tokenizer.random_pairs import random_translator, scored
+from tests.teachers.cross_tokenizer.test_translation import NASTY
 from tests.trees import after_prompt, pack, whole_tree_states
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
@@ -163,12 +164,34 @@ def test_a_token_that_the_tokenizer_would_not_generate_is_not_canonical() -> Non
     assert all(canonical.is_canonical)
 
 
-def test_text_that_the_teacher_normalises_is_read_and_what_follows_is_scored() -> None:
+@pytest.mark.parametrize("nasty", NASTY, ids=ascii)
+@pytest.mark.parametrize("name", ["llama3", "gemma"])
+def test_a_character_that_the_teacher_normalises_costs_only_itself(name: str, nasty: str) -> None:
+    """Around it the scores are those of the same reply with the character in its normal form."""
+    both, vocabulary = Translator(family("chatml"), normalising(name)), family("chatml").get_vocab()
+    other = both.teacher_spelling.normal(nasty.encode())[0].decode()
+    encode = both.student_spelling.encode
+    before, after = encode(b"R = 5"), [*encode(b" xyz is 27;"), vocabulary["<|im_end|>"]]
+    token_ids, normal_ids = ([*before, *encode(f" {x}".encode()), *after] for x in (nasty, other))
+    (segment,) = prefix_tree(both, token_ids).segments
+    assert segment.text.decode() == f"R = 5 {other} xyz is 27;"
+    assert [end for _, end in segment.student_spans[:-1]] == [begin for begin, _ in segment.student_spans[1:]]
+    *_, scores, distributions = scored(both, token_ids, 0)
+    *_, expected, of_normal = scored(both, normal_ids, 0)
+    num_after = len(after)
+    assert scores.is_scored[: len(before)].all()
+    assert scores.is_scored[-num_after:].all()
+    assert bool(scores.is_scored[len(before) : -num_after].all()) == (nasty == other)
+    torch.testing.assert_close(scores.logprobs[-num_after:], expected.logprobs[-num_after:])
+    torch.testing.assert_close(distributions[-num_after:], of_normal[-num_after:])
+    torch.testing.assert_close(scores.logprobs[: len(before)].sum(), expected.logprobs[: len(before)].sum())
+
+
+def test_text_that_the_teacher_normalises_is_read_as_it_is_translated() -> None:
     both, ids = Translator(family("chatml"), normalising("llama3")), family("chatml").get_vocab()
     text = both.student_spelling.encode("R = 5 \u2126".encode())
     token_ids = [*text, ids["<|im_end|>"]]
     tree = prefix_tree(both, token_ids)
-    assert not tree.segments
     ((index, node, _),) = tree.controls
     assert index == len(text)
     assert branch(tree, node) == both.reply(token_ids).token_ids

@@ -124,7 +124,7 @@ class Texts:
                 parent = nodes[beginning[:-1]]
                 before[node] = before[parent] + float(table[parent, teacher.vocabulary().index(beginning[-1])])
         ends = [nodes[beginning] for beginning in beginnings]
-        segment = TextSegment(text.encode(), spans_of(own), [True] * len(own), 0, ends, None)
+        segment = TextSegment(text.encode(), spans_of(own), [True] * len(own), [True] * len(own), 0, ends, None)
         ids = [self.student.vocabulary().index(token) for token in own]
         reply = Reply(ids, [segment], [], before, rows_of(table))
         token_scores = prefix_scores(reply, self._sums)
