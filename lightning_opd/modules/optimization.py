@@ -86,10 +86,14 @@ def make_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> O
     """Return the optimiser of parameter groups.
 
     Raises:
-        ConfigError: It refuses its settings, or its learning rate is no finite number.
+        ConfigError: It refuses its settings, its learning rate is no finite number, or it cannot learn from dense
+            gradients.
     """
     with _explained("model.optimizer"):
         optimizer = factory(groups)
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        msg = "`model.optimizer` SparseAdam takes sparse gradients only; a language model's are dense. Use AdamW."
+        raise ConfigError(msg)
     for group in optimizer.param_groups:
         if not math.isfinite(float(group.get("lr", 0.0))):
             msg = f"`lr` of `model.optimizer` must be a finite number, got {group['lr']}."
