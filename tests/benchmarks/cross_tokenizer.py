@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 
-from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, write
+from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, with_variant, write
 from tests.benchmarks.merge_tiny import pooled, table
 
 RECIPE = RECIPES / "cross_tokenizer"
@@ -171,11 +171,9 @@ def write_config(seed: int, variant: str, name: str) -> str:
     is_splice = name == "splice"
     text = (RECIPE / f"{'strict' if is_splice else name}.yaml").read_text()
     text = text.replace("credit.ExactMatchCredit", "credit.SpliceCredit") if is_splice else text
-    for step in ("merge", "test_merge"):
-        text = text.replace(f"seed0/{step}", f"seed0/{step.replace('merge', variant)}")
     path = folder(seed, variant) / "inputs" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.replace("runs/cross_tokenizer/seed0", str(folder(seed, "x").parent)))
+    path.write_text(with_variant(text, folder(seed, "x").parent, variant))
     return str(path)
 
 

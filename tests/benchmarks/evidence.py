@@ -25,6 +25,13 @@ def provenance(command: str, seeds: Sequence[str]) -> dict[str, object]:
     }
 
 
+def with_variant(text: str, run: Path, variant: str) -> str:
+    """Return a configuration of a recipe, with the outputs of a variant beside those of its merge in a run's folder."""
+    for step, own in (("merge", variant), ("test_merge", f"test_{variant}"), ("parity", f"parity_{variant}")):
+        text = re.sub(rf"\$\{{run\}}/{step}\b", f"{run}/{own}", text)
+    return text.replace("${run}", str(run))
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """Return a README with a table between its markers `<!-- table:NAME -->` and `<!-- end -->`."""
     pattern = rf"(<!-- table:{name} -->\n).*?(\n<!-- end -->)"
@@ -33,9 +40,9 @@ def with_table(text: str, name: str, table: str) -> str:
     return text
 
 
-def write(recipe: Path, results: dict[str, object], readme: str) -> None:
-    """Write `results.json`, a list of numbers on one line, and the README."""
+def write(recipe: Path, results: dict[str, object], readme: str, name: str = "results") -> None:
+    """Write `NAME.json`, a list of numbers on one line, and the README."""
     text = json.dumps(results, indent=1)
     text = re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)
-    (recipe / "results.json").write_text(text + "\n")
+    (recipe / f"{name}.json").write_text(text + "\n")
     (recipe / "README.md").write_text(readme)

@@ -12,7 +12,12 @@ from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, wri
 
 RECIPE = RECIPES / "merge_tiny"
 VARIANTS = {"distribution_matching": "parity", "policy_gradient": "parity_policy_gradient", "lora": "parity_lora"}
-COMMAND = "bash tests/benchmarks/merge_tiny.sh {0} && python -m tests.benchmarks.merge_tiny {0}"
+SERVED = {"served": "parity_served"}
+COMMAND = "python -m tests.benchmarks.merge_variants {0} && python -m tests.benchmarks.merge_tiny {0}"
+SERVED_COMMAND = (
+    "python -m tests.benchmarks.merge_variants {0} --variants served --vllm vllm/bin/python && "
+    "python -m tests.benchmarks.merge_tiny {0} --served"
+)
 BASELINES = ("average", "task_arithmetic")
 MODELS = ("student", "teacher", "base", *BASELINES)
 
@@ -78,19 +83,20 @@ def alarm(merge: Path) -> dict[str, int | None]:
     return {"num_batches": state["_num_batches"], "alarm": state["alarm_batch"]}
 
 
-def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[str]) -> None:
-    """Collect a merging recipe's parity reports, one per variant and seed, and write results and README."""
+def collect(recipe: Path, command: str, variants: dict[str, str], seeds: list[str], name: str = "results") -> None:
+    """Collect a merging recipe's parity reports, one per variant and seed, and write NAME.json and README."""
     reports = {
         variant: [json.loads((RUNS / recipe.name / f"seed{seed}/{folder}/parity.json").read_text()) for seed in seeds]
         for variant, folder in variants.items()
     }
+    merge = "merge" if "parity" in variants.values() else next(iter(variants))
     results = {
         **provenance(command, seeds),
-        "hack_alarms": [alarm(RUNS / recipe.name / f"seed{seed}/merge") for seed in seeds],
-        "experts": [report.get("experts") for report in reports["distribution_matching"]],
+        "hack_alarms": [alarm(RUNS / recipe.name / f"seed{seed}" / merge) for seed in seeds],
+        "experts": [report.get("experts") for report in reports[next(iter(variants))]],
         "variants": {variant: pooled(parts) for variant, parts in reports.items()},
     }
-    write(recipe, results, with_tables((recipe / "README.md").read_text(), results))
+    write(recipe, results, with_tables((recipe / "README.md").read_text(), results), name)
 
 
 def collect_recipe(name: str) -> None:
@@ -103,4 +109,8 @@ def collect_recipe(name: str) -> None:
 
 
 if __name__ == "__main__":
-    collect(RECIPE, COMMAND, VARIANTS, sys.argv[1:])
+    seeds = [word for word in sys.argv[1:] if word.isdigit()]
+    if "--served" in sys.argv:
+        collect(RECIPE, SERVED_COMMAND, SERVED, seeds, "served")
+    else:
+        collect(RECIPE, COMMAND, VARIANTS, seeds)
