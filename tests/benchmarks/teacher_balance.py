@@ -1,25 +1,20 @@
-"""Merges two experts whose answers are 2 and 21 tokens long, with and without `TeacherBalance`; prints both parities.
+"""Merges two experts whose answers are 2 and 21 tokens long, with and without `TeacherBalance`; keeps both parities.
 
-Command: python -m tests.benchmarks.teacher_balance FOLDER balanced|unbalanced [STEPS]
+    python -m tests.benchmarks.teacher_balance FOLDER 0 1 2
 
-Both arms start from one base and see the same prompts, half of each domain; 9 % of the tokens are short answers. After
-200 steps (one seed, two layers of width 64, 28 November 2026), greedy rewards of the student ÷ those of each expert:
-
-| | short | long |
-|---|---|---|
-| balanced (each domain half of the weighted tokens) | 1.000 | .812 |
-| unbalanced | .750 | .938 |
-
-Balance moves the signal, it adds none: the long domain gets .55 of its weight, and is later by about as much.
+Both arms start from one base and see the same prompts, half of each domain; 9 % of the tokens are short answers. The
+models have two layers of width 64. Writes `teacher_balance.json` beside this file, and the table of the README here.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -32,6 +27,7 @@ from lightning_opd.models import StudentConfig, export_student, load_causal_lm, 
 from lightning_opd.modules import OPDModule, SFTModule
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Messages, Prompt, Sampling
+from tests.benchmarks.evidence import provenance, with_table
 from tests.tiny import save_model
 from tests.world import Recorder, make_trainer, run_episodes
 
@@ -85,11 +81,14 @@ def answer(domain: str, key: int) -> str:
 
 
 BOTH = TwoDomains(["short", "long"], num_keys=MERGED_KEYS)
+RESULTS = Path(__file__).with_suffix(".json")
+README = Path(__file__).with_name("README.md")
+STEPS = 200
 
 
-def supervise(start: Path, folder: Path, task: TwoDomains, steps: int) -> Path:
+def supervise(start: Path, folder: Path, task: TwoDomains, steps: int, seed: int) -> Path:
     module = SFTModule(StudentConfig(str(start)), lambda p: torch.optim.AdamW(p, lr=2e-3, weight_decay=0.0))
-    data = SFTDataModule(task, batch_size=32, num_examples=32 * steps, num_validation_examples=8, seed=0)
+    data = SFTDataModule(task, batch_size=32, num_examples=32 * steps, num_validation_examples=8, seed=seed)
     make_trainer(folder, max_steps=steps).fit(module, data)
     export_student(module.loaded_student, load_tokenizer(str(start)), folder)
     return folder
@@ -105,44 +104,64 @@ def rewards(path: Path) -> dict[str, float]:
     return {d: sum(t.reward for t in found if t.prompt.domain == d) / MERGED_KEYS for d in task.domains}
 
 
-def merge(base: Path, experts: dict[str, str], folder: Path, steps: int, *callbacks: Callback) -> Recorder:
-    L.seed_everything(0, verbose=False)
+def merge(base: Path, experts: dict[str, str], folder: Path, seed: int, *callbacks: Callback) -> Recorder:
+    L.seed_everything(seed, verbose=False)
     module = OPDModule(
         StudentConfig(str(base)), experts, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0)
     )
-    data = OPDDataModule(BOTH, prompts_per_batch=32, sampling=SAMPLING, seed=0)
+    data = OPDDataModule(BOTH, prompts_per_batch=32, sampling=SAMPLING, seed=seed)
     recorder = Recorder()
-    make_trainer(folder, *callbacks, recorder, max_steps=steps).fit(module, data)
+    make_trainer(folder, *callbacks, recorder, max_steps=STEPS).fit(module, data)
     export_student(module.loaded_student, load_tokenizer(str(base)), folder)
     return recorder
 
 
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+def measure(folder: Path, seed: int) -> list[dict[str, object]]:
+    """Train base and experts, merge them in both arms, and return a row for each arm and domain."""
+    L.seed_everything(seed, verbose=False)
+    fresh = save_model(folder / "fresh", seed=seed, hidden_size=64, intermediate_size=128)
+    base = supervise(fresh, folder / "base", TwoDomains(["short", "long"], is_right=False), 300, seed)
+    experts = {d: str(supervise(base, folder / d, TwoDomains([d]), 500, seed)) for d in BOTH.domains}
+    teacher, before = {d: rewards(Path(path))[d] for d, path in experts.items()}, rewards(base)
+    rows: list[dict[str, object]] = []
+    for arm, callbacks in {"balanced": [TeacherBalance()], "unbalanced": []}.items():
+        last = merge(base, experts, folder / arm, seed, *callbacks).logged[-25:]
+        own = rewards(folder / arm)
+        for d in BOTH.domains:
+            sampled, fraction = (
+                sum(x[f"train/{name}/{d}"] for x in last) / len(last) for name in ("reward", "token_fraction")
+            )
+            found = {"base": before[d], "expert": teacher[d], "parity": own[d] / teacher[d]}
+            found |= {"sampled_parity": sampled / teacher[d], "token_fraction": fraction}
+            rows.append({"seed": seed, "arm": arm, "domain": d, **{k: round(v, 4) for k, v in found.items()}})
+            sys.stdout.write(f"{rows[-1]}\n")
+            sys.stdout.flush()
+    return rows
 
 
-def main(folder: Path, arm: str, steps: int) -> None:
-    L.seed_everything(0, verbose=False)
-    if not (folder / "long").is_dir():
-        fresh = save_model(folder / "fresh", hidden_size=64, intermediate_size=128)
-        supervise(fresh, folder / "base", TwoDomains(["short", "long"], is_right=False), 300)
-        for domain in BOTH.domains:
-            supervise(folder / "base", folder / domain, TwoDomains([domain]), 500)
-    experts = {domain: str(folder / domain) for domain in BOTH.domains}
-    teacher = {domain: rewards(Path(path))[domain] for domain, path in experts.items()}
-    say(f"greedy rewards: base {rewards(folder / 'base')}, experts {teacher}")
-    callbacks = [TeacherBalance()] if arm == "balanced" else []
-    recorder = merge(folder / "base", experts, folder / arm, steps, *callbacks)
-    for end in range(25, steps + 1, 25):
-        last = recorder.logged[end - 25 : end]
-        means = {d: sum(step[f"train/reward/{d}"] for step in last) / len(last) / teacher[d] for d in BOTH.domains}
-        tokens = sum(step["train/token_fraction/short"] for step in last) / len(last)
-        parity = ", ".join(f"{domain} {mean:.3f}" for domain, mean in means.items())
-        say(f"{arm}, steps {end - 24} to {end}: sampled parity {parity}; {tokens:.3f} of the tokens are short answers")
-    own = rewards(folder / arm)
-    say(f"{arm}, after step {steps}: greedy parity { ({d: round(own[d] / teacher[d], 3) for d in teacher}) }")
+def markdown(results: dict[str, Any]) -> str:
+    """Return the table: a row for each arm and domain, means over the seeds."""
+    names = ["base", "expert", "parity", "sampled_parity", "token_fraction"]
+    head = ["arm", "domain", "base", "expert", "**parity**, greedy", "lowest seed", "parity, sampled", "of the tokens"]
+    lines = [head, ["---"] * len(head)]
+    for arm in ("balanced", "unbalanced"):
+        for d in BOTH.domains:
+            rows = [row for row in results["rows"] if (row["arm"], row["domain"]) == (arm, d)]
+            base, expert, parity, sampled, fraction = (f"{sum(r[n] for r in rows) / len(rows):.3f}" for n in names)
+            lowest = f"{min(row['parity'] for row in rows):.3f}"
+            lines.append([arm, d, base, expert, f"**{parity}**", lowest, sampled, fraction])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(folder: Path, seeds: list[str]) -> None:
+    """Measure each seed; write results and README."""
+    rows = [row for seed in seeds for row in measure(folder / seed, int(seed))]
+    results = {**provenance("python -m tests.benchmarks.teacher_balance FOLDER {0}", seeds), "rows": rows}
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    rest = json.dumps({**results, "rows": 0}, indent=1).replace('"rows": 0', f'"rows": [\n{lines}\n ]')
+    RESULTS.write_text(rest + "\n", encoding="utf-8")
+    README.write_text(with_table(README.read_text(encoding="utf-8"), "balance", markdown(results)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 300)
+    main(Path(sys.argv[1]), sys.argv[2:])
