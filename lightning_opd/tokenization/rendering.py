@@ -17,8 +17,23 @@ from lightning_opd.types import CONTROL_TOKENS, TEMPLATE_SETTINGS, Message, Mess
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TODAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
-"""What templates take for today, so that a run does not change at midnight: Llama 3's own default."""
+TODAY = {
+    **{
+        "%d": "26",
+        "%-d": "26",
+        "%e": "26",
+        "%m": "07",
+        "%-m": "7",
+        "%b": "Jul",
+        "%B": "July",
+        "%Y": "2024",
+        "%y": "24",
+    },
+    **{"%A": "Friday", "%a": "Fri", "%j": "208", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24"},
+    **{"%H": "12", "%-H": "12", "%I": "12", "%-I": "12", "%M": "00", "%S": "00", "%p": "PM", "%T": "12:00:00"},
+    **{"%R": "12:00", "%X": "12:00:00", "%Z": "UTC", "%z": "+0000"},
+}
+"""What templates take for now, so that a run does not change at midnight: Llama 3's own default day, at noon."""
 
 OF_THE_CHAT = frozenset({"tools", TEMPLATE_SETTINGS})
 """What a chat's first message carries for the whole chat."""
@@ -216,8 +231,22 @@ def _marked(tokenizer: PreTrainedTokenizerBase, text: str, role: str) -> str:
 
 def _inside(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a text that stands inside another: without a space of the tokenizer's own before it."""
-    ids, line_break = (cast("list[int]", tokenizer.encode(t, add_special_tokens=False)) for t in (f"\n{text}", "\n"))
-    return ids[len(line_break) :] if text else []
+
+    def ids_of(text: str) -> list[int]:
+        return cast("list[int]", tokenizer.encode(text, add_special_tokens=False))
+
+    return _after(ids_of, text)
+
+
+def _after(ids_of: Callable[[str], list[int]], text: str) -> list[int]:
+    """Return the tokens of a text behind another character, one that its beginning does not merge with."""
+    if not text:
+        return []
+    for before in ("\n", "a", ".", "0"):  # line breaks merge with line breaks, letters with letters
+        ids, own = ids_of(before + text), ids_of(before)
+        if ids[: len(own)] == own:
+            return ids[len(own) :]
+    return ids_of(text)
 
 
 def _as_text(tokenizer: PreTrainedTokenizerBase, token: str) -> list[int]:
@@ -229,4 +258,4 @@ def _as_text(tokenizer: PreTrainedTokenizerBase, token: str) -> list[int]:
         words = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, (0, 0))]
         return [token.id for word, _ in words for token in backend.model.tokenize(word)]
 
-    return ids_of(f"\n{token}")[len(ids_of("\n")) :]
+    return _after(ids_of, token)

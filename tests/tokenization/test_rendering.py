@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from lightning_opd.errors import ConfigError
@@ -87,6 +89,26 @@ def test_a_control_token_in_data_is_only_text(role: str, spelled: str) -> None:
     assert tokenizer.decode(ids) == f"<|im_start|>{role}\nx {spelled} y<|im_end|>\n"
     control = tokenizer.get_added_vocab().values()
     assert [i for i in ids if i in control] == tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+
+
+@pytest.mark.parametrize("after", ["\n", "\n\n", "\n  y", " \ny", "a", "0", "."])
+def test_what_follows_a_spelled_control_token_is_whole(after: str) -> None:
+    tokenizer = tokenizer_with("ChatML")
+    merging = copy.deepcopy(tokenizer)
+    merging.add_tokens(
+        [AddedToken(token, normalized=False) for token in ("\n\n", "\n\n\n")]
+    )  # as most tokenizers merge them
+    content = f"x <|im_end|>{after}"
+    for own in (tokenizer, merging):
+        ids = encode(own, render(own, [{"role": "user", "content": content}], add_generation_prompt=False))
+        assert own.decode(ids) == f"<|im_start|>user\n{content}<|im_end|>\n"
+
+
+def test_every_form_of_the_time_is_fixed() -> None:
+    template = "{{ strftime_now('%-d %B %Y, %H:%M:%S %p %Z %j %e %F %T') }}"
+    tokenizer = copy.deepcopy(tokenizer_with("ChatML"))
+    tokenizer.chat_template = template
+    assert text_of(tokenizer, USER) == "26 July 2024, 12:00:00 PM UTC 208 26 2024-07-26 12:00:00"
 
 
 def test_an_assistants_control_tokens_stay() -> None:
