@@ -18,7 +18,8 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_DEPTH = 32
 """Deepest nesting of a call's arguments."""
 
-_KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
+_ARGUMENTS = frozenset({"arguments", "parameters"})
+_KEYS = _ARGUMENTS | {"name", "id", "type"}
 """What a call as JSON may hold; another key is an argument in the wrong place, or no call at all."""
 
 _SEPARATORS = re.compile(r"[ \t\r\n;]*")
@@ -218,6 +219,8 @@ def call_from_json(value: object) -> ToolCall | None:
     text are read once.
     """
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        if not value.keys() <= {"function", *_KEYS} - _ARGUMENTS:
+            return None
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value.keys() <= _KEYS:
         return None
@@ -251,7 +254,7 @@ def _is_meant_as_call(value: object) -> bool:
     call = inner if isinstance(inner, dict) else value
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return False
-    return "arguments" in call or "parameters" in call or call.keys() <= _KEYS
+    return bool(call.keys() & _ARGUMENTS) or call is inner
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -137,7 +137,7 @@ def test_rules_read_calls_in_the_models_own_form() -> None:
 
     assert names('{"name": "calc", "parameters": {}}') == names(CALL) == names("85") == []
     assert names('{"name": "calc"') == ["unparsable_tool_call"]
-    assert names('{"name": "shell"}') == ["unknown_tool"]
+    assert names('{"name": "shell", "parameters": {}}') == ["unknown_tool"]
 
 
 @given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", "<think>", "</think>", "x", '{"name": "calc"}'])))

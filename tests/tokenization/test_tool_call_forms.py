@@ -92,6 +92,8 @@ def test_several_calls_keep_their_order() -> None:
         (TaggedJson(), '<tool_call>{"name": "look_up", "arguments": "Oslo"}</tool_call>'),
         (TaggedJson(), '<tool_call>{"name": "look_up", "arguments": {}, "parameters": {"city": "x"}}</tool_call>'),
         (BareJson(), '{"name": "look_up", "parameters": ["Oslo"]}'),
+        (BareJson(), '{"type": "function", "function": {"name": "look_up"}, "arguments": {"city": "Oslo"}}'),
+        (TaggedJson(), '<tool_call>{"function": {"name": "look_up"}, "parameters": {"city": "Oslo"}}</tool_call>'),
         (BareJson(), "<|python_tag|>print(1)"),
         (XmlParameters(), QWEN.replace("</parameter>", "", 1)),
         (XmlParameters(), QWEN.replace("<function=", "<call=")),
@@ -121,7 +123,20 @@ def test_a_call_whose_arguments_cannot_be_read_is_no_call_without_any(parser: To
 
 
 @pytest.mark.parametrize(
-    "text", ['{"answer": 42}', '{"name": "Bob", "age": 3}', "{1, 2}", "{", "[1, 2]", "[]", "[x]", "f(x=1)", "42"]
+    "text",
+    [
+        '{"answer": 42}',
+        '{"name": "Bob", "age": 3}',
+        '{"name": "Alice"}',
+        '{"name": "Al", "type": "person", "id": 7}',
+        "{1, 2}",
+        "{",
+        "[1, 2]",
+        "[]",
+        "[x]",
+        "f(x=1)",
+        "42",
+    ],
 )
 def test_an_answer_that_looks_like_data_is_no_call(text: str) -> None:
     assert [list(form(text)) for form in FORMS] == [[]] * len(FORMS)
