@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.replies import call_id
@@ -32,13 +33,16 @@ def with_tool_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
         >>> with_tool_calls([{"role": "assistant", "content": None, "tool_calls": [call]}])[0]["tool_calls"]
         [{'id': 'call00000', 'type': 'function', 'function': {'name': 'now', 'arguments': {'zone': 'UTC'}}}]
     """
+    calls_of = (_list(message.get("tool_calls"), "tool_calls") for message in messages)
+    taken = {call.get("id") for calls in calls_of for call in calls if isinstance(call, Mapping)}
+    free = (own for own in map(call_id, count()) if own not in taken)
     new_ids: dict[object, str] = {}
     names: dict[str, str] = {}
     waiting: list[str] = []
     chat: list[Message] = []
     for message in messages:
         if "tool_calls" in message:
-            calls = [_call(call, len(names) + i) for i, call in enumerate(_list(message["tool_calls"], "tool_calls"))]
+            calls = [_call(call, free) for call in _list(message["tool_calls"], "tool_calls")]
             kept = {key: value for key, value in message.items() if key != "tool_calls"}
             kept["content"] = "" if message.get("content") is None else message["content"]
             chat.append({**kept, "tool_calls": [call for _, call, _ in calls]} if calls else kept)
@@ -52,7 +56,7 @@ def with_tool_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(chat)
 
 
-def _call(call: object, number: int) -> tuple[object, dict[str, object], str]:
+def _call(call: object, free: Iterator[str]) -> tuple[object, dict[str, object], str]:
     """Return a call's own id, the call in the one form, and its tool's name."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -64,7 +68,7 @@ def _call(call: object, number: int) -> tuple[object, dict[str, object], str]:
         msg = f"expected the `arguments` of `{function['name']}` as a mapping, or as JSON of one, got {given!r}."
         raise ConfigError(msg)
     own = call.get("id")
-    kept = own if isinstance(own, str) and _ID.fullmatch(own) else call_id(number)
+    kept = own if isinstance(own, str) and _ID.fullmatch(own) else next(free)
     named: dict[str, object] = {"name": function["name"], "arguments": arguments}
     return own, {"id": kept, "type": "function", "function": named}, str(function["name"])
 

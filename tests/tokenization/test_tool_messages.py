@@ -49,6 +49,15 @@ def test_answers_without_ids_belong_to_the_calls_in_order() -> None:
         asked(calls, *answers, {"role": "tool", "content": "2"})
 
 
+def test_a_new_id_is_none_that_another_call_has() -> None:
+    _, made, *given = asked(
+        [{"name": "a"}, {"name": "b", "id": "call00000"}],
+        {"role": "tool", "tool_call_id": "call00000", "content": "of b"},
+    )
+    assert [call["id"] for call in made["tool_calls"]] == ["call00001", "call00000"]
+    assert given[0]["name"] == "b"
+
+
 def test_an_empty_list_of_calls_is_none() -> None:
     assert asked([], content="So.")[1] == asked(None, content="So.")[1] == {"role": "assistant", "content": "So."}
 
