@@ -123,8 +123,13 @@ def reply_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
     The first is often a space; it is empty where the template shows a reply in another place.
     """
-    prompt = render(tokenizer, [USER], add_generation_prompt=True)
-    whole = render(tokenizer, [USER, stand_in_reply(None, STAND_IN)], add_generation_prompt=False)
+    return surroundings_of_reply_to(USER, tokenizer)
+
+
+def surroundings_of_reply_to(message: Message, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what `reply_surroundings` does for a reply to this message."""
+    prompt = render(tokenizer, [message], add_generation_prompt=True)
+    whole = render(tokenizer, [message, stand_in_reply(None, STAND_IN)], add_generation_prompt=False)
     before, _, after = whole.rpartition(STAND_IN)
     return before[len(prompt) :] if before.startswith(prompt) else "", after
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.teachers.cross_tokenizer.roles import SPELLINGS, RoleTable, control_tokens
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.tokenization.rendering import encode
-from lightning_opd.tokenization.turn_borders import USER, reply_surroundings
+from lightning_opd.tokenization.rendering import encode, render
+from lightning_opd.tokenization.turn_borders import USER, reply_surroundings, surroundings_of_reply_to
+from lightning_opd.types import TEMPLATE_SETTINGS, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ class Openings:
         self._lead = lead
         control = control_tokens(teacher[0])
         self._think_ids = tuple(control[token] for token in SPELLINGS["think_open"] if token in control)[:1]
-        self._teacher_spelling = teacher[1]
+        self._teacher_spelling, self._tokenizers = teacher[1], (student[0], teacher[0])
 
     def __call__(self, token_ids: Sequence[int]) -> Opening:
         """Return how a reply of the student begins for the teacher."""
@@ -77,11 +78,22 @@ class Openings:
             return Opening(self._think_ids, self._own_opened) if self._think_ids else Opening()
         return Opening(self._lead.token_ids, self._lead.text, own_text=self._own_text)
 
+    def depends_on(self, settings: Mapping[str, object]) -> bool:
+        """Whether a chat's own settings of the template would have its reply begin in another way."""
+        given: Message = {**USER, TEMPLATE_SETTINGS: settings}
+        return any(_after_user(tokenizer, given) != _after_user(tokenizer, USER) for tokenizer in self._tokenizers)
+
     def _types_a_thought(self, token_ids: Sequence[int]) -> bool:
         """Whether the reply begins with a thought in plain text, from a student that has no token for it."""
         longest = max(map(len, SPELLINGS["think_open"]))
         text = b"".join(self._student_spelling.token_bytes(i) for i in token_ids[: longest + 1]).lstrip()
         return any(text.startswith(spelling.encode()) for spelling in SPELLINGS["think_open"])
+
+
+def _after_user(tokenizer: PreTrainedTokenizerBase, message: Message) -> str:
+    """Return what the template puts between a message and a reply to it."""
+    shown, _ = surroundings_of_reply_to(message, tokenizer)
+    return render(tokenizer, [message], add_generation_prompt=True).rpartition(str(USER["content"]))[2] + shown
 
 
 def _lead(tokenizer: PreTrainedTokenizerBase, spelling: ByteSpelling) -> Opening:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from lightning_opd.teachers.cross_tokenizer.metrics import alignment_metrics, do
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
 from lightning_opd.teachers.cross_tokenizer.tree_scoring import TreeScorer
 from lightning_opd.teachers.local import LocalTeacher
-from lightning_opd.types import LinearHead, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import TEMPLATE_SETTINGS, LinearHead, Prompt, SampledTokens, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -85,6 +86,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead, TakesTurns):
         self._translator: Translator | None = None
         self._batch_scorer: AlignedScorer | TreeScorer | None = None
         self._has_warned = False
+        self._depends_on = cache(lambda settings: self.translator.opening.depends_on(json.loads(settings)))
 
     @property
     @override
@@ -131,6 +133,19 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead, TakesTurns):
     @override
     def is_cross_tokenizer(self) -> bool:
         return not self.translator.is_identity
+
+    @override
+    def check_prompt(self, prompt: Prompt) -> None:
+        settings = prompt.messages[0].get(TEMPLATE_SETTINGS)
+        if not isinstance(settings, Mapping) or not settings or not self.is_cross_tokenizer:
+            return
+        if self._depends_on(json.dumps(settings, sort_keys=True)):
+            msg = (
+                f"The prompt {prompt.place or prompt.key} has `{TEMPLATE_SETTINGS}` {dict(settings)}, with which its "
+                f"reply begins otherwise; teacher `{self.path}` has another tokenizer and takes one beginning for all "
+                "rows. Set them for the run: `model.student.chat_template_kwargs`, and those of the teacher."
+            )
+            raise ConfigError(msg)
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:

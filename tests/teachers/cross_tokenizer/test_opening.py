@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lightning_opd.errors import ConfigError
+from lightning_opd.teachers import CrossTokenizerTeacher
 from lightning_opd.teachers.cross_tokenizer.prefix_tree import prefix_tree
 from lightning_opd.teachers.cross_tokenizer.translation import Translator
+from lightning_opd.types import TEMPLATE_SETTINGS, Prompt
 from tests.teachers.cross_tokenizer.families import TEMPLATES, family
 
 if TYPE_CHECKING:
@@ -53,6 +57,27 @@ def test_the_lead_of_a_reply_is_prompt_in_single_control_tokens(student: str) ->
     assert tokens[0] == "<think>"
     assert aligned == list(range(len(token_ids)))
     assert both.reply(token_ids).response_mask[0] is False
+
+
+def test_a_row_whose_settings_change_the_beginning_of_a_reply_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    thinker = chatml(TEMPLATES["chatml"] + "{% if add_generation_prompt and think %}{{ '<think>\n' }}{% endif %}")
+    dated = chatml("{% if date %}{{ date }}{% endif %}" + TEMPLATES["chatml"])
+    teacher = CrossTokenizerTeacher("models/thinker")
+
+    def row(**settings: object) -> Prompt:
+        return Prompt(({"role": "user", "content": "?", TEMPLATE_SETTINGS: settings},), "row 7", "t", "t")
+
+    for both, settings, is_refused in (
+        (Translator(family("llama3"), thinker), {"think": True}, True),
+        (Translator(family("llama3"), thinker), {"think": False}, False),
+        (Translator(family("llama3"), dated), {"date": "today"}, False),
+        (Translator(thinker, thinker), {"think": True}, False),
+    ):
+        teacher = CrossTokenizerTeacher("models/thinker")
+        monkeypatch.setattr(teacher, "_translator", both)
+        teacher.check_prompt(row())
+        with pytest.raises(ConfigError, match=r"row 7 has.*begins otherwise") if is_refused else nullcontext():
+            teacher.check_prompt(row(**settings))
 
 
 def test_a_reply_that_thinks_takes_the_place_of_the_empty_thought() -> None:
