@@ -15,6 +15,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsOwnPrompt, ReadsStudentTokens, TakesTurns, Teacher
 from lightning_opd.models import StudentConfig
 from lightning_opd.models.shared_base import SharedBases
+from lightning_opd.tasks.rows.chats import text_of, with_system
 from lightning_opd.teachers.adapters import AdapterTeacher, JoinsBase, attach, tell_student
 from lightning_opd.teachers.local import LocalTeacher
 from lightning_opd.tokenization.chat import render_prompt
@@ -124,15 +125,13 @@ class PrivilegedTeacher(Teacher, ReadsStudentTokens, HasOutputHead, TakesTurns, 
         last = own[places[-1]]
         own[places[-1]] = {**last, "content": self._filled(self.context, prompt, last)}
         if self.system_prompt is not None:
-            has_system = own[0].get("role") == "system"
-            system: Message = own[0] if has_system else {"role": "system", "content": ""}
-            system = {**system, "content": self._filled(self.system_prompt, prompt, system)}
-            own = [system, *own[has_system:]]
+            own = list(with_system(tuple(own), ""))
+            own[0] = {**own[0], "content": self._filled(self.system_prompt, prompt, own[0])}
         return own
 
     @staticmethod
     def _filled(template: str, prompt: Prompt, message: Message) -> str:
-        return template.format_map({**prompt.columns, "content": message.get("content", "")})
+        return template.format_map({**prompt.columns, "content": text_of(message) or ""})
 
     @override
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:

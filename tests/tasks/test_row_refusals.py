@@ -63,6 +63,18 @@ ROWS: dict[str, tuple[str | dict[str, Any], list[str]]] = {
         {"prompt": '[{"role": "user", "content": "x"}]', "teacher": "m"},
         ["`columns: {messages: prompt}`"],
     ),
+    "messages as indented text under prompt": (
+        {"prompt": '[\n  { "role": "user", "content": "x"}]', "teacher": "m"},
+        ["`columns: {messages: prompt}`"],
+    ),
+    "ShareGPT as text under prompt": (
+        {"prompt": '[{"from": "human", "value": "x"}]', "teacher": "m"},
+        ["`columns: {messages: prompt}`"],
+    ),
+    "a key twice in messages as text": (
+        {"messages": '[{"role": "user", "role": "system", "content": "x"}]', "teacher": "m"},
+        ["keys repeat"],
+    ),
     "messages as Python": ({"messages": "[{'role': 'user'}]", "teacher": "m"}, ["`json.dumps`"]),
     "messages as prose": ({"messages": "Hello", "teacher": "m"}, ["JSON", "'Hello'"]),
     "messages that are a mapping": ({"messages": user(), "teacher": "m"}, ["list of messages", "dict"]),

@@ -11,7 +11,7 @@ from lightning_opd.interfaces import Teacher
 from lightning_opd.models import load_causal_lm, load_tokenizer
 from lightning_opd.teachers import LocalTeacher, PrivilegedTeacher, TeacherPool
 from lightning_opd.tokenization.chat import render_prompt
-from lightning_opd.types import Messages, Prompt, RolloutBatch, Signal, Trajectory
+from lightning_opd.types import TEMPLATE_SETTINGS, Messages, Prompt, RolloutBatch, Signal, Trajectory
 from tests.world import collate
 
 CPU = torch.device("cpu")
@@ -104,6 +104,15 @@ def test_a_system_prompt_is_part_of_what_a_teacher_is_and_braces_are_explained()
         make("{n}").messages(prompt(0), prompt(0).messages)
     with pytest.raises(ConfigError, match=r"Write a brace as \{\{ or \}\}"):
         make('Answer as {"answer": 1')
+
+
+def test_tools_settings_and_parts_of_a_chat_survive_a_prompt_of_its_own() -> None:
+    settings = {"tools": [{"name": "now"}], TEMPLATE_SETTINGS: {"enable_thinking": False}}
+    chat = ({"role": "user", "content": [{"type": "text", "text": "Hi"}], **settings},)
+    teacher = PrivilegedTeacher(LocalTeacher("x"), "{content} {answer}", "Be brief.")
+    system, user = teacher.messages(prompt(1), chat)
+    assert system == {"role": "system", "content": "Be brief.", **settings}
+    assert user == {"role": "user", "content": "Hi 11"}
 
 
 def test_a_rank_without_rows_takes_part(tiny_model_dir: Path) -> None:

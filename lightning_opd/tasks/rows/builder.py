@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.answers import AnswerReward, answers_of
-from lightning_opd.tasks.rows.chats import chat_of, is_sharegpt, parsed, prepared, with_system
+from lightning_opd.tasks.rows.chats import chat_of, is_sharegpt, parsed, prepared, text_of, with_system
 from lightning_opd.tasks.rows.columns import USUAL, Columns
 from lightning_opd.tasks.rows.source import Row
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.types import TEMPLATE_SETTINGS, Message, Prompt
 
 _ENCODER = json.JSONEncoder(sort_keys=True)
+
+
+_CHAT_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 
 
 class PromptBuilder:
@@ -57,7 +60,7 @@ class PromptBuilder:
                 raise self.columns.missing("domain", row, place)
         demonstration = self._demonstration(row, place)
         if chat[-1]["role"] == "assistant":
-            if demonstration is not None and demonstration["content"] != _text(chat[-1]):
+            if demonstration is not None and demonstration["content"] != text_of(chat[-1]):
                 msg = (
                     f"{place}: the row has two replies: the assistant's message at the end of its messages, and "
                     "`response` or `completion`. Leave one out."
@@ -70,7 +73,7 @@ class PromptBuilder:
         if demonstration is not None:
             columns |= {key: demonstration[key] for key in ("tool_calls",) if key in demonstration}
             if demonstration.get("content") is not None:
-                columns["response"] = _text(demonstration)
+                columns["response"] = text_of(demonstration)
         key = self._key(chat, place)
         if self._system:
             chat = with_system(chat, self._system)
@@ -84,7 +87,7 @@ class PromptBuilder:
         name, value = found
         column = self.columns.mapping.get(name, name)
         if name == "prompt" and isinstance(value, str):
-            if value.startswith(('[{"role"', '[{"content"', "[{'role'", "[{'content'")):
+            if _CHAT_AS_TEXT.match(value):
                 msg = f"{place}: `{column}` holds messages as text. Name it so: `columns: {{messages: {column}}}`."
                 raise ConfigError(msg)
             chat: list[Message] = [{"role": "user", "content": value}]
@@ -182,11 +185,3 @@ class PromptBuilder:
         except (TypeError, ValueError) as error:
             msg = f"{place}: the messages hold what JSON cannot ({error}). Use texts, numbers, lists and mappings."
             raise ConfigError(msg) from None
-
-
-def _text(message: Message) -> str | None:
-    """Return a message's content, of whose parts there may be several, as one text."""
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content
-    return "".join(str(part["text"]) for part in cast("Sequence[Mapping[str, object]]", content))

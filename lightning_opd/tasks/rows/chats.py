@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from lightning_opd.errors import ConfigError, closest
 from lightning_opd.tokenization.rendering import OF_THE_CHAT, message_error
+from lightning_opd.tokenization.tool_calls import DECODER
 from lightning_opd.tokenization.tool_messages import with_template_settings, with_tool_calls, with_tools
 from lightning_opd.types import Message
 
@@ -68,11 +68,12 @@ def parsed(value: object, place: str, name: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return DECODER.decode(value)
+    except (ValueError, RecursionError) as error:
         is_python = value.lstrip().startswith(("[{'", "{'"))
+        repeats = f" ({error})" if "repeat" in str(error) else ""
         cure = "Write it by `json.dumps`, not by `str`." if is_python else "Correct the row."
-        msg = f"{place}: expected `{name}` as a list or as JSON of one, got {value[:60]!r}. {cure}"
+        msg = f"{place}: expected `{name}` as a list or as JSON of one, got {value[:60]!r}{repeats}. {cure}"
         raise ConfigError(msg) from None
 
 
@@ -84,6 +85,14 @@ def with_system(chat: tuple[Message, ...], text: str) -> tuple[Message, ...]:
     of_chat = {key: first[key] for key in OF_THE_CHAT if key in first}
     rest = {key: value for key, value in first.items() if key not in OF_THE_CHAT}
     return ({"role": "system", "content": text, **of_chat}, rest, *chat[1:])
+
+
+def text_of(message: Message) -> str | None:
+    """Return a message's content, of whose parts there may be several, as one text."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return content
+    return "".join(str(part["text"]) for part in cast("Sequence[Mapping[str, object]]", content))
 
 
 def prepared(chat: Sequence[Message], tools: object, settings: object, place: str) -> tuple[Message, ...]:
