@@ -155,7 +155,8 @@ def _gap(rollouts: RolloutBatch, rows: Tensor, learner: Learner, sampling: Sampl
     difference = part.rollout_logprobs.double() - own
     above = (difference - _most_above(sampling)).clamp(min=0)
     excess = torch.where(part.response_mask, torch.maximum(above, -difference), 0.0)
-    excess = torch.where(excess.isnan(), 0.0, excess)  # weights that are not finite: their update is skipped, and said
+    # log-probs that were sampled with are not finite where weights are not: their update is skipped, and said
+    excess = torch.where(excess.isnan(), torch.where(part.rollout_logprobs.isfinite(), torch.inf, 0.0), excess)
     worst = int(excess.argmax())
     row, column = divmod(worst, excess.shape[1])
     mean = float(excess.sum() / part.response_mask.sum().clamp(min=1))

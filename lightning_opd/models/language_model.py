@@ -89,8 +89,6 @@ class LanguageModel:
         """Return the head's factor and soft cap, or None where the logits are made in another way."""
         if not isinstance(self._head, nn.Linear):
             return None
-        was_training = self.model.training
-        self.model.eval()
         states = probing_states(self._head)
         token_ids = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
 
@@ -99,10 +97,10 @@ class LanguageModel:
 
         handle = self.model.get_decoder().register_forward_hook(put)
         try:
-            logits = self.model(input_ids=token_ids, use_cache=False).logits
+            with evaluating(self.model):
+                logits = self.model(input_ids=token_ids, use_cache=False).logits
         finally:
             handle.remove()
-            self.model.train(was_training)
         return explain(self._head(states), logits, self.model.config)
 
     def _decoder_states(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-TRAINING_NOISE = ("jitter_noise", "input_jitter_noise")
+TRAINING_NOISE = ("jitter_noise", "input_jitter_noise", "router_jitter_noise")
 """Names under which mixtures of experts shake their router's input while training."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
-from lightning_opd.models import cache_argument, unsharded
+from lightning_opd.models import cache_argument, evaluating, unsharded
 from lightning_opd.types import Sample
 
 if TYPE_CHECKING:
@@ -71,25 +71,21 @@ def check_cache(model: PreTrainedModel, generate: Callable[[bool], list[Sample]]
 @torch.no_grad()
 def _largest_error(model: PreTrainedModel, samples: Sequence[Sample]) -> float:
     """Return the largest difference in nats of the samples' log-probs from those of a plain forward."""
-    prompts, was_training = probing_prompts(model), model.training
+    prompts = probing_prompts(model)
     per_prompt = len(samples) // len(prompts)
     device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[assignment]  # a parameter's
     errors: list[Tensor] = []
-    model.eval()
-    try:
-        with unsharded(model):
-            for row, sample in enumerate(samples):
-                prompt = prompts[row // per_prompt]
-                ids = torch.tensor([[*prompt, *sample.token_ids]], device=device)
-                expected = token_logprobs(model(input_ids=ids, use_cache=False).logits, ids)[0, len(prompt) :]
-                errors.append((expected - torch.tensor(sample.logprobs).to(expected)).abs().max())
-    finally:
-        model.train(was_training)
+    with evaluating(model), unsharded(model):
+        for row, sample in enumerate(samples):
+            prompt = prompts[row // per_prompt]
+            ids = torch.tensor([[*prompt, *sample.token_ids]], device=device)
+            expected = token_logprobs(model(input_ids=ids, use_cache=False).logits, ids)[0, len(prompt) :]
+            errors.append((expected - torch.tensor(sample.logprobs).to(expected)).abs().max())
     return float(torch.stack(errors).max())
 
 
 def _refusal(model: PreTrainedModel, reason: str) -> str:
     return (
         f"`InProcessEngine` cannot generate with architecture `{model.config.model_type}`: {reason}. "
-        "Use a student of another architecture, or a `RolloutEngine` that runs this one, such as one around vLLM."
+        "Use a student of another architecture, or `VLLMEngine`, if vLLM runs this one."
     )

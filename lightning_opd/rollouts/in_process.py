@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import RolloutEngine
-from lightning_opd.models import causal_lm, unsharded
+from lightning_opd.models import causal_lm, evaluating, unsharded
 from lightning_opd.rollouts.admission import Queue
 from lightning_opd.rollouts.cache_support import check_cache, probing_prompts
 from lightning_opd.rollouts.decoding import Decoding
@@ -138,13 +138,8 @@ class InProcessEngine(RolloutEngine):
             following,
             is_padded=self._pads,
         )
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            with unsharded(self._model):
-                samples = decoding.run(queue, on_progress)
-        finally:
-            self._model.train(was_training)
+        with evaluating(self._model), unsharded(self._model):
+            samples = decoding.run(queue, on_progress)
         self._num_tokens += sum(len(sample.token_ids) for sample in samples)
         self._num_row_steps += decoding.num_row_steps
         self._num_prompt_tokens += decoding.num_prompt_tokens

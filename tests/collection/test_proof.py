@@ -98,6 +98,19 @@ class Unmasked(OPDModule):
                 module.register_forward_hook(spill)
 
 
+class Blank(OPDModule):
+    """Its training forward gives no numbers."""
+
+    def forward_student(self, batch: Any) -> Any:
+        found = super().forward_student(batch)
+        return dataclasses.replace(found, hidden_states=found.hidden_states * torch.nan)
+
+
+def test_a_training_forward_without_numbers_is_no_agreement(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="inf nats"):
+        fit(tmp_path, make_module(world, kind=Blank))
+
+
 @pytest.mark.parametrize(("kind", "reason"), [(Noisy, "acts in training only"), (Unmasked, "Row by row they agree")])
 def test_the_reason_is_read_off_what_makes_them_agree(
     kind: type[OPDModule], reason: str, world: Path, tmp_path: Path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_opd.models import Lora, evaluating, remove_dropout
+from lightning_opd.models import LanguageModel, Lora, evaluating, remove_dropout
 from lightning_opd.models.student import with_lora
+from lightning_opd.rollouts import InProcessEngine
+from lightning_opd.types import Sampling
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -47,6 +50,21 @@ def test_dropout_of_an_adapter_is_removed_too() -> None:
     student = with_lora(model_of("llama"), Lora(rank=2, dropout=0.5))
     assert 0.5 in remove_dropout(student).values()
     assert remove_dropout(student) == {}
+
+
+def generate(model: Any) -> None:
+    engine = InProcessEngine()
+    engine.sync(model, 0)
+    engine.generate([[5, 6]], 1, [0], Sampling(max_new_tokens=2, stop_token_ids=(1,), vocab_size=16))
+
+
+@pytest.mark.parametrize("use", [generate, lambda model: LanguageModel(model, 16)], ids=["rollouts", "head"])
+def test_rollouts_and_probes_leave_every_module_in_its_own_mode(use: Callable[[Any], object]) -> None:
+    model = model_of("gpt2").train()
+    model.transformer.h[0].eval()
+    before = [module.training for module in model.modules()]
+    use(model)
+    assert [module.training for module in model.modules()] == before
 
 
 def test_every_module_gets_its_own_mode_back() -> None:
