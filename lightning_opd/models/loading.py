@@ -203,7 +203,8 @@ def declared_stop_ids(path: str, config: PretrainedConfig, *, revision: str | No
     except OSError:  # no generation_config.json
         stops = None
     if stops is None:
-        stops = getattr(config, "eos_token_id", None)
+        own = getattr(config, "eos_token_id", None)
+        stops = getattr(config.get_text_config(), "eos_token_id", None) if own is None else own
     return (stops,) if isinstance(stops, int) else tuple(stops or ())
 
 

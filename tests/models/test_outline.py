@@ -14,6 +14,7 @@ from lightning_opd.models import (
     context_length,
     declared_stop_ids,
     export_student,
+    load_config,
     load_tokenizer,
     outline,
 )
@@ -78,6 +79,14 @@ def test_the_context_of_a_new_model_is_its_own_or_its_architectures() -> None:
     assert length(model_type="gpt2", n_positions=55) == 55
     assert length(model_type="gemma3", text_config={"max_position_embeddings": 99}) == 99
     assert length(model_type="qwen3") < 2**31
+
+
+def test_stops_of_a_nested_configuration_count(tmp_path: Path) -> None:
+    text = {"model_type": "gemma3_text", "eos_token_id": [1, 106]}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "eos_token_id": None, "text_config": text})
+    )
+    assert declared_stop_ids(str(tmp_path), load_config(str(tmp_path))) == (1, 106)
 
 
 def test_a_configuration_is_read_once(tiny_model_dir: Path, tmp_path: Path) -> None:
