@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.tasks.tools import Tool, ToolEnvironment, calculate, reverse_text, sort_text
 from lightning_opd.tasks.tools.environment import MAX_CALLS
 from lightning_opd.tokenization.tool_call_forms import XmlParameters
@@ -97,6 +98,18 @@ def test_the_text_tools_put_words_in_order() -> None:
 def episode(**settings: Any) -> ToolEnvironment:
     tools = (CALCULATOR, SORT, Tool(misbehave, timeout=0.1))
     return ToolEnvironment(QUESTION, tools, lambda reply: float(reply == "5"), **settings)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_refused_with_the_functions_name(value: float) -> None:
+    def wrong(reply: str) -> float:
+        return value
+
+    environment = ToolEnvironment(QUESTION, (CALCULATOR,), wrong)
+    environment.reset()
+    environment.step({"role": "assistant", "content": "5"})
+    with pytest.raises(ConfigError, match="wrong"):
+        environment.reward()
 
 
 def said(environment: ToolEnvironment, reply: str) -> list[str]:

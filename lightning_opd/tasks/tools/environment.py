@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from lightning_opd.interfaces import Environment
+from lightning_opd.interfaces import Environment, finite_reward
 from lightning_opd.tasks.tools.tool import Tool
 from lightning_opd.tokenization.replies import ReplyReader, as_message_call, call_id, reply_reader, shown_name
 from lightning_opd.tokenization.tool_calls import TaggedJson, ToolCall, ToolCallParser
@@ -114,4 +114,7 @@ class ToolEnvironment(Environment):
 
     @override
     def reward(self) -> float:
-        return 0.0 if self._final is None else float(self._final_reward(self._final))
+        if self._final is None:
+            return 0.0
+        name = getattr(self._final_reward, "__qualname__", type(self._final_reward).__name__)
+        return finite_reward(self._final_reward(self._final), f"`{name}`", str(self._messages[-1].get("content"))[:60])
