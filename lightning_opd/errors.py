@@ -77,6 +77,10 @@ class MissingFileError(ConfigError, FileNotFoundError):
     """A file or folder that the settings name and that does not exist."""
 
 
+class CheckpointWriteError(ConfigError, OSError):
+    """A checkpoint could not be written: a full disk, no rights."""
+
+
 class MissingPackageError(ConfigError, ImportError):
     """A library that the settings need and that is not installed."""
 

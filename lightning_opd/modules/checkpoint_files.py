@@ -15,7 +15,7 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from lightning_opd.errors import ConfigError, MissingFileError
+from lightning_opd.errors import CheckpointWriteError, ConfigError, MissingFileError
 from lightning_opd.models import check_finite
 
 PARTIAL = ".partial"
@@ -50,8 +50,9 @@ class CheckpointFiles(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch words a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
-            msg = f"checkpoint `{target}` could not be written ({error}); the one before is still there."
-            raise OSError(msg) from error
+            last = "the one before is still there" if target.is_file() else "there is none before it"
+            msg = f"checkpoint `{target}` could not be written ({error}); {last}. Free some space, or name another folder."
+            raise CheckpointWriteError(msg) from error
         if target.is_file() and target not in self._damaged:
             previous = previous_of(target)
             previous.unlink(missing_ok=True)
@@ -109,7 +110,7 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's file, or None; every byte is checked.
+    """Return what is wrong with a checkpoint's file, or None; every byte of its parts is checked.
 
     Raises:
         MissingFileError: There is none.
@@ -120,7 +121,14 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        if broken is not None:
+            return f"its part `{broken}` has lost bytes"
+        torch.load(
+            path, map_location="cpu", mmap=True, weights_only=True
+        )  # reads it in torch's own way, but for weights
+    except pickle.UnpicklingError:  # it holds more than tensors
+        return None
+    except Exception as error:  # a wrong byte in a zip file may come out as anything
         size = path.stat().st_size
         return f"it has {size:,} bytes and is no whole checkpoint ({error})" if size else "it is empty"
-    return None if broken is None else f"its part `{broken}` has lost bytes"
+    return None

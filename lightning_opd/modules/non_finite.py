@@ -9,13 +9,14 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_opd.errors import ConfigError
 from lightning_opd.models import any_rank, are_finite
 from lightning_opd.types import RolloutBatch
 
 MAX_IN_A_ROW = 10
 
 
-class NonFiniteUpdatesError(RuntimeError):
+class NonFiniteUpdatesError(ConfigError, RuntimeError):
     """Too many updates in a row were not finite; the weights are those of the last finite one."""
 
 

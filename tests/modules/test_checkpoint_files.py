@@ -65,6 +65,20 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(saved: Path, kind:
     assert value_of(files.load_checkpoint(previous_of(saved))) == 1.0  # never the damaged one
 
 
+def test_no_wrong_byte_comes_out_as_another_error_and_all_that_torch_finds_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "small.ckpt"
+    CheckpointFiles().save_checkpoint({"state_dict": {"weight": torch.arange(4.0)}}, path)
+    whole = path.read_bytes()
+    assert damage(path) is None
+    for place in range(0, len(whole), 3):
+        for bit in (1, 64):
+            wrong = bytearray(whole)
+            wrong[place] ^= bit
+            path.write_bytes(wrong)
+            if damage(path) is None:
+                assert torch.equal(torch.load(path)["state_dict"]["weight"], torch.arange(4.0)), place
+
+
 def test_without_a_whole_one_the_file_is_named(saved: Path) -> None:
     previous_of(saved).unlink()
     saved.write_bytes(b"")
