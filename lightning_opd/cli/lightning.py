@@ -13,6 +13,8 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import Preemption, received_signal
@@ -49,7 +51,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
+        name = "config.yaml" if stage == TrainerFn.FITTING else f"config_{TrainerFn(stage).value}.yaml"
         self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True, multifile=False)
 
 
@@ -162,6 +164,8 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # outside training, where Lightning ends with 1
             error.code = SIGNAL_EXIT_CODE + signal.SIGINT
+        elif isinstance(error, SIGTERMException):  # and with 0: a scheduler would take the run for finished
+            error.code = SIGNAL_EXIT_CODE + signal.SIGTERM
         raise
     wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:

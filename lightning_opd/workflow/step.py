@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -57,12 +58,28 @@ class Step:
 
     def state(self) -> State:
         """Return what an earlier run left."""
-        marker = self.folder / _MARKER
-        content = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+        content = self._marked()
         if content.get("fingerprint") != self.fingerprint:
             return "outdated"
         can_go_on = self.command == "script" or (self.command == "fit" and self.checkpoint.is_file())
-        return "finished" if content["finished"] else "interrupted" if can_go_on else "outdated"
+        return "finished" if content.get("finished") else "interrupted" if can_go_on else "outdated"
+
+    def _marked(self) -> dict[str, object]:
+        """Return what the marker says: nothing where there is none; one that cannot be read is set aside, and said."""
+        marker = self.folder / _MARKER
+        if not marker.is_file():
+            return {}
+        try:
+            content = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            content = None
+        if isinstance(content, dict):
+            return content
+        from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+        unreadable = marker.replace(self.folder / f"{_MARKER}.unreadable")
+        rank_zero_warn(f"`{marker}` cannot be read and now is `{unreadable.name}`; its step is run again.")
+        return {}
 
     def begin(self) -> None:
         """Write the inputs and note that the step has begun."""
@@ -78,7 +95,10 @@ class Step:
         content = {"fingerprint": self.fingerprint, "finished": finished, "seconds": round(seconds, 3)}
         content |= {"version": __version__, "command": self.command_line()}
         partial = self.folder / f"{_MARKER}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self.folder / _MARKER)
 
     def archive(self, folder: Path) -> None:

@@ -27,6 +27,43 @@ class Signalled(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class SignalledInATest(Callback):
+    """Gets a signal where nothing is trained."""
+
+    def on_test_batch_end(self, *arguments: Any, **more: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_outside_training_is_no_success(
+    cli: Cli, write_yaml: Write, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    test = {
+        "model": {
+            "student": {"path": str(world / "student")},
+            "teachers": {n: str(world / n) for n in ("math", "code")},
+        },
+        "data": {
+            "task": {"class_path": "tests.world.Letters"},
+            "sampling": {"max_new_tokens": 4},
+            "evaluation": {"num_prompts": 4, "batch_size": 1},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "logger": False,
+            "callbacks": [{"class_path": f"{__name__}.SignalledInATest"}],
+        },
+    }
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code, _, err = cli("test", "--config", write_yaml("test.yaml", test))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 128 + signal.SIGTERM, err
+    assert not Path("scores.json").exists()
+    assert Path("config_test.yaml").is_file()
+
+
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and loggers
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_step_that_a_signal_ends_keeps_its_status_and_has_not_failed(
