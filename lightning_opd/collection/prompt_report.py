@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing_extensions import override
 
 from lightning_opd.errors import did_you_mean
+from lightning_opd.tokenization.visible import visible
 
 NUM_SHOWN = 3
 """Places, or wrong names, of one kind that are shown."""
@@ -145,6 +146,6 @@ class PromptReport:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    named = [f"{name} {num:,}" for name, num in sorted(counts.items())]
+    named = [f"{visible(name)} {num:,}" for name, num in sorted(counts.items())]
     more = [f"{len(named) - NUM_NAMED:,} more"] if len(named) > NUM_NAMED else []
     return ", ".join([*named[:NUM_NAMED], *more])

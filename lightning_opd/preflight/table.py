@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lightning_opd.preflight.report import Report, Status
+from lightning_opd.tokenization.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +22,9 @@ def show(report: Report) -> None:
     if console.is_terminal:
         console.print(_table(report))
     else:
-        sys.stdout.writelines(f"{check.status.value:<6}  {check.name}: {check.text}\n" for check in report.checks)
+        sys.stdout.writelines(
+            f"{check.status.value:<6}  {visible(check.name)}: {visible(check.text)}\n" for check in report.checks
+        )
     sys.stdout.write(f"{summary(report)}\n")
 
 
@@ -44,5 +47,7 @@ def _table(report: Report) -> Table:
     table.add_column("check", max_width=24)
     table.add_column("result", ratio=1)
     for check in report.checks:
-        table.add_row(Text(check.status.value, STYLES[check.status]), Text(check.name), Text(check.text))
+        table.add_row(
+            Text(check.status.value, STYLES[check.status]), Text(visible(check.name)), Text(visible(check.text))
+        )
     return table
