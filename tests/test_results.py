@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.benchmarks import cross_tokenizer
+from tests.benchmarks import cross_tokenizer, teacher_balance
+from tests.benchmarks.evidence import with_table
 from tests.benchmarks.merge_tiny import RECIPE, VARIANTS, with_tables
 
 RESULTS = json.loads((RECIPE / "results.json").read_text(encoding="utf-8"))
@@ -33,6 +34,29 @@ def test_the_merged_student_is_at_parity_with_every_teacher(variant: str) -> Non
         assert row["lowest_lead"] >= 0
     gain = [row["student"] - max(row["average"], row["task_arithmetic"]) for row in rows]
     assert sum(gain) / len(gain) >= 0.1
+
+
+def test_the_merge_through_servers_is_at_parity_with_every_teacher() -> None:
+    served = json.loads((RECIPE / "served.json").read_text(encoding="utf-8"))
+    readme = (RECIPE / "README.md").read_text(encoding="utf-8")
+    assert with_tables(readme, served) == readme
+    assert {"command", "commit", "date"} <= served.keys()
+    rows = served["variants"]["served"]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row["parity"] >= 0.97, row
+        assert min(row["n"]) >= 2048
+
+
+def test_balance_brings_the_short_domain_to_parity_where_it_falls_short_without() -> None:
+    results = json.loads(teacher_balance.RESULTS.read_text(encoding="utf-8"))
+    readme = teacher_balance.README.read_text(encoding="utf-8")
+    assert with_table(readme, "balance", teacher_balance.markdown(results)) == readme
+    assert {"command", "commit", "date"} <= results.keys()
+    short = {(row["arm"], row["seed"]): row["parity"] for row in results["rows"] if row["domain"] == "short"}
+    assert len(short) == 2 * 3
+    assert min(parity for (arm, _), parity in short.items() if arm == "balanced") >= 0.99
+    assert sum(parity for (arm, _), parity in short.items() if arm == "unbalanced") / 3 < 0.95
 
 
 def test_the_detector_of_reward_hacking_is_silent_where_models_merge_well() -> None:
