@@ -51,7 +51,7 @@ class CheckpointFiles(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch words a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
             last = "the one before is still there" if target.is_file() else "there is none before it"
-            msg = f"checkpoint `{target}` could not be written ({error}); {last}. Free some space, or name another folder."
+            msg = f"checkpoint `{target}` could not be written ({error}); {last}. Free space, or name another folder."
             raise CheckpointWriteError(msg) from error
         if target.is_file() and target not in self._damaged:
             previous = previous_of(target)
