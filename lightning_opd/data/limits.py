@@ -180,7 +180,7 @@ def fit_micro_batches(trainer: L.Trainer, report: PromptReport, rows_per_update:
     """
     if max_tokens is None:
         return
-    rows = min(rows_per_update, max(1, max_tokens // longest_row(report)))
+    rows = rows_within(max_tokens, longest_row(report), rows_per_update)
     needed = -(-rows_per_update // rows)
     if trainer.accumulate_grad_batches not in {1, needed}:
         msg = (
@@ -193,6 +193,11 @@ def fit_micro_batches(trainer: L.Trainer, report: PromptReport, rows_per_update:
         f"{needed} micro-batch{'es' if needed > 1 else ''} an optimiser step, for {rows_per_update} rows of up to "
         f"{longest_row(report):,} tokens: each with at most {max_tokens:,} tokens, or a single row."
     )
+
+
+def rows_within(max_tokens: int, longest: int, rows_per_update: int) -> int:
+    """Return how many rows of at most `longest` tokens a micro-batch of so many tokens holds; at least one."""
+    return min(rows_per_update, max(1, max_tokens // longest))
 
 
 def longest_row(report: PromptReport) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_opd.data import OPDDataModule
+from lightning_opd.data.limits import rows_within
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Task
 from lightning_opd.models import Outline, checkpoint_dtype, load_config, torch_dtype
@@ -87,8 +88,8 @@ def run_shape(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, outlin
     engine, prompt_tokens, response_tokens = data.engine, _longest_prompt(module, data), _response_tokens(data)
     micro_rows = -(-rows // num_micro_batches)
     if data.max_tokens_per_micro_batch is not None:
-        fitting = data.max_tokens_per_micro_batch // (prompt_tokens + response_tokens)
-        micro_rows = min(rows // data.updates_per_batch, max(1, fitting))
+        longest = prompt_tokens + response_tokens
+        micro_rows = rows_within(data.max_tokens_per_micro_batch, longest, rows // data.updates_per_batch)
     return RunShape(
         student,
         tuple(_shape(teacher) for teacher in teachers),

@@ -111,6 +111,19 @@ def test_a_run_has_the_shape_of_its_settings(world: Path, tmp_path: Path) -> Non
     assert 19 <= run.prompt_tokens <= 27
 
 
+@pytest.mark.parametrize(("max_tokens", "rows"), [(1, 1), (79, 2), (10**6, 8)])
+def test_a_micro_batch_is_estimated_with_the_rows_that_its_budget_holds(
+    max_tokens: int, rows: int, world: Path, tmp_path: Path
+) -> None:
+    module, data = make_module(world), make_data(max_tokens_per_micro_batch=max_tokens)
+    run = run_shape(make_trainer(tmp_path), module, data, outline(module.student_config))
+    assert run.prompt_tokens + run.response_tokens == 39
+    assert run.micro_rows == rows
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, data)
+    assert trainer.accumulate_grad_batches == 8 // rows, "as the run itself takes them"
+
+
 def test_a_preflight_says_what_each_part_takes(run: Run, tmp_path: Path) -> None:
     assert run("preflight")[0] == 0
     found = checks(tmp_path)
