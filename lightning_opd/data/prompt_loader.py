@@ -49,6 +49,7 @@ class PromptLoader:
         self._is_repeating = is_repeating
         self._epoch = self._position = self._micro = self._delivered = 0
         self._before: dict[str, Any] | None = None
+        self._known_order: tuple[int, list[int]] = -1, []
 
     def __len__(self) -> int:
         """Return the number of micro-batches per epoch."""
@@ -75,8 +76,11 @@ class PromptLoader:
         return PromptBatch(prompts, rows, index, 0)
 
     def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        return torch.randperm(len(self._prompts), generator=generator).tolist()
+        """Return the order of an epoch; that of the last one asked for is kept, since `upcoming` asks at each batch."""
+        if self._known_order[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._known_order = epoch, torch.randperm(len(self._prompts), generator=generator).tolist()
+        return self._known_order[1]
 
     def _batch(self, order: Sequence[int], position: int) -> tuple[range, list[Prompt]]:
         """Return this rank's rows of a rollout batch, and their prompts."""
