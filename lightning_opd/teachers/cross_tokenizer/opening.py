@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lightning_opd.errors import ConfigError
@@ -48,6 +50,9 @@ class Openings:
         student: The student's tokenizer and spelling.
         teacher: The teacher's.
         roles: Counterparts of control tokens.
+
+    Attributes:
+        depends_on: Whether a chat's own settings of the template, as JSON, have its reply begin in another way.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Openings:
         control = control_tokens(teacher[0])
         self._think_ids = tuple(control[token] for token in SPELLINGS["think_open"] if token in control)[:1]
         self._teacher_spelling, self._tokenizers = teacher[1], (student[0], teacher[0])
+        self.depends_on = lru_cache(self._begins_otherwise)  # rows have few different settings
 
     def __call__(self, token_ids: Sequence[int]) -> Opening:
         """Return how a reply of the student begins for the teacher."""
@@ -78,9 +84,9 @@ class Openings:
             return Opening(self._think_ids, self._own_opened) if self._think_ids else Opening()
         return Opening(self._lead.token_ids, self._lead.text, own_text=self._own_text)
 
-    def depends_on(self, settings: Mapping[str, object]) -> bool:
-        """Whether a chat's own settings of the template would have its reply begin in another way."""
-        given: Message = {**USER, TEMPLATE_SETTINGS: settings}
+    def _begins_otherwise(self, settings: str) -> bool:
+        """Return whether a chat's own settings of the template, as JSON, have its reply begin in another way."""
+        given: Message = {**USER, TEMPLATE_SETTINGS: json.loads(settings)}
         return any(_after_user(tokenizer, given) != _after_user(tokenizer, USER) for tokenizer in self._tokenizers)
 
     def _types_a_thought(self, token_ids: Sequence[int]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,7 +85,6 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead, TakesTurns):
         self._translator: Translator | None = None
         self._batch_scorer: AlignedScorer | TreeScorer | None = None
         self._has_warned = False
-        self._depends_on = cache(lambda settings: self.translator.opening.depends_on(json.loads(settings)))
 
     @property
     @override
@@ -139,7 +137,7 @@ class CrossTokenizerTeacher(Teacher, ReadsOwnTokens, HasOutputHead, TakesTurns):
         settings = prompt.messages[0].get(TEMPLATE_SETTINGS)
         if not isinstance(settings, Mapping) or not settings or not self.is_cross_tokenizer:
             return
-        if self._depends_on(json.dumps(settings, sort_keys=True)):
+        if self.translator.opening.depends_on(json.dumps(settings, sort_keys=True)):
             msg = (
                 f"The prompt {prompt.place or prompt.key} has `{TEMPLATE_SETTINGS}` {dict(settings)}, with which its "
                 f"reply begins otherwise; teacher `{self.path}` has another tokenizer and takes one beginning for all "
