@@ -123,9 +123,8 @@ def damage(path: Path) -> str | None:
             broken = archive.testzip()
         if broken is not None:
             return f"its part `{broken}` has lost bytes"
-        torch.load(
-            path, map_location="cpu", mmap=True, weights_only=True
-        )  # reads it in torch's own way, but for weights
+        # torch looks for the parts in its own way; their bytes stay on the disk
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:  # it holds more than tensors
         return None
     except Exception as error:  # a wrong byte in a zip file may come out as anything
