@@ -18,15 +18,19 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OPDCallback, PhaseObserver
 from lightning_opd.types import RolloutBatch
 
+PLAIN_SECONDS = 10.0
+"""Least time between two lines about a test, a validation or predictions of their own, where there is no terminal."""
+
 
 class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
     """Show rollout batches, optimiser steps, the phase, tokens per second and the time left.
 
     In a terminal it is one bar that stays at the bottom of the screen; elsewhere (a file, a pipe) it is one plain line
-    per rollout batch. The phase is `generate` with the number of finished responses, `score`, `prepare`, or `update`
-    with the number of micro-batches. Tokens per second are response tokens of all processes over the whole time of a
-    rollout batch. The time left follows the last rollout batches, with what validation took so far. Supervised
-    training is shown as well; there each optimiser step is a batch. The command line adds this bar by itself.
+    per rollout batch, and one every ten seconds of a `test`, `validate` or `predict`. The phase is `generate` with the
+    number of finished responses, `score`, `prepare`, or `update` with the number of micro-batches. Tokens per second
+    are response tokens of all processes over the whole time of a rollout batch. The time left follows the last rollout
+    batches, with what validation took so far. Supervised training is shown as well; there each optimiser step is a
+    batch. The command line adds this bar by itself.
 
     Args:
         plain: Whether to print lines instead of the bar; null decides by the terminal.
@@ -48,7 +52,8 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
         self._pace = Pace(time.monotonic())
         self._phase, self._evaluation = "", ""
         self._num_tokens, self._num_updates, self._total_steps = 0, 1, 0.0
-        self._evaluation_began = 0.0
+        self._evaluation_began = self._told = 0.0
+        self._num_evaluated = 0
         self._metrics: list[str] = []
 
     @override
@@ -112,13 +117,27 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
         now = time.monotonic()
         if self.trainer.state.fn != "fit":
             self._pace = Pace(now)
-        self._evaluation_began = now
-        self._note_batch(name, 1, totals)
+        self._evaluation_began = self._told = now
+        self._num_evaluated = 0
+        self._note_batch(name, totals)
         self._open()
 
-    def _note_batch(self, name: str, number: int, totals: float | list[int | float]) -> None:
+    def _note_batch(self, name: str, totals: float | list[int | float]) -> None:
         total = sum(totals) if isinstance(totals, list) else totals
-        self._evaluation = f"{name} {min(number, total):.0f}/{total:.0f}"
+        self._evaluation = f"{name} {min(self._num_evaluated + 1, total):.0f}/{total:.0f}"
+
+    def _end_batch(self, name: str, totals: float | list[int | float]) -> None:
+        """Count a batch that was evaluated, of any data loader; outside of a fit, say so from time to time."""
+        self._num_evaluated += 1
+        self._note_batch(name, totals)
+        now, total = time.monotonic(), sum(totals) if isinstance(totals, list) else totals
+        if self.trainer.state.fn == "fit" or not self._is_plain() or now - self._told < PLAIN_SECONDS:
+            return
+        self._told, elapsed = now, self._pace.elapsed(now)
+        left = elapsed * max(0.0, total / self._num_evaluated - 1)
+        self._print_line(
+            [f"{name} {self._num_evaluated}/{total:.0f}", f"{clock(elapsed)} elapsed", f"{clock(left)} left"]
+        )
 
     def _end_evaluation(self, trainer: L.Trainer) -> None:
         self._pace.pause(time.monotonic() - self._evaluation_began)
@@ -135,7 +154,7 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
 
     @override
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        self._note_batch("validate", _index(*args, **kwargs) + 2, self._num_val_batches())
+        self._end_batch("validate", self._num_val_batches())
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -153,7 +172,7 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
 
     @override
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        self._note_batch("test", _index(*args, **kwargs) + 2, trainer.num_test_batches)
+        self._end_batch("test", trainer.num_test_batches)
 
     @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -165,7 +184,7 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
 
     @override
     def on_predict_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        self._note_batch("predict", _index(*args, **kwargs) + 2, trainer.num_predict_batches)
+        self._end_batch("predict", trainer.num_predict_batches)
 
     @override
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -236,8 +255,3 @@ class RolloutProgressBar(ProgressBar, OPDCallback, PhaseObserver):
     def _print_line(self, parts: list[str]) -> None:
         if self.trainer.is_global_zero:
             print(" · ".join(parts), flush=True)  # noqa: T201  # as wide as it is, unlike the console's
-
-
-def _index(module: L.LightningModule, outputs: object, batch: object, batch_idx: int, dataloader_idx: int = 0) -> int:
-    """Return the batch's index of what Lightning passes to a callback after a batch."""
-    return batch_idx

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_opd.callbacks import RolloutProgressBar
 from lightning_opd.callbacks.live_lines import LiveLines, State
 from lightning_opd.callbacks.pace import Pace, clock
+from lightning_opd.data import Evaluation
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.policy_losses import PPOClip
 from lightning_opd.interfaces import OPDCallback
@@ -161,6 +162,20 @@ def test_log_lines_appear_above_the_bar(terminal: io.StringIO) -> None:
     assert handler.stream is sys.stderr
     assert "something happened\n" in terminal.getvalue()
     assert "and something else\n" in terminal.getvalue()
+
+
+def test_a_test_tells_how_far_it_is_where_there_is_no_terminal(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_opd.callbacks.progress_bar.PLAIN_SECONDS", 0.0)
+    trainer = make_trainer(tmp_path, RolloutProgressBar(plain=True), enable_progress_bar=True)
+    evaluation = Evaluation(splits=["test", "train"], num_prompts=8, batch_size=4)
+    trainer.test(make_module(world), make_data(evaluation=evaluation), verbose=False)
+    told = re.findall(r"^test (\d+)/(\d+) · [\d:]+ elapsed · ([\d:]+) left$", capsys.readouterr().out, re.MULTILINE)
+    total = sum(trainer.num_test_batches)
+    assert total > 1
+    assert [(int(number), int(of)) for number, of, _ in told] == [(i, total) for i in range(1, total + 1)]
+    assert told[-1][2] == "0:00:00"
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
