@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,10 +58,20 @@ def tokenizer(family: str) -> PreTrainedTokenizerBase:
 
 
 def chat_templates() -> Mapping[str, str]:
-    """Return name → text of the chat templates of the model families that TRL knows, as their models ship them."""
+    """Return name → text of real chat templates: those of the families that TRL knows, and those of the tokenizers.
+
+    A tokenizer's template that TRL has, too, is left out; one whose name TRL uses for another ends in `_own`.
+    """
     folder = _python_package(*TEMPLATES) / "trl" / "chat_templates"
     paths = sorted(path for path in folder.glob("*.jinja") if not path.stem.endswith("_training"))
-    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    templates = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    known = {text.strip() for text in templates.values()}
+    for family in FAMILIES:
+        config = json.loads((tokenizer_folder(family) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        text = config.get("chat_template")
+        if isinstance(text, str) and text.strip() not in known:
+            templates[f"{family}_own" if family in templates else family] = text
+    return templates
 
 
 def smollm2() -> Path:
