@@ -1,16 +1,16 @@
-"""Where a model's name leads: to a folder, to the hub, or nowhere, which is said at once."""
+"""Where the name of a model or data set leads: to a folder, to the hub, or nowhere, which is said at once."""
 
 from __future__ import annotations
 
 import functools
 import re
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from lightning_opd.errors import ConfigError, MissingFileError, closest
 
 TIMEOUT = 5.0
-"""Seconds to wait for the hub's answer to the first question about a model."""
+"""Seconds to wait for the hub's answer to the first question about a model or a data set."""
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -53,7 +53,7 @@ def locate(path: str, what: str, revision: str | None = None) -> HubOptions:
         cure = f"Did you mean `{near}`?" if near else "Check the path, or run the step that makes it first."
         msg = f"Expected {what} at `{path}`, which is no folder and no hub name such as org/name. {cure}"
         raise MissingFileError(msg)
-    problem = _hub_problem(path, revision)
+    problem = hub_problem(path, "model", revision)
     options: HubOptions = {} if revision is None else {"revision": revision}
     if problem is None:
         return options
@@ -66,19 +66,26 @@ def locate(path: str, what: str, revision: str | None = None) -> HubOptions:
 
 
 @functools.cache
-def _hub_problem(name: str, revision: str | None) -> str | None:
-    """Return why the hub does not have a model or does not answer, or None; asked once per process."""
+def hub_problem(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
+    """Return why the hub does not have something or does not answer, or None; asked once per process.
+
+    Args:
+        name: On the hub, such as `org/name`.
+        kind: What it is a name of.
+        revision: Branch, tag or commit on the hub.
+    """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    what = "data set" if kind == "dataset" else kind
     if constants.HF_HUB_OFFLINE:
         return ", is not in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub"
     try:
-        HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT)
     except RevisionNotFoundError:
-        return f", and the hub's model of that name has no revision `{revision}`"
+        return f", and the hub's {what} of that name has no revision `{revision}`"
     except RepositoryNotFoundError:
-        return " and no model on the hub (a private one needs `hf auth login`)"
+        return f" and no {what} on the hub (a private one needs `hf auth login`)"
     except HfHubHTTPError as error:
         return f", and the hub refuses it ({' '.join(str(error).split())[:160]})"
     except Exception as error:  # whatever the HTTP library raises where there is no network

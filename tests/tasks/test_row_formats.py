@@ -141,15 +141,8 @@ def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path) -> None:
         Jsonl(str(tmp_path / "two")).prompts("train")
 
 
-def test_a_name_is_asked_of_the_hub_and_its_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-    import huggingface_hub
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ConfigError, match=r"`nobody/nothing:main`, found no such file or folder, and the hub"
-    ) as caught:
+def test_a_name_is_asked_of_the_hub_and_its_failure_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"`nobody/nothing:main`, which is no file.*HF_HUB_OFFLINE") as caught:
         Jsonl("nobody/nothing:main").prompts("train")
     assert "\n" not in str(caught.value)
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from lightning_opd.errors import ConfigError, MissingPackageError
+from lightning_opd.models.hub import hub_problem
 from lightning_opd.tasks.rows.source import Row, Rows, RowSource
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def saved_splits(folder: Path) -> dict[str, RowSource]:
 
 
 def hub_splits(name: str) -> dict[str, RowSource]:
-    """Return the splits of a data set of the Hugging Face hub.
+    """Return the splits of a data set of the Hugging Face hub, or of its cache where the hub does not answer soon.
 
     Args:
         name: `org/name`, or `org/name:configuration`.
@@ -59,16 +60,30 @@ def hub_splits(name: str) -> dict[str, RowSource]:
     """
     datasets = _datasets(name)
     path, _, configuration = name.partition(":")
+    problem = hub_problem(path, "dataset")
     try:
-        loaded = datasets.load_dataset(path, configuration or None)
+        load = datasets.load_dataset if problem is None else _cached
+        loaded = load(path, configuration or None)
     except Exception as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        where = problem or ", and the hub gives no data set of that name"
         msg = (
-            f"Expected data at `{name}`, found no such file or folder, and the hub gives no data set of that name "
-            f"({said[:200]}). Correct the path, or check the network; a configuration is named as `org/name:main`."
+            f"Expected data at `{name}`, which is no file or folder{where}: {said}. Correct the path, or check the "
+            "network; a configuration is named as `org/name:main`."
         )
         raise ConfigError(msg) from None
     return _splits(loaded, name)
+
+
+def _cached(path: str, configuration: str | None) -> Dataset | DatasetDict:
+    """Return a data set that was loaded before; `load_dataset` would ask the hub for half a minute first."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    builder = Cache(
+        dataset_name=path.rpartition("/")[-1], repo_id=path, config_name=configuration, version="auto", hash="auto"
+    )
+    builder.download_and_prepare()
+    return builder.as_dataset()
 
 
 def _datasets(name: str) -> ModuleType:
