@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.models import any_rank, are_finite
+from lightning_opd.models import are_finite, gather_objects
 from lightning_opd.types import RolloutBatch
 
 MAX_IN_A_ROW = 10
@@ -58,32 +59,39 @@ class NonFiniteGuard:
 
         Args:
             parameters: All that the optimiser updates; its gradients are final.
-            folder: Where `non_finite.json` tells what was found.
+            folder: Where the first process writes into `non_finite.json` what was found on every rank.
 
         Raises:
             NonFiniteUpdatesError: As many as `max_in_a_row` have been skipped one after the other.
         """
         own = [p for p in parameters if p.grad is not None]
-        causes, self._causes = self._causes, []
-        if not any_rank(bool(causes) or not _all_finite(own)):
+        noted, self._causes = self._causes, []
+        found = gather_objects((noted, bool(noted) or not _all_finite(own)))
+        if not any(is_broken for _, is_broken in found):
             self._in_a_row = 0
             return False
         for parameter in own:
             parameter.grad = None
         self.num_skipped, self._in_a_row = self.num_skipped + 1, self._in_a_row + 1
-        if causes:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "non_finite.json").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"skipped": self.num_skipped, **cause}) + "\n" for cause in causes)
+        causes = [{"rank": rank, **cause} for rank, (of_rank, _) in enumerate(found) for cause in of_rank]
+        causes = causes or [{"cause": "gradients"}]
+        _write([{"skipped": self.num_skipped, **cause} for cause in causes], folder / "non_finite.json")
         if self._in_a_row >= self.max_in_a_row:
-            found = sorted({str(cause["cause"]) for cause in causes}) or ["gradients"]
+            wrong = sorted({str(cause["cause"]) for cause in causes})
             msg = (
                 f"{self._in_a_row} updates in a row were not finite and were skipped; the weights are still finite. "
-                f"Not finite: {', '.join(found)}. `{folder / 'non_finite.json'}` names the rows. Look for a broken "
+                f"Not finite: {', '.join(wrong)}. `{folder / 'non_finite.json'}` tells where. Look for a broken "
                 "teacher or reward, use precision bf16-mixed instead of 16-mixed, or lower the learning rate."
             )
             raise NonFiniteUpdatesError(msg)
         return True
+
+
+@rank_zero_only
+def _write(causes: Iterable[Mapping[str, object]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(cause) + "\n" for cause in causes)
 
 
 def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:

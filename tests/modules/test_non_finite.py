@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
@@ -28,6 +32,35 @@ class Faulty(OPDModule):
     def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: torch.Tensor) -> LossTerms:
         terms = super().compute_loss(batch, student, advantages)
         return LossTerms(terms.loss * float("nan") if self.global_step in self.steps else terms.loss, terms.metrics)
+
+
+OF_TWO = """
+import json, sys
+from pathlib import Path
+from lightning.pytorch.strategies import DDPStrategy
+from lightning_opd.modules.non_finite import NonFiniteUpdatesError
+from lightning_opd.teachers import LocalTeacher
+from tests.world import Recorder, make_data, make_module, make_trainer
+
+rank, world, broken, out = int(sys.argv[1]), *map(Path, sys.argv[2:])
+module = make_module(world, teachers={"code": LocalTeacher(str(broken if rank == 1 else world / "code"))})
+module.non_finite.max_in_a_row = 1
+recorder = Recorder()
+trainer = make_trainer(out, recorder, devices=2, strategy=DDPStrategy(process_group_backend="gloo"))
+try:
+    trainer.fit(module, make_data())
+except NonFiniteUpdatesError as error:
+    keys = [trajectory.prompt.key for trajectory in recorder.rollout_batches[-1].trajectories]
+    print(json.dumps({"error": str(error), "keys": keys}))
+"""
+"""Two processes, of which the second has a broken teacher."""
+
+
+def broken_teacher(world: Path, folder: Path) -> Path:
+    shutil.copytree(world / "code", folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight * float("nan") for name, weight in weights.items()}, folder / "model.safetensors")
+    return folder
 
 
 def faulty(world: Path, *steps: int) -> Faulty:
@@ -65,15 +98,37 @@ def test_too_many_in_a_row_end_the_run_with_what_was_found(world: Path, tmp_path
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
 def test_a_teacher_of_nan_is_named(objective: Objective, world: Path, tmp_path: Path) -> None:
-    shutil.copytree(world / "code", tmp_path / "broken")
-    weights = load_file(tmp_path / "broken" / "model.safetensors")
-    save_file({name: weight * float("nan") for name, weight in weights.items()}, tmp_path / "broken/model.safetensors")
-    module = make_module(world, objective, teachers={"code": LocalTeacher(str(tmp_path / "broken"))})
+    broken = broken_teacher(world, tmp_path / "broken")
+    module = make_module(world, objective, teachers={"code": LocalTeacher(str(broken))})
     module.non_finite.max_in_a_row = 1
     with pytest.raises(NonFiniteUpdatesError, match="Not finite: log-probs of teacher `code`"):
         make_trainer(tmp_path).fit(module, make_data())
     [cause] = [json.loads(line) for line in (tmp_path / "non_finite.json").read_text().splitlines()]
-    assert cause["teachers"] == ["code"]
+    assert (cause["rank"], cause["teachers"]) == (0, ["code"])
+
+
+@pytest.mark.slow
+def test_what_only_one_of_two_processes_saw_is_written_and_said_by_both(world: Path, tmp_path: Path) -> None:
+    broken = broken_teacher(world, tmp_path / "broken")
+    port = {"MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", OF_TWO, rank, str(world), str(broken), str(tmp_path / "out")],
+            env={**os.environ, **port, "LOCAL_RANK": rank},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    answers = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    for answer in answers:
+        assert "Not finite: log-probs of teacher `code`" in answer["error"]
+    [cause] = [json.loads(line) for line in (tmp_path / "out" / "non_finite.json").read_text().splitlines()]
+    assert (cause["rank"], cause["skipped"], cause["teachers"]) == (1, 1, ["code"])
+    assert cause["rows"]
+    assert set(cause["rows"]) <= set(answers[1]["keys"])
+    assert not set(cause["rows"]) & set(answers[0]["keys"])
 
 
 def test_logits_of_nan_draw_a_token_all_the_same() -> None:
