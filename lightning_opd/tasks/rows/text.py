@@ -48,11 +48,7 @@ def json_lines(file: Iterable[bytes], path: str) -> Rows:
 
 def json_list(file: io.BufferedReader, path: str) -> Rows:
     """Yield the objects of a file that is one JSON list; their numbers are the lines on which they begin."""
-    content = file.read().removeprefix(BYTE_ORDER_MARK)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise _encoding_error(path, content.count(b"\n", 0, error.start) + 1, error) from None
+    text = _whole_text(file, path)
     at = _after_space(text, _after_space(text, 0) + 1)
     line, counted = 1, 0
     after = text[at : at + 1]
@@ -134,6 +130,15 @@ def _decoded(file: Iterable[bytes], path: str) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise _encoding_error(path, number, error) from None
+
+
+def _whole_text(file: io.BufferedReader, path: str) -> str:
+    """Return a file's text; its bytes, which take as much memory again, are let go before a row is read."""
+    content = file.read().removeprefix(BYTE_ORDER_MARK)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise _encoding_error(path, content.count(b"\n", 0, error.start) + 1, error) from None
 
 
 def _after_space(text: str, at: int) -> int:
