@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -32,9 +33,11 @@ class SFTDataModule(TrainerDataModule):
         batch_size: Examples per batch over all processes.
         num_examples: Demonstrations per epoch.
         num_validation_examples: Demonstrations of the validation split; 0 for none.
-        max_length: Longest example in tokens.
+        max_length: Longest example in tokens; no longer than the student's context in any case.
         shuffle: Whether to mix the examples anew each epoch; not for a curriculum.
         seed: Of demonstrations and order; by default that of `seed_everything`, or 0.
+        long_examples: What becomes of longer ones: `error`, or `drop`, which leaves them out and counts them. None is
+            cut: without its beginning a reply answers another question, and without its end it never stops.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class SFTDataModule(TrainerDataModule):
         max_length: int = 512,
         shuffle: bool = True,  # a key in YAML
         seed: int | None = None,
+        long_examples: Literal["error", "drop"] = "error",
     ) -> None:
         """Check the sizes; demonstrations are made in `setup`."""
         super().__init__()
@@ -58,7 +62,7 @@ class SFTDataModule(TrainerDataModule):
             msg = f"`data.{wrong}` must be at least {int(max_length < 1)}, got {value}."
             raise ConfigError(msg)
         self.task, self.batch_size, self.max_length = task, batch_size, max_length
-        self.shuffle, self.seed = shuffle, seed
+        self.shuffle, self.seed, self.long_examples = shuffle, seed, long_examples
         self.num_examples, self.num_validation_examples = num_examples, num_validation_examples
         self._train: list[Example] = []
         self._validation: list[Example] = []
@@ -82,14 +86,35 @@ class SFTDataModule(TrainerDataModule):
             if key not in rendered:  # a small task repeats itself, and rendering takes most of the time
                 rendered[key] = render_demonstration(tokenizer, messages)
             examples.append(rendered[key])
-        longest = max(len(token_ids) for token_ids, _ in examples)
-        if longest > self.max_length:
+        return self._fitting(split, examples)
+
+    def _fitting(self, split: Split, examples: Sequence[Example]) -> list[Example]:
+        """Return the examples of a split that are not too long, and say how long all of them are."""
+        context = student_owner(self._trainer().lightning_module).declared_max_length
+        most, limit = min((self.max_length, "`data.max_length`"), (context, "the student's context of"))
+        lengths = sorted(len(token_ids) for token_ids, _ in examples)
+        kept = [example for example in examples if len(example[0]) <= most]
+        num_long = len(examples) - len(kept)
+        if num_long and self.long_examples == "error":
             msg = (
-                f"A demonstration has {longest} tokens, more than `data.max_length` {self.max_length}. "
-                "Raise it, or shorten the data."
+                f"{num_long:,} of {len(examples):,} demonstrations of `{split}` are too long: the longest has "
+                f"{lengths[-1]} tokens, more than {limit} {most}. Set `data.long_examples` to `drop`, shorten the "
+                "data, or raise the limit."
             )
             raise ConfigError(msg)
-        return examples
+        if len(kept) < (self.batch_size if split == "train" else 0):
+            msg = (
+                f"{len(kept):,} demonstrations of `{split}` are no longer than {limit} {most}, too few for a batch of "
+                f"`data.batch_size` {self.batch_size}. Raise the limit, or lower `data.batch_size`."
+            )
+            raise ConfigError(msg)
+        if lengths:
+            left_out = f"; {num_long:,} longer than {limit} {most} left out" if num_long else ""
+            rank_zero_info(
+                f"{split}: {len(examples):,} demonstrations of {lengths[0]:,} to {lengths[-1]:,} tokens (median "
+                f"{lengths[len(lengths) // 2]:,}){left_out}."
+            )
+        return kept
 
     @override
     def resume_settings(self) -> dict[str, object]:

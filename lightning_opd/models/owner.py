@@ -24,6 +24,11 @@ class StudentOwner(ABC):
 
     @property
     @abstractmethod
+    def declared_max_length(self) -> int:
+        """Longest sequence in tokens that the student's configuration has positions for."""
+
+    @property
+    @abstractmethod
     def loaded_student(self) -> nn.Module:
         """The student with its adapter; there from `configure_model` on."""
 

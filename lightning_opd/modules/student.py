@@ -107,8 +107,8 @@ class StudentModule(L.LightningModule, StudentOwner):
         return stop_token_ids(self.tokenizer, declared_stop_ids(config.path, config.declared, revision=config.revision))
 
     @property
+    @override
     def declared_max_length(self) -> int:
-        """Longest sequence in tokens that the student's configuration has positions for."""
         return context_length(self.student_config.declared)
 
     @property

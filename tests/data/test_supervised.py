@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from typing_extensions import override
 
 from lightning_opd.data import SFTDataModule
 from lightning_opd.data.supervised import ExampleBatches, pad_examples
-from lightning_opd.interfaces import Task
+from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import Split, Task
 from lightning_opd.models import StudentConfig, load_tokenizer
 from lightning_opd.modules import SFTModule
 from lightning_opd.tasks import Arithmetic, Curriculum, Phase, Strings
+from lightning_opd.tokenization.turns import render_demonstration
+from lightning_opd.types import Messages, Prompt
 from tests.world import make_trainer
 
 examples = st.lists(
@@ -175,8 +181,56 @@ def test_validation_examples_come_from_the_validation_split(tiny_model_dir: Path
 
 
 def test_a_demonstration_that_is_too_long_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has \d+ tokens, more than `data.max_length` 20"):
+    with pytest.raises(ConfigError, match=r"14 of 14 .* has \d+ tokens, more than `data.max_length` 20.*`drop`"):
         make_trainer(tmp_path).fit(make_sft(tiny_model_dir), make_data(max_length=20))
+
+
+class Growing(Task):
+    """Demonstrations of which each is a letter longer than the one before."""
+
+    @override
+    def prompts(self, split: Split) -> list[Prompt]:
+        return []
+
+    @override
+    def demonstrations(self, split: Split, num_examples: int, seed: int) -> list[Messages]:
+        replies = ["a" * (i + 1) for i in range(num_examples)]
+        return [({"role": "user", "content": "?"}, {"role": "assistant", "content": reply}) for reply in replies]
+
+
+def median_length(folder: Path) -> int:
+    tokenizer = load_tokenizer(str(folder))
+    return len(render_demonstration(tokenizer, Growing().demonstrations("train", 14, 0)[6])[0])
+
+
+@pytest.mark.parametrize("is_context", [False, True], ids=["max_length", "context"])
+def test_too_long_demonstrations_are_left_out_and_counted_where_that_is_asked_for(
+    is_context: bool, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen, most = Seen(), median_length(tiny_model_dir)
+    config = tmp_path / "model" / "config.json"
+    shutil.copytree(tiny_model_dir, config.parent)
+    if is_context:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": most}))
+    limits = {"max_length": 128 if is_context else most, "batch_size": 7, "num_validation_examples": 9}
+    data = make_data(Growing(), long_examples="drop", **limits)
+    with caplog.at_level("INFO"):
+        make_trainer(tmp_path, seen, max_steps=1).fit(make_sft(config.parent), data)
+    [batch] = seen.batches
+    assert sorted(batch["attention_mask"].sum(dim=1).tolist()) == list(range(most - 6, most + 1))
+    limit = "the student's context of" if is_context else "`data.max_length`"
+    said = f"train: 14 demonstrations of {most - 6} to {most + 7} tokens (median {most + 1}); 7 longer than {limit}"
+    assert f"{said} {most} left out." in caplog.text
+    assert f"validation: 9 demonstrations of {most - 6} to {most + 2} tokens" in caplog.text
+    with pytest.raises(ConfigError, match=rf"7 of 14 .*`train`.*more than {limit} {most}\."):
+        make_trainer(tmp_path).fit(make_sft(config.parent), make_data(Growing(), **limits))
+
+
+def test_fewer_demonstrations_than_a_batch_are_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
+    most = median_length(tiny_model_dir)
+    data = make_data(Growing(), long_examples="drop", max_length=most, batch_size=8)
+    with pytest.raises(ConfigError, match=r"^7 demonstrations of `train`.*`data.batch_size` 8\. Raise"):
+        make_trainer(tmp_path).fit(make_sft(tiny_model_dir), data)
 
 
 def test_a_batch_larger_than_the_data_is_an_error() -> None:
