@@ -121,7 +121,7 @@ def test_what_only_one_of_two_processes_saw_is_written_and_said_by_both(world: P
         )
         for rank in ("0", "1")
     ]
-    answers = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    answers = [json.loads(rank.communicate(timeout=240)[0].splitlines()[-1]) for rank in ranks]
     for answer in answers:
         assert "Not finite: log-probs of teacher `code`" in answer["error"]
     [cause] = [json.loads(line) for line in (tmp_path / "out" / "non_finite.json").read_text().splitlines()]
