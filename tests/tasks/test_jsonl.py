@@ -53,6 +53,13 @@ def test_messages_are_kept_and_a_last_answer_becomes_the_demonstration(write: Wr
     assert [list(messages) for messages in task.demonstrations(split, 2, seed=0)] == [[*chat, reply]] * 2
 
 
+@pytest.mark.parametrize("last", ["system", "developer", "tool"])
+def test_what_comes_after_the_users_message_is_left_to_the_chat_template(last: str, write: Write) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": last, "content": "Be brief."}]
+    (prompt,) = all_prompts(Jsonl(write({"messages": chat, "teacher": "a"})))
+    assert list(prompt.messages) == chat
+
+
 def test_teacher_and_domain_come_from_named_columns(write: Write) -> None:
     path = write({"prompt": "x", "expert": "e", "topic": 3})
     (prompt,) = all_prompts(Jsonl(path, columns={"teacher": "expert", "domain": "topic"}))

@@ -78,6 +78,16 @@ ROWS: dict[str, tuple[str | dict[str, Any], list[str]]] = {
     "messages as Python": ({"messages": "[{'role': 'user'}]", "teacher": "m"}, ["`json.dumps`"]),
     "messages as prose": ({"messages": "Hello", "teacher": "m"}, ["JSON", "'Hello'"]),
     "messages that are a mapping": ({"messages": user(), "teacher": "m"}, ["list of messages", "dict"]),
+    "a system message alone": (
+        chat({"role": "system", "content": "Be kind."}),
+        ["a user's message in `messages`, got system only"],
+    ),
+    "a tool's answer alone": (chat({"role": "tool", "content": "4"}), ["a user's message", "got tool only"]),
+    "a reply to the system": (
+        chat({"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "I am."}),
+        ["a user's message", "got system, assistant only"],
+    ),
+    "the assistant first": (chat({"role": "assistant", "content": "Hi"}, user()), ["got the assistant first"]),
     "a message of null": (chat(user(), {"role": "user"}), ["`role` and `content`"]),
     "an answer of NaN": ('{"prompt": "x", "teacher": "m", "answer": NaN}', ["`answer`", "got nan"]),
     "an endless answer": ('{"prompt": "x", "teacher": "m", "answer": 1e999}', ["`answer`", "got inf"]),

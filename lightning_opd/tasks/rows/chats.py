@@ -51,6 +51,10 @@ def chat_of(value: object, place: str, name: str) -> list[Message]:
     if chat[0]["role"] == "assistant":
         msg = f"{place}: `{name}` must begin with the user or the system, got the assistant first."
         raise ConfigError(msg)
+    roles = [str(message["role"]) for message in chat]
+    if "user" not in roles:
+        msg = f"{place}: expected a user's message in `{name}`, got {', '.join(roles[:4])} only. Add what is asked."
+        raise ConfigError(msg)
     return list(chat)
 
 
