@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from lightning_opd.cli.report import show_report
 from lightning_opd.options.outputs import check_output
 
 
@@ -25,4 +25,4 @@ def parity(scores: list[str], /, output: str, curves: str | None = None, bootstr
     from lightning_opd.analysis.write import write_report
 
     check_output(Path(output), "output")
-    sys.stdout.write(write_report(scores, Path(output), None if curves is None else Path(curves), bootstrap, seed))
+    show_report(write_report(scores, Path(output), None if curves is None else Path(curves), bootstrap, seed))

@@ -19,6 +19,7 @@ from lightning_opd.cli.errors import (
     settings_message,
     wants_traceback,
 )
+from lightning_opd.cli.report import show_report
 from lightning_opd.errors import ConfigError
 from lightning_opd.options.outputs import check_output
 from lightning_opd.options.shipped import note_origin
@@ -75,7 +76,7 @@ def run(
     table.add_row("total", "", f"{total:.1f}", "")
     console.print(table)
     for report in [report for report in reports if report.is_file()]:
-        console.print(report.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+        show_report(report.read_text(encoding="utf-8"))
 
 
 def _run_step(step: Step, console: Console, again: str, *, redo: bool) -> tuple[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_the_report_has_the_promised_layout(cli: Cli, words: list[str], tmp_path
     assert out == (tmp_path / "report" / "parity.md").read_text()
     assert "at least 0.99 in 4 of 8 cells; the lowest is 0.750" in out
     assert (tmp_path / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_fits_a_narrow_terminal_and_loses_no_number(
+    cli: Cli, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # stands for a terminal
+    code, out, _ = cli("parity", *words, "--output", tmp_path, "--bootstrap", 100)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 60
+    text = (tmp_path / "parity.md").read_text()
+    assert "| domain | n | student |" in text
+    assert sorted(re.findall(r"\d\.\d{3}", out)) == sorted(re.findall(r"\d\.\d{3}", text))
+    assert re.search(r"^domain +math\nn +4\nstudent +0\.750 \[0", out, re.MULTILINE)
+    monkeypatch.setenv("COLUMNS", "250")
+    _, wide, _ = cli("parity", *words, "--output", tmp_path, "--bootstrap", 100)
+    assert wide == text
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own
