@@ -1,4 +1,4 @@
-"""Refuses chat templates that cannot show a task's tools, their calls or their answers."""
+"""Refuses chat templates that cannot show a task's tools, their calls or their answers, or keep no turn as it was."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, SingleTurn, Task
 from lightning_opd.tasks.tools import ToolEnvironment
 from lightning_opd.teachers import CrossTokenizerTeacher
+from lightning_opd.tokenization.exchanges import Exchange, check_first_turn
 from lightning_opd.tokenization.rendering import render
 from lightning_opd.tokenization.replies import PROBE, ReplyReader, as_message_call, call_id, reply_reader
+from lightning_opd.tokenization.thoughts import opens_thought, thought_tags
 from lightning_opd.tokenization.tool_calls import ToolCall
 from lightning_opd.types import Message, Messages, Prompt
 
@@ -19,22 +21,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER = "answer-of-the-tool"
+ANSWERING = ("user", "tool", "system")
+"""Roles in which environments answer, the likeliest first."""
+
 CURE = "Use a chat template with tools (chat_template.jinja beside the tokenizer), or a task without them."
 
 
-def check_tool_turns(task: Task, prompts: Iterable[Prompt], learner: Learner) -> None:
+def check_tool_turns(task: Task, prompts: Iterable[Prompt], learner: Learner, max_turns: int = 1) -> None:
     """Render one tool turn for the student and for each teacher that reads chats in its own template.
 
-    One prompt of each domain and teacher is looked at; one without tools is no concern of this check.
+    One prompt of each domain and teacher is looked at. Where its episode may go on after a reply, the student's
+    template must keep some kind of reply as it was generated: only the episode itself shows of which kind its are.
 
     Args:
         task: Makes the environments.
         prompts: Of a split.
         learner: Knows the student's tokenizer and the teachers.
+        max_turns: Most replies of an episode.
 
     Raises:
-        ConfigError: A template refuses the turn, does not show a tool, its call or its answer, or writes calls in a
-            form that is not known.
+        ConfigError: A template refuses the turn, does not show a tool, its call or its answer, writes calls in a
+            form that is not known, or renders replies of every kind otherwise once they are answered.
     """
     first: dict[tuple[str, str], Prompt] = {}
     for prompt in prompts:
@@ -49,6 +56,26 @@ def check_tool_turns(task: Task, prompts: Iterable[Prompt], learner: Learner) ->
             if isinstance(teacher, CrossTokenizerTeacher):
                 turn = _tool_turn(reply_reader(learner.tokenizer), environment, names)
                 _check_template(teacher.own_tokenizer(), f"teacher `{prompt.teacher}`", messages, names, turn)
+        if max_turns > 1 and not isinstance(environment, SingleTurn):
+            kinds = _possible_exchanges(learner.tokenizer, environment, messages)
+            check_first_turn(learner.tokenizer, messages, kinds)
+
+
+def _possible_exchanges(
+    tokenizer: PreTrainedTokenizerBase, environment: Environment, messages: Messages
+) -> list[Exchange]:
+    """Return the kinds of an episode's first reply and its answer that are possible, as far as they are known.
+
+    A reply goes on with the thought that its prompt opens, and closes it before a call. Otherwise it may think or not.
+    """
+    try:
+        opened = opens_thought(render(tokenizer, messages, add_generation_prompt=True), thought_tags(tokenizer))
+    except ConfigError:
+        return []  # the check of all prompts says so
+    if isinstance(environment, ToolEnvironment):
+        num_calls = int(reply_reader(tokenizer, environment.parser).shows_calls)
+        return [Exchange(("tool",), num_calls, has_thought) for has_thought in sorted({opened, True})]
+    return [Exchange((role,), 0, has_thought) for role in ANSWERING for has_thought in (opened, not opened)]
 
 
 def _check_student(

@@ -87,5 +87,5 @@ class PromptSplits:
             with problems.collecting():
                 learner.teachers.check_prompts(self.fitting[split])
             with problems.collecting():
-                check_tool_turns(self._task, self.fitting[split], learner)
+                check_tool_turns(self._task, self.fitting[split], learner, limits.max_turns)
         problems.raise_all()

@@ -12,7 +12,7 @@ from lightning_opd.models import any_rank
 from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.rollouts.stepping import step_all
 from lightning_opd.tokenization.chat import decode_response, render_answer, render_prompt
-from lightning_opd.tokenization.turns import check_turns
+from lightning_opd.tokenization.exchanges import Exchange, check_turns
 from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling, Trajectory, Turn
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Episode:
         self._mask = [False] * len(self.token_ids)
         self._logprobs = [0.0] * len(self.token_ids)
         self._turns: list[Turn] = []
+        self._exchanges: list[Exchange] = []
         self.is_over = self._is_truncated = False
 
     def read(self, sample: Sample) -> Message:
@@ -141,7 +142,9 @@ class Episode:
         if self.is_over:
             return
         if len(self._turns) < self._sampling.max_turns:
-            check_turns(self.tokenizer, before, {**reply, "content": self._turns[-1].text}, answer)
+            said = {**reply, "content": self._turns[-1].text}
+            self._exchanges.append(Exchange.of(self.tokenizer, said, answer))
+            check_turns(self.tokenizer, self._turns[0].messages, self._exchanges)
         answer_ids = render_answer(self.tokenizer, before, answer, sample.token_ids[-1], reply)
         fits = len(self.token_ids) + len(answer_ids) + self._sampling.max_new_tokens <= max_length
         if not fits or len(self._turns) == self._sampling.max_turns:

@@ -23,6 +23,14 @@ MAX_CHARACTERS = 4096
 
 MARKS = string.punctuation + string.whitespace
 """What may stand around a choice."""
+
+WORDS_AFTER_CHOICES = "and|as|because|but|does|due|has|is|or|since|which|with"
+"""What follows neither the article "A" nor the pronoun "I", so that a letter before it is a letter."""
+
+ENDS_LETTER = r"(?!['\N{RIGHT SINGLE QUOTATION MARK}_-]?[^\W_])"
+ENDS_CHOICE = rf"{ENDS_LETTER}(?!(?<=[AI])(?<!ption A)[^\S\n]++[\"'$*_`]{{0,3}}(?!(?:{WORDS_AFTER_CHOICES})\b)[^\W_])"
+"""Stands after a letter that is a choice: no part of a word, as in "I'm", and no word, as in "A rough guess"."""
+
 MAX_MEMORY = 1 << 30
 """Bytes that one comparison may take: what it computes may have more digits than the machine has memory."""
 
@@ -102,7 +110,8 @@ class ChoiceAnswer(AnswerReward):
     r"""The reply decides for the answer's letter, and for no other.
 
     It decides by the last of these that it has, in this order: `\boxed{B}`; "answer is (B)", "Answer: **B**" or
-    "option B"; a reply that begins with "B)", "B." or is "B" alone; a last line that is "B" alone.
+    "option B"; a reply that begins with "B)", "B." or is "B" alone; a last line that is "B" alone. The words "A" and
+    "I" are no choices: "Answer: I believe so" decides for none.
 
     Args:
         choices: The letters to choose from.
@@ -138,9 +147,9 @@ class ChoiceAnswer(AnswerReward):
         All repetitions are bounded: a reply may be thousands of brackets.
         """
         start, text = text.strip()[:8], text[-MAX_CHARACTERS:].strip()
-        letter = rf"([{self.choices}])(?![A-Za-z0-9'])"
+        letter = rf"([{self.choices}]){ENDS_CHOICE}"
         one = rf"[(\[*_`\"']{{0,4}}(?:\\(?:text|mathrm|textbf|mathbf)\{{)?\(?{letter}"
-        another = rf"(?:,|/|or\b|and\b|&)\s{{0,3}}[(\[*_`]{{0,4}}[{self.choices}](?![A-Za-z0-9'])"
+        another = rf"(?:,|/|or\b|and\b|&)\s{{0,3}}[(\[*_`]{{0,4}}[{self.choices}]{ENDS_CHOICE}"
         others = rf"(?![)\]*_`\"'}}]{{0,4}}\s{{0,3}}{another})"
         for pattern in (
             rf"\\boxed\{{\s{{0,3}}{one}{others}",

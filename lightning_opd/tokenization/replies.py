@@ -149,11 +149,31 @@ def _reader_of(tokenizer: PreTrainedTokenizerBase) -> ReplyReader:
     if tokenizer.response_template is not None:
         _check_response_template(tokenizer)
         return ReplyReader(ResponseTemplateCalls(tokenizer), thoughts, shows_calls, takes_several=takes_several)
-    for form in FORMS if shows_calls else ():
+    form = _form_of(said)
+    return ReplyReader(form or TaggedJson(), thoughts, shows_calls, form is not None, takes_several)
+
+
+def _form_of(said: str) -> ToolCallParser | None:
+    """Return the form that reads the probe in what a template wrote; JSON between tags where it is not there."""
+    if PROBE.name not in said:
+        return TaggedJson()
+    for form in FORMS:
         calls = form(said)
         if len(calls) == 1 and calls[0] is not None and _is_probe(calls[0]):
-            return ReplyReader(form, thoughts, takes_several=takes_several)
-    return ReplyReader(TaggedJson(), thoughts, shows_calls, not shows_calls, takes_several)
+            return form
+    return None
+
+
+@by_template
+def call_format(tokenizer: PreTrainedTokenizerBase) -> tuple[ToolCallParser | None, frozenset[str]]:
+    """Return the form in which the chat template writes calls, None for an unknown one, and its markers that it uses.
+
+    Where both are the same for two templates, what follows a marker looks alike.
+    """
+    _, said = split_thoughts(_rendered_calls(tokenizer, 1), thought_tags(tokenizer))
+    form = _form_of(said)
+    known = TaggedJson() if form is None else form
+    return form, frozenset(m for m in known.markers if m in said or PROBE.name not in said)
 
 
 def _check_response_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -191,7 +191,7 @@ class PythonicCalls(ToolCallParser):
     """Calls as a Python list, `[now(zone="UTC"), here()]`: Llama 4, LFM2 and others. Nothing is run to read them.
 
     Args:
-        tag_pairs: What may stand around the list; without it the reply must be nothing else.
+        tag_pairs: What may stand around each list; without it the reply must be nothing else.
 
     Example:
         >>> PythonicCalls()('[now(zone="UTC"), here()]')
@@ -212,19 +212,26 @@ class PythonicCalls(ToolCallParser):
 
     @override
     def __call__(self, text: str) -> list[ToolCall | None]:
-        for open_tag, close_tag in self.tag_pairs:
-            _, found, rest = text.partition(open_tag)
-            if found:
-                return _python_calls(rest.partition(close_tag)[0].strip()) or [None]
+        _, bodies = self._parts(text)
+        if bodies:
+            return [call for body in bodies for call in _python_calls(body.strip()) or [None]]
         return _python_calls(text.strip()) if text.strip().startswith("[") else []
 
     @override
     def content(self, text: str) -> str:
-        for open_tag, close_tag in self.tag_pairs:
-            before, found, rest = text.partition(open_tag)
-            if found:
-                return (before + rest.partition(close_tag)[2]).strip()
-        return ""
+        outside, bodies = self._parts(text)
+        return "".join(outside).strip() if bodies else ""
+
+    def _parts(self, text: str) -> tuple[list[str], list[str]]:
+        """Return the text outside of tags and between each pair of them; the last may be left open."""
+        closers = dict(self.tag_pairs)
+        opener = re.compile("|".join(map(re.escape, closers)) or "(?!)")
+        outside, bodies, start = [], [], 0
+        while found := opener.search(text, start):
+            outside.append(text[start : found.start()])
+            body, _, start = until(text, closers[found[0]], found.end())
+            bodies.append(body)
+        return [*outside, text[start:]], bodies
 
 
 def _python_calls(text: str) -> list[ToolCall | None]:

@@ -22,7 +22,7 @@ _ARGUMENTS = frozenset({"arguments", "parameters"})
 _KEYS = _ARGUMENTS | {"name", "id", "type"}
 """What a call as JSON may hold; another key is an argument in the wrong place, or no call at all."""
 
-_SEPARATORS = re.compile(r"[ \t\r\n;]*")
+_SEPARATORS = r"[ \t\r\n;]*"
 _BEGINS_CALL = re.compile(r'\{\s*"(?:name"|function"|type"\s*:\s*"function")')
 
 
@@ -141,7 +141,7 @@ class BareJson(ToolCallParser):
     Other JSON, such as `{"answer": 42}`, is no call.
 
     Args:
-        prefix: What may stand before it; nothing but a call stands after it.
+        prefix: What may stand before each; nothing but a call stands after it.
 
     Example:
         >>> BareJson()('{"name": "now", "parameters": {}}; {"name": "here", "parameters": {}}')
@@ -165,7 +165,7 @@ class BareJson(ToolCallParser):
         if not is_meant and not _BEGINS_CALL.match(rest):
             return []
         calls: list[ToolCall | None] = []
-        start = 0
+        start, between = 0, re.compile(rf"{_SEPARATORS}(?:{re.escape(self.prefix)}\s*)?")
         while start < len(rest):
             try:
                 value, end = DECODER.raw_decode(rest, start)
@@ -174,7 +174,7 @@ class BareJson(ToolCallParser):
             if not calls and not is_meant and not _is_meant_as_call(value):
                 return []
             calls.append(call_from_json(value))
-            start = _SEPARATORS.match(rest, end).end()  # type: ignore[union-attr]  # it matches nothing, too
+            start = between.match(rest, end).end()  # type: ignore[union-attr]  # it matches nothing, too
         return calls or [None]
 
 

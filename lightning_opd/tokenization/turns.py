@@ -1,24 +1,21 @@
-"""Whole chats turn by turn: demonstrations to learn from, and whether a template shows episodes as they were."""
+"""Whole chats turn by turn: demonstrations to learn from, and episodes beside what a template shows of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.tokenization.chat import render_answer, render_prompt
 from lightning_opd.tokenization.rendering import encode, render
-from lightning_opd.tokenization.template_cache import by_template
 from lightning_opd.tokenization.thoughts import Tags, opens_thought, thought_tags
 from lightning_opd.tokenization.turn_borders import (
-    USER,
     closing_token_id,
     reply_surroundings,
     token_text,
     turn_ending_ids,
 )
-from lightning_opd.types import TEMPLATE_SETTINGS, Message, Messages
+from lightning_opd.types import Message, Messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,79 +60,26 @@ def _laid_out(
     return token_ids, mask
 
 
-def check_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, reply: Message, answer: Messages) -> None:
-    """Raise where an episode's tokens would not be those of its whole chat.
-
-    A student keeps the tokens that it generated in the context of its next turns. A template that renders earlier
-    turns otherwise, for example without their thoughts, would show it another context once it is trained.
-    The check goes by the kind of reply and answer: a thought or none, calls or none, the roles, and the chat's own
-    settings of the template.
-
-    Args:
-        tokenizer: With the template.
-        messages: The chat before the reply.
-        reply: The student's reply, as its environment read it, its content as the student generated it.
-        answer: Of the environment.
-
-    Raises:
-        ConfigError: With the first tokens that differ.
-    """
-    calls, has_thought = _call_names(reply), thought_tags(tokenizer)[1] in str(reply.get("content"))
-    roles = tuple((str(message.get("role")), str(message.get("name") or "tool")) for message in answer)
-    settings = json.dumps(messages[0].get(TEMPLATE_SETTINGS))
-    difference = _difference(tokenizer, settings, calls, roles, has_thought=has_thought)
-    if difference:
-        kind = ("tool calls" if calls else "replies") + (" with thoughts" if has_thought else "")
-        msg = (
-            f"The chat template of `{tokenizer.name_or_path}` renders {kind} otherwise once a message of role "
-            f"`{roles[0][0]}` follows: {difference}. The student would be trained on tokens that it never reads later. "
-            "Use a template that keeps every turn as it was generated (chat_template.jinja beside the tokenizer, or "
-            "`chat_template_kwargs`), or set `data.sampling.max_turns` to 1."
-        )
-        raise ConfigError(msg)
-
-
-@by_template
-def _difference(
-    tokenizer: PreTrainedTokenizerBase,
-    settings: str,
-    calls: tuple[str, ...],
-    roles: tuple[tuple[str, str], ...],
-    *,
-    has_thought: bool,
-) -> str | None:
-    """Return the difference in a small chat of the same kind."""
-    ids = [f"call0000{i}" for i in range(len(calls))]
-    reply: dict[str, object] = {"role": "assistant", "content": "" if calls else "It is so."}
-    if has_thought:
-        reply["content"] = "\n".join(
-            [thought_tags(tokenizer)[0], "Why?", thought_tags(tokenizer)[1], "", str(reply["content"])]
-        )
-    if calls:
-        functions = [{"name": name, "arguments": {"key": "value"}} for name in calls]
-        named = zip(ids, functions, strict=True)
-        reply["tool_calls"] = [{"id": i, "type": "function", "function": function} for i, function in named]
-    answer: list[Message] = [
-        {"role": role, "content": "Yes.", **({"name": name, "tool_call_id": call} if role == "tool" else {})}
-        for (role, name), call in zip(roles, [*ids, *["call00000"] * len(roles)], strict=False)
-    ]
-    return first_difference(tokenizer, [{**USER, TEMPLATE_SETTINGS: json.loads(settings)}, reply, *answer])
-
-
 def episode_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
     """Return the tokens of an episode in which the student generates the chat's replies, and a mask of the replies."""
-    replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    return _generated_from(tokenizer, messages, 0)
+
+
+def _generated_from(tokenizer: PreTrainedTokenizerBase, messages: Messages, start: int) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a chat whose replies from an index on are generated, and a mask of those."""
+    replies = [i for i, message in enumerate(messages) if i >= start and message.get("role") == "assistant"]
     return _laid_out(tokenizer, messages, replies, is_generated=True)
 
 
-def first_difference(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+def first_difference(tokenizer: PreTrainedTokenizerBase, messages: Messages, start: int = 0) -> str | None:
     """Return where the tokens of an episode differ from those of its whole chat, or None.
 
     Args:
         tokenizer: With the template.
         messages: A chat that ends with an answer to the last reply.
+        start: Index of the first message that has not been compared: what is before it is as the template renders it.
     """
-    token_ids, _ = episode_tokens(tokenizer, messages)
+    token_ids, _ = _generated_from(tokenizer, messages, start)
     whole = encode(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
     if token_ids == whole:
         return None

@@ -18,9 +18,11 @@ from lightning_opd.tasks.tools import Tool, ToolEnvironment, calculate
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher, TeacherPool
 from lightning_opd.tokenization.tool_calls import BareJson, ToolCallParser
 from lightning_opd.types import Prompt, Split
+from tests.agents import ScriptedChat
 from tests.tiny import save_model
+from tests.tokenization.templates import tokenizer_with as with_turns
 from tests.tokenization.test_replies import CALLS, OPEN, TURN, tokenizer_with
-from tests.world import make_data, make_trainer
+from tests.world import Letters, make_data, make_trainer
 
 SCHEMAS = "{% for tool in tools or [] %}{{ tool|tojson }}{% endfor %}"
 HERMES = CALLS[next(iter(CALLS))]
@@ -47,13 +49,13 @@ def with_template(call: str, schemas: str = SCHEMAS, turn: str = TURN, before: s
     return tokenizer
 
 
-def check(student: PreTrainedTokenizerBase, task: Task | None = None, **teachers: Any) -> None:
+def check(student: PreTrainedTokenizerBase, task: Task | None = None, max_turns: int = 16, **teachers: Any) -> None:
     def nothing(*_: Any) -> Any:
         pytest.fail("nothing is loaded for a check")
 
     learner = Learner(student, (0,), 512, nothing, nothing, nothing, TeacherPool(teachers), PolicyGradient())
     task = task or Calculator()
-    check_tool_turns(task, task.prompts("train"), learner)
+    check_tool_turns(task, task.prompts("train"), learner, max_turns)
 
 
 REFUSED = {
@@ -98,9 +100,44 @@ def test_a_teacher_of_another_family_must_show_the_turn_as_well(tmp_path: Path) 
     check(with_template(""), math=teacher("no calls", with_template("")))
 
 
+def test_a_template_that_keeps_no_kind_of_reply_is_refused() -> None:
+    for template in ("ChatML", "strips thoughts"):
+        check(with_turns(template), ScriptedChat())
+    for template in ("opens a thought", "last closer"):
+        with pytest.raises(ConfigError, match=r"renders replies.* otherwise once .* `user` follows.*max_turns` to 1"):
+            check(with_turns(template), ScriptedChat())
+        check(with_turns(template), ScriptedChat(), max_turns=1)
+        check(with_turns(template), Letters())
+
+
+def test_a_call_must_be_kept_with_or_without_a_thought() -> None:
+    agent = Calculator(shows_tools=False)
+    fills = "{% if m.role == 'assistant' and not loop.last and '</think>' not in m.content %}<think></think>{% endif %}"
+    check(with_template(HERMES, turn=TURN.replace("{{ m['content'] }}", fills + "{{ m['content'] }}")), agent)
+    kept = "m.content.split('</think>')[-1] if m.role == 'assistant' and not loop.last else m.content"
+    strips = with_template(HERMES, turn=TURN.replace("m['content']", kept))
+    check(strips, agent)
+    strips.chat_template = str(strips.chat_template).replace(OPEN, OPEN.replace("{% endif", "<think>\n{% endif"))
+    with pytest.raises(ConfigError, match=r"renders tool calls with thoughts otherwise once .* `tool` follows"):
+        check(strips, agent)
+    marks = with_template(HERMES, turn=TURN + "{{ '!' if m.tool_calls and not loop.last }}")
+    with pytest.raises(ConfigError, match=r"renders tool calls otherwise once .* `tool` follows.*max_turns` to 1"):
+        check(marks, agent)
+    check(marks, agent, max_turns=1)
+
+
 def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     student = save_model(tmp_path / "student", tokenizer=with_template(HERMES, schemas=""))
     module = OPDModule(StudentConfig(str(student)), {"math": str(tmp_path / "nowhere")}, PolicyGradient())
     with pytest.raises(ConfigError, match=r"the student .*does not show the tools \['calculate'\]"):
         make_trainer(tmp_path).fit(module, datamodule=make_data(Calculator()))
+    assert module.student is None
+
+
+def test_a_run_with_turns_that_no_template_keeps_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    student = save_model(tmp_path / "student", tokenizer=with_turns("last closer"))
+    teachers = dict.fromkeys(("code", "math"), str(tmp_path / "nowhere"))
+    module = OPDModule(StudentConfig(str(student)), teachers, PolicyGradient())
+    with pytest.raises(ConfigError, match=r"renders replies otherwise once a message of role `user` follows"):
+        make_trainer(tmp_path).fit(module, datamodule=make_data(ScriptedChat()))
     assert module.student is None

@@ -127,6 +127,53 @@ def test_a_choice_is_read_where_the_reply_decides(text: str, choice: str | None)
         assert ChoiceAnswer("ABCD").matches(text, f"({letter})") == (letter == choice)
 
 
+WORDS = {
+    "I believe the answer is C": "C",
+    "I think it is C.": None,
+    "A better choice is B": "B",
+    "Answer: I believe it is C": None,
+    "Answer: I'm not sure": None,
+    "Answer: I\N{RIGHT SINGLE QUOTATION MARK}d say C": None,
+    "Answer: A rough guess": None,
+    "Answer: A **rough** guess": None,
+    "Answer: A-level physics": None,
+    "Answer: (I guess C)": None,
+    r"\boxed{I think C}": None,
+    "The choice I made is right": None,
+    "The answer is C, I believe.": "C",
+    "The answer is C and I am sure": "C",
+    "The answer is C, A or I": None,
+    "The answer is A or I.": None,
+    "The answer is I or A, one of them": None,
+    "The answer is A.": "A",
+    "The answer is A": "A",
+    "The answer is **A** by far": "A",
+    "The answer is 'A'": "A",
+    "The answer is A because C is odd": "A",
+    "The answer is A\nAnd this is why": "A",
+    "Answer: A, since C is odd": "A",
+    "Answer: I is right": "I",
+    "Option A seems right": "A",
+    r"\boxed{A}": "A",
+    r"\boxed{\text{I}}": "I",
+    "I": "I",
+    "I)": "I",
+    "(I)": "I",
+    "I.": "I",
+    "**I**": "I",
+    "I. Because it is the first": "I",
+    "I guess": None,
+    "A guess": None,
+    "The answer is C as A is odd": "C",
+    "The answer is C for me": "C",
+}
+
+
+@pytest.mark.parametrize(("text", "choice"), WORDS.items())
+def test_the_words_a_and_i_are_no_choices(text: str, choice: str | None) -> None:
+    assert [letter for letter in "ABCDEFGHIJ" if ChoiceAnswer().matches(text, letter)] == ([choice] if choice else [])
+
+
 @pytest.mark.parametrize("match", implementations(AnswerReward, lightning_opd.tasks), ids=lambda m: type(m).__name__)
 def test_every_comparison_rewards_the_last_reply_by_its_rows_answer(match: AnswerReward) -> None:
     def trajectory(*texts: str, **columns: object) -> Trajectory:
@@ -158,6 +205,9 @@ PARTS = [
     "1e",
     "^",
     "B or ",
+    "I ",
+    "answer: I ",
+    "answer: A  ",
 ]
 
 

@@ -28,6 +28,9 @@ CALLS = (
     "a(b=1),",
     "<arg_key>",
     FENCED.open_tag,
+    "<|python_tag|>",
+    "<|python_start|>",
+    "<|python_start|>a()<|python_end|>",
 )
 CASES: list[tuple[str, Callable[[str], Any], str, str]] = [
     *((f"{type(form).__name__} of {unit!r}", form, "", unit) for form in FORMS for unit in (*COMMON, *CALLS)),

@@ -85,6 +85,52 @@ def test_several_calls_keep_their_order() -> None:
     assert read(PythonicCalls(), f"[{PYTHON}, now()]") == both
 
 
+NOW = f"{HEAD}now{SEPARATOR}{{}}{TAIL}"
+JSON = json.dumps({"name": PROBE.name, "arguments": dict(PROBE.arguments)})
+
+
+@pytest.mark.parametrize(
+    ("parser", "blocks"),
+    [
+        (TaggedJson(), (f"<tool_call>{JSON}</tool_call>", '<tool_call>{"name": "now"}</tool_call>')),
+        (XmlParameters(), (QWEN, "<tool_call><function=now></function></tool_call>")),
+        (XmlArguments(), (GLM, "<tool_call>now</tool_call>")),
+        (FencedJson(), (DEEPSEEK, NOW)),
+        (FencedJson(), tuple(block.join(FencedJson().around) for block in (DEEPSEEK, NOW))),
+        (
+            PythonicCalls(),
+            (f"<|tool_call_start|>[{PYTHON}]<|tool_call_end|>", "<|tool_call_start|>[now()]<|tool_call_end|>"),
+        ),
+        (PythonicCalls(), (f"<|python_start|>{PYTHON}<|python_end|>", "<|python_start|>now()<|python_end|>")),
+        (PythonicCalls(), (f"<|python_start|>{PYTHON}<|python_end|>", "<|tool_call_start|>[now()]<|tool_call_end|>")),
+    ],
+)
+def test_every_block_of_calls_is_read(parser: ToolCallParser, blocks: tuple[str, str]) -> None:
+    both = [(PROBE.name, PROBE.arguments), ("now", {})]
+    text = f"Let me see.{blocks[0]} And now:{blocks[1]}"
+    assert read(parser, text) == both
+    assert parser.content(text) == "Let me see. And now:"
+    assert read(parser, blocks[1] + "?" + blocks[0]) == both[::-1]
+
+
+@pytest.mark.parametrize("between", ["", "\n", "; ", "\n\n"])
+def test_a_prefix_may_stand_before_each_bare_call(between: str) -> None:
+    text = f'<|python_tag|>{JSON}{between}<|python_tag|> {{"name": "now", "parameters": {{}}}}'
+    assert read(BareJson(), text) == [(PROBE.name, PROBE.arguments), ("now", {})]
+
+
+def test_pythonic_calls_need_no_tags_at_all() -> None:
+    assert read(PythonicCalls(()), f"[{PYTHON}]") == [(PROBE.name, PROBE.arguments)]
+    assert read(PythonicCalls(), "<|python_start|>now()") == [("now", {})], "the last block may be left open"
+    assert PythonicCalls(())("<|python_start|>now()<|python_end|>") == []
+
+
+@pytest.mark.parametrize("second", ["what?", "[now(1)]", "[now()][now()]"], ids=["words", "no name", "two lists"])
+def test_a_second_block_that_cannot_be_read_is_told(second: str) -> None:
+    text = f"<|tool_call_start|>[{PYTHON}]<|tool_call_end|><|tool_call_start|>{second}<|tool_call_end|>"
+    assert read(PythonicCalls(), text) == [(PROBE.name, PROBE.arguments), None]
+
+
 @pytest.mark.parametrize(
     ("parser", "text"),
     [

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.tokenization.replies import call_format
+from lightning_opd.tokenization.tool_calls import TaggedJson
 from lightning_opd.tokenization.turn_borders import turn_ending_ids
 
 if TYPE_CHECKING:
@@ -22,8 +24,11 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
 """Role → its tokens in model families; a role is found only where it is one token."""
 
 PAIRED_ROLES = ("think_open", "think_close")
-"""Roles whose tokens stand for one another: around them stands plain text. What follows the tokens of tool calls has
-another format in each family (a JSON object, a JSON list, Python), so that only tokens of one name are pairs."""
+"""Roles whose tokens stand for one another: around them stands plain text."""
+
+CALL_ROLES = ("tool_call_open", "tool_call_close")
+"""Roles of tokens after which families write different formats (a JSON object, a JSON list, XML, Python), so that only
+tokens of one name are pairs, where both chat templates write calls in one format."""
 
 ROLES = (END_OF_TURN, *SPELLINGS)
 
@@ -53,9 +58,9 @@ def role_table(
 ) -> RoleTable:
     """Find the counterpart of each of the student's control tokens.
 
-    In order of precedence: what is given; control tokens of the same name, except an end of turn that does not end
-    the teacher's turns; ends of a turn (whatever stops a reply, and what the chat template closes one with);
-    thoughts by their known spellings.
+    In order of precedence: what is given; control tokens of the same name, except those of tool calls that the two
+    chat templates write in different formats, and an end of turn that does not end the teacher's turns; ends of a turn
+    (whatever stops a reply, and what the chat template closes one with); thoughts by their known spellings.
 
     Args:
         student: The student's tokenizer.
@@ -69,7 +74,8 @@ def role_table(
     overrides = overrides or {}
     given = {_id(student, ours): None if theirs is None else _id(teacher, theirs) for ours, theirs in overrides.items()}
     ours, theirs = control_tokens(student), control_tokens(teacher)
-    pairs: dict[int, int | None] = {ours[token]: theirs[token] for token in ours.keys() & theirs.keys()}
+    same = (ours.keys() & theirs.keys()) - _markers_of_other_calls(student, teacher)
+    pairs: dict[int, int | None] = {ours[token]: theirs[token] for token in same}
     names: dict[int, str] = {}
     for role, spellings in SPELLINGS.items():
         counterparts = [theirs[token] for token in spellings if token in theirs]
@@ -91,6 +97,18 @@ def role_table(
         frozenset({*ours.values(), *given, *ends}),
         frozenset({*theirs.values(), *stops}) | {token_id for token_id in given.values() if token_id is not None},
     )
+
+
+def _markers_of_other_calls(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> set[str]:
+    """Return what marks tool calls if both sides write them in different or unknown formats, else nothing.
+
+    `<tool_call>` opens a JSON object in Qwen 3 and XML in Qwen3-Coder: one name, but another thing to say next.
+    """
+    formats = [call_format(tokenizer) for tokenizer in (student, teacher)]
+    forms = [form for form, _ in formats if form is not None]
+    is_same = student.chat_template == teacher.chat_template or (formats[0] == formats[1] and forms)
+    markers = {marker for form in (*forms, TaggedJson()) for marker in form.markers}
+    return set() if is_same else markers | {token for role in CALL_ROLES for token in SPELLINGS[role]}
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

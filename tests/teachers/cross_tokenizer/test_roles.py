@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -7,7 +8,10 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from lightning_opd.teachers.cross_tokenizer.roles import control_tokens, role_table, turn_ends
-from tests.teachers.cross_tokenizer.families import CONTROL, END_OF_TURN, FAMILIES, STOP, family
+from lightning_opd.tokenization.tool_call_forms import XmlArguments, XmlParameters
+from lightning_opd.tokenization.tool_calls import TaggedJson
+from tests.teachers.cross_tokenizer.families import CONTROL, END_OF_TURN, FAMILIES, STOP, TEMPLATES, family
+from tests.tokenization.test_replies import CALLS
 
 
 def token_id(name: str, token: str) -> int:
@@ -48,6 +52,59 @@ def test_tool_calls_of_different_formats_are_no_counterparts() -> None:
     """After `<tool_call>` stands a JSON object, after `[TOOL_CALLS]` a list."""
     assert "<tool_call>" not in counterparts("chatml", "mistral")
     assert "[TOOL_CALLS]" not in counterparts("mistral", "chatml")
+
+
+OLD_MISTRAL = '[TOOL_CALLS][{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments|tojson }}}]'
+NEW_MISTRAL = "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments|tojson }}"
+HERMES, SPACED = CALLS[TaggedJson], "<tool_call>\n{{ c.function|tojson }}\n</tool_call>"
+UNKNOWN = "<tool_call>run {{ c.function.name }}</tool_call>"
+TAGS, NOTHING = {"<tool_call>", "</tool_call>"}, set[str]()
+
+
+def calling(call: str, name: str = "chatml") -> PreTrainedTokenizerFast:
+    """Return a family's tokenizer whose template writes calls in some form."""
+    tokenizer = copy.copy(family(name))
+    calls = f"{{% for c in m.tool_calls or [] %}}{call}{{% endfor %}}"
+    before, after = (
+        TEMPLATES[name].split("<|im_end|>", 1) if name == "chatml" else TEMPLATES[name].split(" + '</s>'", 1)
+    )
+    closer = "' }}" + calls + "{{ '<|im_end|>" if name == "chatml" else " }}" + calls + "{{ '</s>'"
+    tokenizer.chat_template = before + closer + after
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "paired"),
+    [
+        (calling(HERMES), calling(SPACED), TAGS),
+        (calling(HERMES), calling(CALLS[XmlParameters]), NOTHING),
+        (calling(CALLS[XmlArguments]), calling(HERMES), NOTHING),
+        (calling(CALLS[XmlArguments]), calling(CALLS[XmlParameters]), NOTHING),
+        (calling(CALLS[XmlParameters]), calling(CALLS[XmlParameters] + "\n"), TAGS),
+        (family("chatml"), calling(HERMES), TAGS),
+        (family("chatml"), calling(CALLS[XmlParameters]), NOTHING),
+        (calling(UNKNOWN), calling(UNKNOWN), TAGS),
+        (calling(UNKNOWN), calling(HERMES), NOTHING),
+        (calling(UNKNOWN), calling(UNKNOWN.replace("run", "do")), NOTHING),
+        (calling(OLD_MISTRAL, "mistral"), calling(OLD_MISTRAL + " ", "mistral"), {"[TOOL_CALLS]"}),
+        (calling(OLD_MISTRAL, "mistral"), calling(NEW_MISTRAL, "mistral"), NOTHING),
+    ],
+)
+def test_calls_are_counterparts_where_both_templates_write_them_alike(
+    student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, paired: set[str]
+) -> None:
+    table = role_table(student, teacher)
+    names = {str(student.convert_ids_to_tokens(own)) for own in table.pairs}
+    assert names & {*TAGS, "[TOOL_CALLS]"} == paired
+    assert str(student.eos_token) in names
+    assert ("<think>" in names) == (student.eos_token == STOP["chatml"]), "other tokens stay pairs"
+
+
+def test_calls_of_other_formats_are_paired_where_it_is_asked_for() -> None:
+    student, teacher = calling(HERMES), calling(CALLS[XmlParameters])
+    own = student.get_vocab()["<tool_call>"]
+    assert own not in role_table(student, teacher).pairs
+    assert role_table(student, teacher, {"<tool_call>": "<tool_call>"}).pairs[own] == teacher.get_vocab()["<tool_call>"]
 
 
 def test_what_is_given_comes_first() -> None:
