@@ -54,7 +54,10 @@ def test_no_dropout_while_writing_and_the_students_mode_is_given_back(tiny_model
             vars(module)["attention_dropout"] = 0.5
     written = engine.generate(PROMPTS, 2, seeds(2), SAMPLING)
     assert model.training
-    assert engine.generate(PROMPTS, 2, seeds(2), SAMPLING) == written
+    again = engine.generate(PROMPTS, 2, seeds(2), SAMPLING)  # with the prompts' keys and values: equal up to rounding
+    for first, second in zip(written, again, strict=True):
+        assert second.token_ids == first.token_ids
+        assert second.logprobs == pytest.approx(first.logprobs, abs=1e-5)
     ids = torch.tensor([PROMPTS[2]])
     with torch.no_grad():
         assert not torch.equal(causal_lm(model)(ids).logits, causal_lm(model)(ids).logits), "dropout must show"
