@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lightning_opd.callbacks.preemption import Preemption, received_signal
@@ -32,7 +31,7 @@ from lightning_opd.options.sources import ConfigSources
 from lightning_opd.preflight import Preflight, PreflightTrainer
 from lightning_opd.preflight.folders import check_writable, outputs
 from lightning_opd.preflight.trainer_settings import check_callbacks, check_seed, check_student, check_trainer
-from lightning_opd.processes import wait_for_ranks
+from lightning_opd.processes import launcher_id, wait_for_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,6 +118,8 @@ class OPDCommandLine(LightningCLI):
             check_writable(outputs(self.trainer))
         with contextlib.ExitStack() as stack:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+                if isinstance(callback, Preemption):
+                    stack.enter_context(callback.answering(self.trainer))
                 if isinstance(callback, RankWatch):
                     stack.enter_context(callback.meeting(self.trainer))
             super()._run_subcommand(subcommand)
@@ -164,12 +165,10 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # outside training, where Lightning ends with 1
             error.code = SIGNAL_EXIT_CODE + signal.SIGINT
-        elif isinstance(error, SIGTERMException):  # and with 0: a scheduler would take the run for finished
-            error.code = SIGNAL_EXIT_CODE + signal.SIGTERM
         raise
     wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
         raise SystemExit(FAILED_CHECK_EXIT_CODE)
     number = received_signal(trainer)
-    if number is not None:
+    if number is not None and not launcher_id():  # whose launcher would take another status than 0 for a crash
         raise SystemExit(SIGNAL_EXIT_CODE + number)
