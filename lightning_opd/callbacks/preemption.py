@@ -127,10 +127,7 @@ class Preemption(Callback):
             trainer.log_every_n_steps = 0  # type: ignore[attr-defined]  # set by Lightning at run time
         self._limit_val_batches, trainer.limit_val_batches = trainer.limit_val_batches, 0  # ... and validate at a stop
         trainer.should_stop = True
-        rank_zero_info(
-            f"{self.received.name} after step {trainer.global_step}: saved. To go on, run the same command with "
-            f"`--ckpt_path {self.checkpoint}`."
-        )
+        rank_zero_info(f"{self.received.name} after step {trainer.global_step}: saved `{self.checkpoint}`.")
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -154,10 +151,10 @@ class Preemption(Callback):
             self._give_back()
 
 
-def received_signal(trainer: L.Trainer) -> signal.Signals | None:
-    """Return the signal that ended a run before its end, or None."""
+def preempted(trainer: L.Trainer) -> Preemption | None:
+    """Return the callback that stopped a run at a signal before its end, or None."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning at run time
-    return next((c.received for c in callbacks if isinstance(c, Preemption) and c.received), None)
+    return next((c for c in callbacks if isinstance(c, Preemption) and c.received), None)
 
 
 def _last_checkpoint(trainer: L.Trainer) -> Path:

@@ -16,10 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_opd.callbacks.preemption import Preemption, received_signal
+from lightning_opd.callbacks.preemption import Preemption, preempted
 from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.cli.console import with_console
-from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE, SIGNAL_EXIT_CODE
+from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE, SIGNAL_EXIT_CODE, StoppedRun
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
@@ -151,7 +151,8 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     """Run `fit`, `validate`, `test`, `predict` or `preflight` with the words after it.
 
     Raises:
-        SystemExit: With 128 + its number, where a signal ended the run early; with 1, where a check failed.
+        StoppedRun: A signal stopped the training early.
+        SystemExit: With 128 + its number, where a signal ended anything else; with 1, where a check failed.
     """
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
@@ -169,6 +170,10 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
         raise SystemExit(FAILED_CHECK_EXIT_CODE)
-    number = received_signal(trainer)
-    if number is not None and not launcher_id():  # whose launcher would take another status than 0 for a crash
-        raise SystemExit(SIGNAL_EXIT_CODE + number)
+    stopped = preempted(trainer)
+    if stopped is None or stopped.received is None or launcher_id():  # which would take another status for a crash
+        return
+    if not trainer.is_global_zero:
+        raise SystemExit(SIGNAL_EXIT_CODE + stopped.received)
+    go_on = f"To go on, run the same command with `--ckpt_path {stopped.checkpoint}`."
+    raise StoppedRun(stopped.received, go_on)

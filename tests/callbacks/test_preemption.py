@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lightning_opd.callbacks import ExportHuggingFace, Preemption
-from lightning_opd.callbacks.preemption import received_signal
+from lightning_opd.callbacks.preemption import preempted
 from tests.world import largest_difference, make_data, make_module, make_trainer
 
 
@@ -44,13 +44,14 @@ def test_a_signal_ends_the_run_whole_at_the_next_step(world: Path, tmp_path: Pat
     preemption = Preemption()
     trainer, _ = fitted(world, tmp_path / "run", Sender(number, 2), preemption, ExportHuggingFace())
     assert trainer.global_step == 2  # the signal came in the first micro-batch of the second step
-    assert received_signal(trainer) == number
+    assert preempted(trainer) is preemption
+    assert preemption.received == number
     assert preemption.checkpoint == tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert not (tmp_path / "run" / "model").exists()  # half-trained: nothing to export
     assert {n: signal.getsignal(n) for n in handlers} == handlers
     trainer, state = fitted(world, tmp_path / "run", Preemption(), ckpt_path=str(preemption.checkpoint))
     assert trainer.global_step == 4
-    assert received_signal(trainer) is None
+    assert preempted(trainer) is None
     assert largest_difference(state, expected) == 0.0
 
 
