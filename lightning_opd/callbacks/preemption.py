@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L  # Lightning's own convention
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 from lightning_opd.processes import SIGNALS, hearing, launcher_id, tell_launcher
@@ -24,6 +24,7 @@ from lightning_opd.servers import ServersDownError
 
 SECONDS_TO_LEAVE = 5.0
 """Until a process ends whose main thread does not hear that it should."""
+SECONDS_TO_REQUEUE = 30.0
 
 
 class Preemption(Callback):
@@ -176,8 +177,19 @@ def _take_leave(number: int) -> None:
 
 @rank_zero_only
 def _requeue() -> None:
-    if "SLURM_JOB_ID" in os.environ:
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+    """Put the run's job back into SLURM's queue; where that does not work, say how to do it by hand."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS_TO_REQUEUE)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+        why = " ".join((said or str(error)).split())
+        rank_zero_warn(
+            f"`{' '.join(command)}` failed ({why}); the job is not requeued. Run that where SLURM's tools are, or "
+            "submit the job again with `--ckpt_path auto`."
+        )
 
 
 def _forget() -> None:
