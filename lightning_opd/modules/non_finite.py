@@ -51,7 +51,7 @@ class NonFiniteGuard:
         cause = _cause(batch) if isinstance(batch, RolloutBatch) else {"cause": "loss"}
         self._causes.append({**cause, "loss": float(loss.detach())})
 
-    def skips(self, parameters: Iterable[nn.Parameter], folder: Path) -> bool:
+    def skips(self, parameters: Iterable[nn.Parameter], folder: Path, loss_scale: float = 1.0) -> bool:
         """Return whether this update is skipped: gradients that are not finite on any rank are removed on all.
 
         An optimiser leaves a parameter without a gradient as it is, its own state and weight decay included.
@@ -59,6 +59,8 @@ class NonFiniteGuard:
         Args:
             parameters: All that the optimiser updates; its gradients are final.
             folder: Where `non_finite.json` tells what was found.
+            loss_scale: What a loss scaler multiplied the loss by. Above 1, gradients alone that are not finite are
+                the scaler's way to a smaller one; they do not bring the end of the run nearer.
 
         Raises:
             NonFiniteUpdatesError: As many as `max_in_a_row` have been skipped one after the other.
@@ -70,7 +72,9 @@ class NonFiniteGuard:
             return False
         for parameter in own:
             parameter.grad = None
-        self.num_skipped, self._in_a_row = self.num_skipped + 1, self._in_a_row + 1
+        self.num_skipped += 1
+        if loss_scale <= 1 or any_rank(bool(causes)):
+            self._in_a_row += 1
         if causes:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "non_finite.json").open("a", encoding="utf-8") as file:

@@ -198,12 +198,13 @@ class StudentModule(L.LightningModule, StudentOwner):
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Skip an update that is not finite on any rank; a loss scaler (precision 16-mixed) does that by itself."""
+        """Skip an update that is not finite on any rank; a loss scaler (precision 16-mixed) then halves its scale."""
         precision = self.trainer.precision_plugin
-        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
-            return
-        if self.non_finite.skips(self.parameters(), Path(self.trainer.default_root_dir)):
-            rank_zero_warn(f"Update {self.trainer.global_step + 1} was not finite and was skipped.")
+        scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        if self.non_finite.skips(self.parameters(), Path(self.trainer.default_root_dir), scale):
+            with_scale = "" if scaler is None else f" (loss scale {scale:g})"
+            rank_zero_warn(f"Update {self.trainer.global_step + 1} was not finite and was skipped{with_scale}.")
         if self.non_finite.num_skipped:
             self.log("train/skipped_updates", float(self.non_finite.num_skipped), batch_size=1)
 
