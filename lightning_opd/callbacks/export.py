@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_opd.callbacks.preemption import received_signal
+from lightning_opd.callbacks.preemption import preempted
 from lightning_opd.models import export_student, student_owner
 
 
@@ -28,7 +28,7 @@ class ExportHuggingFace(Callback):
 
     @override  # not `on_train_end`: a run resumed after its last step has none
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.fast_dev_run or received_signal(trainer):  # type: ignore[attr-defined]  # set by Lightning at run time
+        if trainer.fast_dev_run or preempted(trainer):  # type: ignore[attr-defined]  # set by Lightning at run time
             return
         owner = student_owner(pl_module)
         weights = gather_weights(owner.loaded_student)  # every rank takes part

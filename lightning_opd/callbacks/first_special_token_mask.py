@@ -38,6 +38,11 @@ class FirstSpecialTokenMask(OPDCallback):
 
     @property
     @override
+    def changes_rollouts(self) -> bool:
+        return True
+
+    @property
+    @override
     def signals(self) -> frozenset[Signal]:
         return frozenset()
 

@@ -42,6 +42,11 @@ class FormatErrorMask(OPDCallback):
 
     @property
     @override
+    def changes_rollouts(self) -> bool:
+        return True
+
+    @property
+    @override
     def signals(self) -> frozenset[Signal]:
         return frozenset()
 

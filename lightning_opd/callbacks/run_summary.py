@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_opd.callbacks.export import ExportHuggingFace
 from lightning_opd.callbacks.pace import clock
-from lightning_opd.callbacks.preemption import received_signal
+from lightning_opd.callbacks.preemption import preempted
 from lightning_opd.collection import RolloutProducer
 from lightning_opd.models import causal_lm, parameter_counts, student_owner
 from lightning_opd.teachers import LocalTeacher
@@ -56,7 +56,7 @@ class RunSummary(Callback):
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = _read_metrics(trainer)
-        if not trainer.is_global_zero or received_signal(trainer):  # the latter says itself how to go on
+        if not trainer.is_global_zero or preempted(trainer):  # the latter says itself how to go on
             return
         seconds = clock(time.monotonic() - self._began)
         show(f"finished {trainer.global_step} optimiser steps in {seconds}", end_rows(trainer, metrics))

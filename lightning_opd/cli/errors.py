@@ -12,6 +12,21 @@ USAGE_EXIT_CODE = 2
 SIGNAL_EXIT_CODE = 128
 """Plus the number of the signal that ended a run."""
 INTERRUPTED_EXIT_CODE = SIGNAL_EXIT_CODE + 2
+
+
+class StoppedRun(SystemExit):
+    """A signal stopped a run that can go on.
+
+    Args:
+        number: The signal.
+        go_on: How the run goes on, in words for a user who started it alone.
+    """
+
+    def __init__(self, number: int, go_on: str) -> None:
+        super().__init__(SIGNAL_EXIT_CODE + number)
+        self.go_on = go_on
+
+
 _BUILT_IN = (ValueError, ImportError, FileNotFoundError)
 _REFUSING = ("lightning.pytorch.callbacks.", "lightning.pytorch.tuner.")
 """Parts of Lightning that refuse settings by errors of any class."""

@@ -14,13 +14,12 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lightning_opd.callbacks.preemption import Preemption, received_signal
+from lightning_opd.callbacks.preemption import Preemption, preempted
 from lightning_opd.callbacks.rank_watch import RankWatch
 from lightning_opd.cli.console import with_console
-from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE, SIGNAL_EXIT_CODE
+from lightning_opd.cli.errors import FAILED_CHECK_EXIT_CODE, SIGNAL_EXIT_CODE, StoppedRun
 from lightning_opd.data import OPDDataModule
 from lightning_opd.errors import ConfigError
 from lightning_opd.modules import OPDModule
@@ -32,7 +31,7 @@ from lightning_opd.options.sources import ConfigSources
 from lightning_opd.preflight import Preflight, PreflightTrainer
 from lightning_opd.preflight.folders import check_writable, outputs
 from lightning_opd.preflight.trainer_settings import check_callbacks, check_seed, check_student, check_trainer
-from lightning_opd.processes import wait_for_ranks
+from lightning_opd.processes import launcher_id, wait_for_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,6 +118,8 @@ class OPDCommandLine(LightningCLI):
             check_writable(outputs(self.trainer))
         with contextlib.ExitStack() as stack:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+                if isinstance(callback, Preemption):
+                    stack.enter_context(callback.answering(self.trainer))
                 if isinstance(callback, RankWatch):
                     stack.enter_context(callback.meeting(self.trainer))
             super()._run_subcommand(subcommand)
@@ -150,7 +151,8 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     """Run `fit`, `validate`, `test`, `predict` or `preflight` with the words after it.
 
     Raises:
-        SystemExit: With 128 + its number, where a signal ended the run early; with 1, where a check failed.
+        StoppedRun: A signal stopped the training early.
+        SystemExit: With 128 + its number, where a signal ended anything else; with 1, where a check failed.
     """
     # Lightning 2.6 asks torch's pytree a question that torch would have worded differently: nothing a user can mend
     warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec", category=FutureWarning)
@@ -164,12 +166,14 @@ def run_trainer_command(command: str, words: Sequence[str]) -> None:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # outside training, where Lightning ends with 1
             error.code = SIGNAL_EXIT_CODE + signal.SIGINT
-        elif isinstance(error, SIGTERMException):  # and with 0: a scheduler would take the run for finished
-            error.code = SIGNAL_EXIT_CODE + signal.SIGTERM
         raise
     wait_for_ranks(trainer.strategy.launcher)
     if isinstance(trainer, PreflightTrainer) and trainer.has_failed and trainer.is_global_zero:
         raise SystemExit(FAILED_CHECK_EXIT_CODE)
-    number = received_signal(trainer)
-    if number is not None:
-        raise SystemExit(SIGNAL_EXIT_CODE + number)
+    stopped = preempted(trainer)
+    if stopped is None or stopped.received is None or launcher_id():  # which would take another status for a crash
+        return
+    if not trainer.is_global_zero:
+        raise SystemExit(SIGNAL_EXIT_CODE + stopped.received)
+    go_on = f"To go on, run the same command with `--ckpt_path {stopped.checkpoint}`."
+    raise StoppedRun(stopped.received, go_on)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_opd import __version__
 from lightning_opd.cli.commands import command_line, overview, run_command
-from lightning_opd.cli.errors import USAGE_EXIT_CODE, settings_message, wants_traceback
+from lightning_opd.cli.errors import USAGE_EXIT_CODE, StoppedRun, settings_message, wants_traceback
 from lightning_opd.processes import end_with_launcher
 from lightning_opd.tokenization.visible import visible
 
@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with command_line(words):
             run_command(words)
+    except StoppedRun as stop:
+        sys.stderr.write(f"{stop.go_on}\n")
+        raise
     except Exception as error:
         message = settings_message(error)
         if message is None or wants_traceback():

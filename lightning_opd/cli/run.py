@@ -135,7 +135,7 @@ def _failure_report(step: Step, again: str) -> Iterator[None]:
             raise SystemExit(INTERRUPTED_EXIT_CODE) from error
         if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNAL_EXIT_CODE:
             sys.stderr.write(f"stopped in step `{step.name}` ({step.command}).\n{hint}")
-            raise
+            raise SystemExit(error.code) from error  # how this step alone would go on is not said
         message = None if wants_traceback() else settings_message(error)
         if message is None:
             traceback.print_exception(error)

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import RolloutEngine
 from lightning_opd.types import Prompt
 
 SAME_RESULT = {
@@ -21,6 +22,7 @@ SAME_RESULT = {
     "gradient_checkpointing",
     "max_tokens_per_forward",
     "trust_remote_code",
+    "warn_above",
 }
 """Arguments of components that change how something is computed, never what."""
 
@@ -73,6 +75,12 @@ def describe_settings(values: Mapping[str, object]) -> dict[str, object]:
     state = {"last_epoch", "base_lrs", "optimizer", "params"}
     plain = {k: v for k, v in values.items() if not k.startswith("_") and k not in state and not callable(v)}
     return {name: describe(value) for name, value in plain.items()}
+
+
+def describe_engine(engine: RolloutEngine) -> dict[str, object]:
+    """Return what an engine's replies depend on: not its servers, nor how many replies it draws at once."""
+    kind = type(engine)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "overlap": int(engine.generates_ahead)}
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

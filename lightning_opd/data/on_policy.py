@@ -14,7 +14,7 @@ from lightning_opd.collection import Collector, Learner, OffPolicyResponses, Rol
 from lightning_opd.collection.ahead import GenerationAhead
 from lightning_opd.collection.prompt_limits import LongPrompts, PromptLimits
 from lightning_opd.collection.prompt_report import PromptReport
-from lightning_opd.collection.resume import describe, fingerprint
+from lightning_opd.collection.resume import describe, describe_engine, fingerprint
 from lightning_opd.data.base import TrainerDataModule
 from lightning_opd.data.evaluation import Evaluation, first_of_each_domain
 from lightning_opd.data.limits import (
@@ -251,12 +251,12 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
     def resume_settings(self) -> dict[str, object]:
         settings: dict[str, object] = {"data.task": type(self.task).__qualname__, "data.seed": self._run_seed()}
         names = ("prompts_per_batch", "samples_per_prompt", "updates_per_batch", "off_policy_responses", "sampling")
-        settings |= {f"data.{name}": describe(getattr(self, name)) for name in names}
+        own = {"engine": describe_engine(self.engine)} | {name: describe(getattr(self, name)) for name in names}
+        settings |= {f"data.{name}": value for name, value in own.items()}
         if self.updates_per_batch > 1 and self.trainer is not None:  # each process deals its own rows into updates
             settings["trainer.devices"] = self.trainer.world_size
         if "train" in self._splits.fitting:
-            self._hash = self._hash or fingerprint(self._splits.fitting["train"])
-            settings["data.task.prompts"] = self._hash
+            settings["data.task.prompts"] = self._hash = self._hash or fingerprint(self._splits.fitting["train"])
         return settings
 
     @override

@@ -26,6 +26,11 @@ class OPDCallback(Callback):
         return False
 
     @property
+    def changes_rollouts(self) -> bool:
+        """Whether what is learned depends on its settings, which a resumed run must then share."""
+        return self.adds_outcome
+
+    @property
     def needs_siblings(self) -> bool:
         """Whether it compares the responses to one prompt, of which there must be two or more."""
         return False

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # Lightning's own convention
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from typing_extensions import override
 
 KEY = "logged_points"
 """Where a checkpoint keeps what this file knows."""
+FILES = (TensorBoardLogger, CSVLogger)
+"""Loggers that write files, in which a resumed run goes on."""
 
 
 def points_to_come(trainer: L.Trainer, late_metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -31,10 +36,12 @@ def points_to_come(trainer: L.Trainer, late_metrics: Mapping[str, float]) -> dic
     metrics: dict[str, float] = {}
     if is_inside and connector.should_update_logs:
         logged = {name: float(value) for name, value in connector.metrics["log"].items()}
-        metrics = {**late_metrics, **logged, "epoch": float(trainer.current_epoch)}
+        metrics = {**late_metrics, **logged, "epoch": trainer.current_epoch}
     is_due = is_inside and fetcher is not None and loop._should_check_val_fx(fetcher)
     folders = [
-        {"root": logger.root_dir, "version": logger.version} if isinstance(logger, TensorBoardLogger) else None
+        {"root": logger.root_dir, "version": logger.version, "num_rows": _num_rows(logger)}
+        if isinstance(logger, FILES)
+        else None
         for logger in trainer.loggers
     ]
     return {
@@ -49,7 +56,7 @@ def points_to_come(trainer: L.Trainer, late_metrics: Mapping[str, float]) -> dic
 def go_on(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     """Bring the logged points to what they were at a checkpoint and complete its step's; let a due validation run.
 
-    Event files stay as they are: readers are told which points count no more.
+    Event files stay as they are: readers are told which points count no more. Tables lose these rows.
 
     Args:
         trainer: About to restore its loops from the checkpoint.
@@ -66,18 +73,22 @@ def go_on(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
     if not trainer.is_global_zero:
         return
     step = int(points["next_step"]) - 1
-    for logger in trainer.loggers:
+    folders = [*points.get("folders", ()), *[None] * len(trainer.loggers)]
+    for logger, folder in zip(trainer.loggers, folders, strict=False):
         if isinstance(logger, TensorBoardLogger):
             _return_to(logger, step, points["time"])
+        elif isinstance(logger, CSVLogger) and folder is not None and "num_rows" in folder:
+            _cut(logger, folder["num_rows"])
         if points["metrics"]:
             logger.log_metrics(points["metrics"], step)
         logger.save()
 
 
 def enter_folders(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Let a resumed run's TensorBoard loggers go on in the folders that the checkpoint's run has filled.
+    """Let a resumed run's loggers go on in the folders, and tables, that the checkpoint's run has filled.
 
     A logger whose version is set goes on in its folder by itself; without a version Lightning would begin a new one.
+    It would also delete a table that it finds.
 
     Args:
         trainer: Not yet started.
@@ -85,10 +96,57 @@ def enter_folders(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
     """
     folders = checkpoint.get(KEY, {}).get("folders", [])
     for logger, folder in zip(trainer.loggers, folders, strict=False):
-        if not isinstance(logger, TensorBoardLogger) or logger._version is not None or folder is None:
+        if not isinstance(logger, FILES) or folder is None:
             continue
-        if Path(folder["root"]).resolve() == Path(logger.root_dir).resolve():
+        root = str(logger.root_dir)
+        is_same = "://" not in root and Path(folder["root"]).resolve() == Path(root).resolve()
+        if is_same and logger._version is None:
             logger._version = folder["version"]
+        if is_same and isinstance(logger, CSVLogger) and trainer.is_global_zero and logger._experiment is None:
+            logger._experiment = _GoingOn(logger.log_dir)
+
+
+class _GoingOn(ExperimentWriter):
+    """Adds rows to a table that is there, which Lightning's own writer deletes."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        self.metrics_keys = _rows(path)[0] if path.is_file() else []
+
+    @override
+    def _check_log_dir_exists(self) -> None:
+        """Leave everything as it is."""
+
+
+def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the names of a table's columns, and its rows."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    return list(reader.fieldnames or ()), rows
+
+
+def _num_rows(logger: TensorBoardLogger | CSVLogger) -> int:
+    """Return how many rows a logger's table has, written or not; 0 where it has none."""
+    if not isinstance(logger, CSVLogger) or not isinstance(logger._experiment, ExperimentWriter):
+        return 0  # also on all processes but the first
+    path = Path(logger._experiment.metrics_file_path)
+    return len(logger._experiment.metrics) + (len(_rows(path)[1]) if path.is_file() else 0)
+
+
+def _cut(logger: CSVLogger, num_rows: int) -> None:
+    """Take from a table the rows that were logged after so many: their steps are taken again."""
+    path = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+    if not path.is_file():
+        return
+    columns, rows = _rows(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows[:num_rows])
+    partial.replace(path)
 
 
 def _begin_in_validation(fit_loop: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ class NonFiniteGuard:
         cause = _cause(batch) if isinstance(batch, RolloutBatch) else {"cause": "loss"}
         self._causes.append({**cause, "loss": float(loss.detach())})
 
-    def skips(self, parameters: Iterable[nn.Parameter], folder: Path) -> bool:
+    def skips(self, parameters: Iterable[nn.Parameter], folder: Path, loss_scale: float = 1.0) -> bool:
         """Return whether this update is skipped: gradients that are not finite on any rank are removed on all.
 
         An optimiser leaves a parameter without a gradient as it is, its own state and weight decay included.
@@ -60,6 +60,8 @@ class NonFiniteGuard:
         Args:
             parameters: All that the optimiser updates; its gradients are final.
             folder: Where the first process writes into `non_finite.json` what was found on every rank.
+            loss_scale: What a loss scaler multiplied the loss by. Above 1, gradients alone that are not finite are
+                the scaler's way to a smaller one; they do not bring the end of the run nearer.
 
         Raises:
             NonFiniteUpdatesError: As many as `max_in_a_row` have been skipped one after the other.
@@ -72,10 +74,12 @@ class NonFiniteGuard:
             return False
         for parameter in own:
             parameter.grad = None
-        self.num_skipped, self._in_a_row = self.num_skipped + 1, self._in_a_row + 1
+        self.num_skipped += 1
         causes = [{"rank": rank, **cause} for rank, (of_rank, _) in enumerate(found) for cause in of_rank]
-        causes = causes or [{"cause": "gradients"}]
-        _write([{"skipped": self.num_skipped, **cause} for cause in causes], folder / "non_finite.json")
+        if causes or loss_scale <= 1:
+            self._in_a_row += 1
+            causes = causes or [{"cause": "gradients"}]
+            _write([{"skipped": self.num_skipped, **cause} for cause in causes], folder / "non_finite.json")
         if self._in_a_row >= self.max_in_a_row:
             wrong = sorted({str(cause["cause"]) for cause in causes})
             msg = (

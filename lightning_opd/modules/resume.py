@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_opd.collection.resume import check_resume
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.modules.checkpoint_files import damage, peek, remove_partial_files
-from lightning_opd.modules.logged_points import enter_folders
+from lightning_opd.modules.logged_points import FILES, enter_folders
 from lightning_opd.modules.student import StudentModule
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def prepare_resume(trainer: pl.Trainer, module: pl.LightningModule, data: object
     Raises:
         ConfigError: `last` is asked for, and there is none; or the checkpoint is of a run with other settings.
     """
-    unnamed = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger) and not logger._version]
+    unnamed = [logger for logger in trainer.loggers if isinstance(logger, FILES) and logger._version is None]
     folders = _checkpoint_folders(trainer)
     if trainer.is_global_zero:
         for folder in folders:

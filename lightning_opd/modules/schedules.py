@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,7 +17,8 @@ from lightning_opd.errors import ConfigError
 class WarmupCosine(LRScheduler):
     """Rise linearly over the first steps, then fall along a half cosine until the training ends.
 
-    The module gives the number of optimiser steps of the run (the trainer's `max_steps`, or what its epochs come to).
+    The module gives the number of optimiser steps of the run (the trainer's `max_steps`, or what its epochs come to). A
+    run that goes on with another number follows the curve of the new one, and says so.
 
     Args:
         optimizer: Whose learning rates are multiplied.
@@ -73,4 +75,21 @@ class WarmupCosine(LRScheduler):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_last_lr": self._last_lr}
+        own = {"last_epoch": self.last_epoch, "base_lrs": self.base_lrs, "_last_lr": self._last_lr}
+        return {**own, "num_steps": self._num_steps}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on; where the run has become longer or shorter, with the learning rates of its new length."""
+        before = state_dict.get("num_steps", self._num_steps)
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "num_steps"})
+        if before == self._num_steps:
+            return
+        old, new = self._last_lr, self.get_lr()
+        rank_zero_warn(
+            f"The run was to have {before} steps, and is to have {self._num_steps}: `WarmupCosine` goes on from step "
+            f"{self.last_epoch} with a learning rate of {float(new[0]):g}, which was {float(old[0]):g}."
+        )
+        self._last_lr = new
+        for group, lr in zip(self.optimizer.param_groups, new, strict=True):
+            group["lr"] = lr

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_opd.collection.model_contents import contents
-from lightning_opd.collection.resume import RecordsSettings, check_resume, describe, is_allowed
+from lightning_opd.collection.resume import RecordsSettings, check_resume, is_allowed
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import StudentForward
 from lightning_opd.models import (
@@ -45,6 +45,7 @@ from lightning_opd.modules.optimization import (
     optimization_settings,
     try_optimization,
 )
+from lightning_opd.modules.run_settings import run_settings
 from lightning_opd.modules.schedules import WarmupCosine
 from lightning_opd.tokenization.compatibility import check_student_tokenizer
 from lightning_opd.tokenization.turn_borders import stop_token_ids
@@ -193,17 +194,19 @@ class StudentModule(L.LightningModule, StudentOwner):
             return optimizer
         scheduler = make_scheduler(self._lr_scheduler, optimizer)
         if isinstance(scheduler, WarmupCosine):
-            scheduler.set_num_steps(self.trainer.estimated_stepping_batches)
+            num_steps, limit = self.trainer.estimated_stepping_batches, self._max_steps
+            scheduler.set_num_steps(num_steps if limit is None or limit < 0 else min(num_steps, limit))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Skip an update that is not finite on any rank; a loss scaler (precision 16-mixed) does that by itself."""
+        """Skip an update that is not finite on any rank; a loss scaler (precision 16-mixed) then halves its scale."""
         precision = self.trainer.precision_plugin
-        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
-            return
-        if self.non_finite.skips(self.parameters(), Path(self.trainer.default_root_dir)):
-            rank_zero_warn(f"Update {self.trainer.global_step + 1} was not finite and was skipped.")
+        scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        if self.non_finite.skips(self.parameters(), Path(self.trainer.default_root_dir), scale):
+            with_scale = "" if scaler is None else f" (loss scale {scale:g})"
+            rank_zero_warn(f"Update {self.trainer.global_step + 1} was not finite and was skipped{with_scale}.")
         if self.non_finite.num_skipped:
             self.log("train/skipped_updates", float(self.non_finite.num_skipped), batch_size=1)
 
@@ -214,16 +217,8 @@ class StudentModule(L.LightningModule, StudentOwner):
             trainer: The one that trains.
             data: Its data module.
         """
-        config = self.student_config
-        settings: dict[str, object] = {
-            **optimization_settings(self._optimizer, self._lr_scheduler),
-            "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "trainer.gradient_clip_val": trainer.gradient_clip_val,
-            "trainer.precision": trainer.precision,
-        }
-        if config.lora is not None:  # its names tell it from a whole student
-            settings |= {"model.student.lora": describe(config.lora), "model.student.path": describe(config.path)}
-        return settings | (data.resume_settings() if isinstance(data, RecordsSettings) else {})
+        own = optimization_settings(self._optimizer, self._lr_scheduler) | run_settings(self.student_config, trainer)
+        return own | (data.resume_settings() if isinstance(data, RecordsSettings) else {})
 
     def recorded_settings(self, trainer: L.Trainer, data: object) -> dict[str, object]:
         """Return `resume_settings` and what the models that they name held when this was first asked for."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lightning_opd.models import load_causal_lm
+from tests.integration.chaos import ranks
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -112,11 +113,16 @@ def alive_in_group(group: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("overlay", "number"),
-    [("cpu", signal.SIGTERM), ("ddp", signal.SIGTERM), ("fsdp", signal.SIGTERM), ("ddp", signal.SIGINT)],
+    ("overlay", "number", "receiver"),
+    [
+        ("cpu", signal.SIGTERM, "all"),
+        ("ddp", signal.SIGTERM, "the second"),
+        ("fsdp", signal.SIGTERM, "the second"),
+        ("fsdp", signal.SIGINT, "all"),
+    ],
 )
-def test_a_signal_to_all_processes_ends_them_and_the_run_goes_on(
-    world: Path, tmp_path: Path, overlay: str, number: signal.Signals
+def test_a_signal_to_any_process_ends_them_all_and_the_run_goes_on(
+    world: Path, tmp_path: Path, overlay: str, number: signal.Signals, receiver: str
 ) -> None:
     trainer = ["--config", str(ROOT / "configs" / "trainer" / f"{overlay}.yaml"), "--trainer.accelerator=cpu"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -133,10 +139,13 @@ def test_a_signal_to_all_processes_ends_them_and_the_run_goes_on(
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, number)  # as a scheduler or a terminal does
+    if receiver == "all":
+        os.killpg(process.pid, number)  # as a scheduler or a terminal does
+    else:
+        os.kill(ranks(process.pid)[1], number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said[-3000:]
-    assert f"--ckpt_path {checkpoint}" in said
+    assert said.count(f"--ckpt_path {checkpoint}") == 1
     deadline = time.monotonic() + 60
     while (left := alive_in_group(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import signal
 import time
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as Tables
 
 from lightning_opd.analysis.curves import read_curves
 from lightning_opd.callbacks import Preemption, RolloutTable
 from lightning_opd.functional.policy_losses import PPOClip
+from lightning_opd.modules.resume import prepare_resume
 from lightning_opd.objectives import PolicyGradient
 from tests.callbacks.test_preemption import Sender
 from tests.world import make_data, make_module, make_trainer
@@ -58,26 +60,37 @@ class Saves(ModelCheckpoint):
             raise KilledError
 
 
-def train(world: Path, folder: Path, *callbacks: Callback, kill_after: int = -1, every: int = 4, **fit: Any) -> None:
+def train(
+    world: Path,
+    folder: Path,
+    *callbacks: Callback,
+    kill_after: int = -1,
+    every: int = 4,
+    logger: Logger | None = None,
+    ckpt_path: Path | None = None,
+) -> None:
     table = RolloutTable(every_n_batches=2, console=False)
     trainer = make_trainer(
         folder,
         table,
         *callbacks,
         Saves(folder, kill_after),
-        logger=TensorBoardLogger(folder, "", "logs"),
+        logger=logger or TensorBoardLogger(folder, "", "logs"),
         enable_checkpointing=True,
         max_steps=6,
         accumulate_grad_batches=2,
         limit_val_batches=1,
         val_check_interval=every,
     )
+    module, data = make_module(world), make_data()
+    path = prepare_resume(trainer, module, data, None if ckpt_path is None else str(ckpt_path))
     try:
-        trainer.fit(make_module(world), make_data(), **fit)
+        trainer.fit(module, data, ckpt_path=path)
     except KilledError:
-        for logger in trainer.loggers:
-            logger.save()
-    time.sleep(1.01)  # event files of one second are read in an order of their own
+        if logger is None:
+            trainer.loggers[0].save()
+    if logger is None:
+        time.sleep(1.01)  # event files of one second are read in an order of their own
 
 
 def points(folder: Path) -> Points:
@@ -144,6 +157,35 @@ def test_a_preempted_run_logs_every_point_once(
     assert preemption.received == signal.SIGTERM
     train(world, tmp_path, ckpt_path=preemption.checkpoint)
     assert points(tmp_path) == undisturbed[4]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of the only table below a folder, without what they leave empty and without times."""
+    [path] = folder.rglob("metrics.csv")
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if v and not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "checkpoint", "every"),
+    [
+        ("update", 4, 2, 4),  # rows were written that are written again, a validation's among them
+        pytest.param("saved", 3, 3, 6, marks=pytest.mark.slow),  # before the step's row and its validation
+        pytest.param("validation", 3, 3, 6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_has_every_row_of_its_table_once(
+    hook: str, step: int, checkpoint: int, every: int, world: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(world, whole, every=every, logger=CSVLogger(whole))
+    kill = Kill(hook, step)
+    train(world, killed, kill, kill_after=step if hook == "saved" else -1, every=every, logger=CSVLogger(killed))
+    before = rows(killed)
+    train(world, killed, ckpt_path=killed / f"step={checkpoint}.ckpt", every=every, logger=CSVLogger(killed))
+    assert [row["step"] for row in rows(killed) if "train/loss" in row] == [str(number) for number in range(6)]
+    assert rows(killed) == rows(whole)
+    assert 0 < len(before) < len(rows(whole))
 
 
 def test_a_point_is_logged_only_where_it_was_measured(world: Path, tmp_path: Path) -> None:

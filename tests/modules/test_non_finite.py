@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
@@ -94,6 +96,70 @@ def test_too_many_in_a_row_end_the_run_with_what_was_found(world: Path, tmp_path
     causes = [json.loads(line) for line in (tmp_path / "non_finite.json").read_text().splitlines()]
     assert {cause["skipped"] for cause in causes} == {1, 2, 3}
     assert all(cause["rows"] for cause in causes)
+
+
+class Remembering(OPDModule):
+    """Keeps the weights that it started with."""
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.start = {name: weight.clone() for name, weight in self.state_dict().items()}
+
+
+class Overflowing(OPDModule):
+    """The loss is finite, its gradient is not."""
+
+    @override
+    def compute_loss(self, batch: RolloutBatch, student: StudentForward, advantages: torch.Tensor) -> LossTerms:
+        terms = super().compute_loss(batch, student, advantages)
+        loss = terms.loss.clone()
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return LossTerms(loss, terms.metrics)
+
+
+def half_precision(scale: float) -> MixedPrecision:
+    """Return what `precision: 16-mixed` is on a GPU, with another scale to begin with."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+def test_a_loss_scaler_may_look_for_its_scale_for_as_long_as_it_takes(world: Path, tmp_path: Path) -> None:
+    module, precision = make_module(world, kind=Remembering), half_precision(2.0**40)
+    module.non_finite.max_in_a_row = 2
+    with pytest.warns(UserWarning, match=r"Update \d+ was not finite and was skipped \(loss scale") as told:
+        recorder = fit(tmp_path, module, max_steps=40, plugins=[precision])
+    assert any("Update 1 was not finite and was skipped (loss scale 1.09951e+12)" in str(w.message) for w in told)
+    assert precision.scaler is not None
+    num_halved = 40 - round(math.log2(precision.scaler.get_scale()))
+    assert 2 < num_halved < 40
+    assert module.non_finite.num_skipped == num_halved
+    assert recorder.logged[-1]["train/skipped_updates"] == num_halved
+    assert all(bool(weight.isfinite().all()) for weight in module.state_dict().values())
+    assert largest_difference(module.state_dict(), module.start) > 0.0
+
+
+def test_gradients_that_overflow_at_every_scale_end_the_run(world: Path, tmp_path: Path) -> None:
+    module = make_module(world, kind=Overflowing)
+    module.non_finite.max_in_a_row = 3
+    trainer = make_trainer(tmp_path, max_steps=50, plugins=[half_precision(4.0)])
+    with (
+        pytest.warns(UserWarning, match="was skipped"),
+        pytest.raises(NonFiniteUpdatesError, match=r"3 updates in a row.*gradients.*bf16-mixed instead of 16-mixed"),
+    ):
+        trainer.fit(module, make_data())
+    assert module.non_finite.num_skipped == 5  # at the scales 4 and 2 it is the scaler's own affair
+
+
+def test_a_loss_of_nan_is_not_the_scale_s_fault(world: Path, tmp_path: Path) -> None:
+    module = faulty(world, *range(100))
+    module.non_finite.max_in_a_row = 2
+    trainer = make_trainer(tmp_path, max_steps=50, plugins=[half_precision(2.0**16)])
+    with (
+        pytest.warns(UserWarning, match="was skipped"),
+        pytest.raises(NonFiniteUpdatesError, match="student's log-probs"),
+    ):
+        trainer.fit(module, make_data())
+    assert module.non_finite.num_skipped == 2
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
 
 from lightning_opd import Lora
+from lightning_opd.callbacks import FormatErrorMask, RolloutTable
 from lightning_opd.collection.model_contents import content_of
 from lightning_opd.errors import ConfigError
-from lightning_opd.modules import OPDModule
+from lightning_opd.modules import OPDModule, WarmupCosine
 from lightning_opd.objectives import DistributionMatching
+from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import Sampling
 from tests.tiny import save_adapter, save_model
@@ -23,6 +28,11 @@ from tests.world import Letters, Recorder, make_data, make_module, make_trainer,
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Going on with another")
 
 Change = Callable[[OPDModule], None]
+FORMAT = FormatErrorMask(from_erring_turn=True)
+
+
+class OtherEngine(InProcessEngine):
+    """Another class."""
 
 
 def optimizer(kind: type[torch.optim.Optimizer] = torch.optim.AdamW, **settings: Any) -> Change:
@@ -30,6 +40,20 @@ def optimizer(kind: type[torch.optim.Optimizer] = torch.optim.AdamW, **settings:
         module._optimizer = lambda parameters: kind(parameters, **settings)
 
     return change
+
+
+def cosine(module: OPDModule) -> None:
+    module._lr_scheduler = lambda own: WarmupCosine(own, warmup_steps=0, final_fraction=0.0)
+
+
+class Rates(Callback):
+    """Notes the learning rate of every update."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
 
 
 def schedule(step_size: int) -> Change:
@@ -48,6 +72,7 @@ def fit(
     ckpt_path: Path | None = None,
     task: Letters | None = None,
     module: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (FORMAT,),
     **data: Any,
 ) -> tuple[OPDModule, Recorder]:
     recorder = Recorder()
@@ -58,7 +83,9 @@ def fit(
         change(own)
     own.allow_changed = allow
     sampling = data.pop("sampling", Sampling(max_new_tokens=4))
-    run = make_trainer(folder, recorder, saver, enable_checkpointing=True, **{"max_steps": 3, **(trainer or {})})
+    run = make_trainer(
+        folder, recorder, saver, *callbacks, enable_checkpointing=True, **{"max_steps": 3, **(trainer or {})}
+    )
     run.fit(own, make_data(task, sampling=sampling, **data), ckpt_path=ckpt_path)
     return own, recorder
 
@@ -83,6 +110,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "`trainer.accumulate_grad_batches` was `1`, is `2`": {"trainer": {"accumulate_grad_batches": 2}},
     "`trainer.gradient_clip_val` was `None`, is `0.5`": {"trainer": {"gradient_clip_val": 0.5}},
     "`data.task.prompts` was `12 prompts with hash": {"task": Letters(11)},
+    "`data.engine` was `lightning_opd.rollouts.in_process.InProcessEngine`, is": {"engine": OtherEngine()},
+    "`model.student.dtype` was `float32`, is `bfloat16`": {"module": {"dtype": "bfloat16"}},
+    "`model.student.control_tokens_in_text` was `text`, is `keep`": {"module": {"control_tokens_in_text": "keep"}},
+    "`trainer.callbacks.FormatErrorMask.from_erring_turn` was `True`, is `False`": {"callbacks": [FormatErrorMask()]},
+    "`trainer.callbacks.FormatErrorMask` was `lightning_opd.callbacks": {"callbacks": []},
 }
 
 
@@ -114,6 +146,8 @@ def test_what_changes_no_result_is_allowed_silently(checkpoint: Path, world: Pat
         ckpt_path=checkpoint,
         trainer={"max_steps": 2, "log_every_n_steps": 5},
         module={"teachers": teachers},
+        callbacks=[FormatErrorMask(warn_above=0.9, from_erring_turn=True), RolloutTable(console=False)],
+        engine=InProcessEngine(max_cache_tokens=2**16),
     )
     for mine, theirs in zip(module.parameters(), expected.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -125,6 +159,21 @@ def test_a_changed_optimiser_that_is_allowed_begins_anew(checkpoint: Path, world
     [group] = module.trainer.optimizers[0].param_groups
     assert isinstance(module.trainer.optimizers[0], torch.optim.SGD)
     assert group["lr"] == 0.5
+
+
+def test_a_longer_run_follows_its_own_cosine_and_says_so(world: Path, tmp_path: Path) -> None:
+    fit(world, tmp_path, cosine, trainer={"max_steps": 3})
+    path = tmp_path / "step=1.ckpt"
+    rates = Rates()
+    with pytest.warns(UserWarning, match=r"have 3 steps.* 5: .* step 1 .* 0.00853553, which was 0.005") as said:
+        fit(world, tmp_path / "longer", cosine, trainer={"max_steps": 5}, ckpt_path=path, callbacks=[rates, FORMAT])
+    assert sum("WarmupCosine" in str(one.message) for one in said) == 1
+    assert rates.seen == pytest.approx([0.01 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(1, 5)])
+
+
+def test_a_run_of_the_same_length_says_nothing_of_its_cosine(world: Path, tmp_path: Path) -> None:
+    fit(world, tmp_path, cosine, trainer={"max_steps": 2})
+    fit(world, tmp_path, cosine, trainer={"max_steps": 2}, ckpt_path=tmp_path / "step=1.ckpt")
 
 
 def test_other_prompts_that_are_allowed_are_trained_on(checkpoint: Path, world: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_a_step_that_a_signal_ends_keeps_its_status_and_has_not_failed(
     assert "failed" not in err
     assert "stopped in step `base` (fit)" in err
     assert f"go on with: python -m lightning_opd run {recipe}" in err
+    assert "--ckpt_path" not in err  # how the step alone would go on
     code, out, err = cli("run", recipe)
     assert code == 0, err
     assert statuses(out) == {"tokenizer": "skipped", "base": "resumed"}
