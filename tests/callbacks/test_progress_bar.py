@@ -172,7 +172,7 @@ def test_a_test_tells_how_far_it_is_where_there_is_no_terminal(
     evaluation = Evaluation(splits=["test", "train"], num_prompts=8, batch_size=4)
     trainer.test(make_module(world), make_data(evaluation=evaluation), verbose=False)
     told = re.findall(r"^test (\d+)/(\d+) · [\d:]+ elapsed · ([\d:]+) left$", capsys.readouterr().out, re.MULTILINE)
-    total = sum(trainer.num_test_batches)
+    total = int(sum(trainer.num_test_batches))
     assert total > 1
     assert [(int(number), int(of)) for number, of, _ in told] == [(i, total) for i in range(1, total + 1)]
     assert told[-1][2] == "0:00:00"

@@ -28,6 +28,7 @@ def test_all_processes_leave_at_once(
     stage: str, number: signal.Signals, receivers: slice, world: Path, tmp_path: Path
 ) -> None:
     extra = ["--trainer.callbacks+=tests.integration.waits.Waits", "--trainer.num_sanity_val_steps=1"]
+    extra += ["--data.task.init_args.split={validation: 0.3, test: 0.3}"]
     words = command(world, tmp_path / "run", "ddp", "full", *extra)
     words[words.index("fit")] = stage
     process = start(words, tmp_path / "log")

@@ -101,6 +101,8 @@ def test_too_many_in_a_row_end_the_run_with_what_was_found(world: Path, tmp_path
 class Remembering(OPDModule):
     """Keeps the weights that it started with."""
 
+    start: dict[str, torch.Tensor]
+
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -125,6 +127,7 @@ def half_precision(scale: float) -> MixedPrecision:
 
 def test_a_loss_scaler_may_look_for_its_scale_for_as_long_as_it_takes(world: Path, tmp_path: Path) -> None:
     module, precision = make_module(world, kind=Remembering), half_precision(2.0**40)
+    assert isinstance(module, Remembering)
     module.non_finite.max_in_a_row = 2
     with pytest.warns(UserWarning, match=r"Update \d+ was not finite and was skipped \(loss scale") as told:
         recorder = fit(tmp_path, module, max_steps=40, plugins=[precision])
