@@ -1,10 +1,10 @@
 """Causal language models: loading, LoRA, sharding, and forwards without all logits in memory."""
 
-from lightning_opd.models.caches import cache_argument
 from lightning_opd.models.checks import check_fits, check_rows
 from lightning_opd.models.distributed import any_rank, gather_objects, max_over, num_ranks, sum_over_ranks
 from lightning_opd.models.export import export_student
 from lightning_opd.models.finite import NonFiniteWeightsError, are_finite, check_finite
+from lightning_opd.models.forward_arguments import cache_argument, logits_to_keep
 from lightning_opd.models.host_memory import HostWeights
 from lightning_opd.models.language_model import LanguageModel, context_length
 from lightning_opd.models.loading import (
@@ -58,6 +58,7 @@ __all__ = [
     "load_config",
     "load_sharded",
     "load_tokenizer",
+    "logits_to_keep",
     "max_over",
     "num_ranks",
     "outline",

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_opd.functional.length_groups import budgeted_groups, padded_tokens
 from lightning_opd.functional.logprobs import shift_right
-from lightning_opd.models.caches import CACHE_ARGUMENTS, cache_argument
+from lightning_opd.models.forward_arguments import CACHE_ARGUMENTS, cache_argument, logits_to_keep
 from lightning_opd.models.modes import evaluating
 from lightning_opd.models.output_scaling import explain, probing_states
 from lightning_opd.models.tree_masks import obstacle_to_trees, tree_masks
@@ -59,15 +59,10 @@ class LanguageModel:
 
     def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
         """Check with a probe whether logits are `states @ weight.T + bias`, scaled and capped, and nothing else."""
-        import inspect
-
         self.model = model
         self._head: nn.Module | None = model.get_output_embeddings()
         rows = self._head.weight.shape[0] if isinstance(self._head, nn.Linear) else model.config.vocab_size
         self.vocab_size = min(vocab_size, int(rows))
-        self._keep_one = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-        )
         self._copied_head: LinearHead | None = None
         self._needs_mask: bool | None = None
         self._finish = self._probe()
@@ -117,7 +112,8 @@ class LanguageModel:
 
         handle = self.model.get_decoder().register_forward_hook(capture)
         try:
-            self._call(token_ids, attention_mask, position_ids, cache, **self._keep_one)
+            none = logits_to_keep(self.model, [], token_ids.device)
+            self._call(token_ids, attention_mask, position_ids, cache, **none)
         finally:
             handle.remove()
         return captured[0]
@@ -128,7 +124,7 @@ class LanguageModel:
         attention_mask: Tensor | dict[str, Tensor] | None,
         position_ids: Tensor | None = None,
         cache: DynamicCache | None = None,
-        **settings: int,
+        **settings: Tensor | int,
     ) -> Tensor:
         if position_ids is None:
             assert isinstance(attention_mask, Tensor)  # masks by type of layer come with positions

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_opd.models import cache_argument
+from lightning_opd.models import cache_argument, logits_to_keep
 from lightning_opd.rollouts.admission import Queue, Siblings, by_tokens
 from lightning_opd.rollouts.drawing import draw
 from lightning_opd.rollouts.growing_cache import CachePart, can_join, joined, retire
@@ -61,6 +61,7 @@ class Decoding:
         self._known, self._following, self._is_padded = known, following, is_padded
         self._stop_strings, self._device = stop_strings, device
         self._cache_name = cache_argument(model) or "cache"
+        self._last_only = logits_to_keep(model, [-1], device)
         self._stops = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         self._prompt_lengths = self._long([len(p) for p in prompts]).repeat_interleave(num_samples)
         self._num_samples, num_rows = num_samples, len(seeds)
@@ -214,8 +215,8 @@ class Decoding:
             attention_mask=attention if self._is_padded else None,  # Mamba's steps misread a mask of ones
             position_ids=position_ids,
             use_cache=True,
-            logits_to_keep=1,
             **{self._cache_name: cache},
+            **self._last_only,
         ).logits
         return logits[:, -1, : self._sampling.vocab_size]
 
