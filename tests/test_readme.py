@@ -40,6 +40,13 @@ def parity(rows: list[dict[str, Any]]) -> list[str]:
     return [f"parity ≥ {number(min(row['parity'] for row in rows), 4)} in all eight cells", "n = 2,048"]
 
 
+def spread(rows: list[dict[str, Any]]) -> list[str]:
+    assert {row["n"] for row in rows} == {256}
+    assert len(rows) == 6
+    found = [row["parity_value"] for row in rows]
+    return [f"parity {number(min(found))} to {max(found):.3f} in six cells", "n = 256", "not yet at parity"]
+
+
 def hacking(arms: dict[str, list[dict[str, Any]]]) -> list[str]:
     def change(arm: str) -> str:
         return " → ".join(number(mean([row[when] for row in arms[arm]])) for when in ("start", "end"))
@@ -63,7 +70,7 @@ def training(ledger: dict[str, Any]) -> list[str]:
 CLAIMS = {
     "merge_tiny": parity(results("merge_tiny")["variants"]["distribution_matching"]),
     "merge_adapters": parity(results("merge_adapters")["variants"]["distribution_matching"]),
-    "merge_smollm2": ["no whole run is recorded yet"],
+    "merge_smollm2": spread(results("merge_smollm2")["rows"]),
     "merge_agents": parity(results("merge_agents")["variants"]["distribution_matching"]),
     "cross_tokenizer": parity(results("cross_tokenizer")["parity"]),
     "reward_hacking": hacking(results("reward_hacking")["arms"]),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import cross_tokenizer, teacher_balance
+from tests.benchmarks import cross_tokenizer, merge_smollm2, teacher_balance
 from tests.benchmarks.evidence import with_table
 from tests.benchmarks.merge_tiny import RECIPE, VARIANTS, with_tables
 
@@ -46,6 +46,16 @@ def test_the_merge_through_servers_is_at_parity_with_every_teacher() -> None:
     for row in rows:
         assert row["parity"] >= 0.97, row
         assert min(row["n"]) >= 2048
+
+
+def test_the_readme_of_merge_smollm2_shows_the_committed_results() -> None:
+    results = json.loads((merge_smollm2.RECIPE / "results.json").read_text(encoding="utf-8"))
+    readme = (merge_smollm2.RECIPE / "README.md").read_text(encoding="utf-8")
+    assert merge_smollm2.with_tables(readme, results) == readme
+    assert {"command", "commit", "date", "minutes"} <= results.keys()
+    for row in results["rows"]:
+        assert row["teacher"] >= row["base"] + 0.3
+        assert row["student"] > max(row["average"], row["task_arithmetic"])
 
 
 def test_balance_brings_the_short_domain_to_parity_where_it_falls_short_without() -> None:
