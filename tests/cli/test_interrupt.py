@@ -14,6 +14,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from lightning_opd.cli.main import main
+from lightning_opd.processes import LAUNCHER
 from tests.test_user_errors import command
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,8 @@ def run_step(folder: Path, entry: str, step: str, **settings: str) -> subprocess
     (folder / "step.py").write_text(
         f"{step}\ndef main(seed):\n    work() if 'work' in globals() else print('went on')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
+    inherited = {name: value for name, value in os.environ.items() if name != LAUNCHER}  # an earlier test's command
+    environment = {**inherited, "PYTHONPATH": str(ROOT), **settings}
     words = [sys.executable, *ENTRIES[entry], "script", str(folder / "step.py")]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
