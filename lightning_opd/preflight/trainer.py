@@ -55,6 +55,9 @@ class PreflightTrainer(L.Trainer):
             preflight.add_prompts(datamodule)
             report.fail("settings and data", error)
             report.add(Check("models", "not checked: mend the failed checks first", Status.NOTE))
+        except BaseException as error:  # a signal, too
+            report.add(Check("preflight", f"stopped before its end ({type(error).__name__})", Status.FAILED))
+            raise
         finally:
             self.has_failed = bool(report.failed)
             if self.is_global_zero:

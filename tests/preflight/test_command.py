@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from lightning_opd.preflight import Check, Report, Status
 from lightning_opd.preflight.table import show
@@ -77,6 +80,26 @@ def test_another_vocabulary_is_found_with_the_teachers_name(run: Run, tmp_path: 
     assert where == "code: vocabulary"
     assert "Teacher `code` has another vocabulary" in problem
     assert checks(tmp_path)["math: vocabulary"]["status"] == "ok"
+
+
+class Ends(Callback):
+    """Ends a preflight in its middle, as a signal or a full memory does."""
+
+    def __init__(self, error: str) -> None:
+        self.error = {"signal": SystemExit(143), "memory": MemoryError("no more")}[error]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", ["signal", "memory"])
+def test_what_did_not_reach_its_end_has_not_passed(error: str, run: Run, tmp_path: Path) -> None:
+    ends = f"--trainer.callbacks+={{class_path: tests.preflight.test_command.Ends, init_args: {{error: {error}}}}}"
+    with contextlib.suppress(MemoryError):
+        assert run("preflight", ends)[0] == 143
+    [(name, text)] = failed(tmp_path)
+    assert (name, text.split(" (")[0]) == ("preflight", "stopped before its end")
+    assert checks(tmp_path)["learning rate"]["status"] == "ok"
 
 
 def test_memory_is_estimated_once_nothing_else_fails(run: Run, tmp_path: Path) -> None:
