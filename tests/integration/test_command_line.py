@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,21 +114,46 @@ def alive_in_group(group: int) -> list[int]:
     return alive
 
 
+def overlaid(overlay: str) -> list[str]:
+    """Return the words for one of the shipped configurations of the trainer."""
+    return ["--config", str(ROOT / "configs" / "trainer" / f"{overlay}.yaml"), "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """Return what a run that nothing stops exports; it is run once under each configuration of the trainer."""
+
+    @functools.cache
+    def weights(overlay: str) -> bytes:
+        folder = tmp_path_factory.mktemp(overlay)
+        words = command(world, folder, *overlaid(overlay))
+        subprocess.run(words, env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+        return (folder / "model" / "model.safetensors").read_bytes()
+
+    return weights
+
+
 @pytest.mark.parametrize(
     ("overlay", "number", "receiver"),
     [
         ("cpu", signal.SIGTERM, "all"),
+        ("ddp", signal.SIGTERM, "all"),
         ("ddp", signal.SIGTERM, "the second"),
+        ("ddp", signal.SIGINT, "all"),
+        ("fsdp", signal.SIGTERM, "all"),
         ("fsdp", signal.SIGTERM, "the second"),
         ("fsdp", signal.SIGINT, "all"),
     ],
 )
 def test_a_signal_to_any_process_ends_them_all_and_the_run_goes_on(
-    world: Path, tmp_path: Path, overlay: str, number: signal.Signals, receiver: str
+    undisturbed: Callable[[str], bytes],
+    world: Path,
+    tmp_path: Path,
+    overlay: str,
+    number: signal.Signals,
+    receiver: str,
 ) -> None:
-    trainer = ["--config", str(ROOT / "configs" / "trainer" / f"{overlay}.yaml"), "--trainer.accelerator=cpu"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    subprocess.run(command(world, whole, *trainer), env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+    stopped, trainer = tmp_path / "stopped", overlaid(overlay)
     checkpoint = stopped / "checkpoints" / "last.ckpt"
     process = subprocess.Popen(
         command(world, stopped, *trainer),
@@ -153,5 +180,4 @@ def test_a_signal_to_any_process_ends_them_all_and_the_run_goes_on(
     assert not (stopped / "model").exists()
     again = command(world, stopped, *trainer, "--ckpt_path", str(checkpoint))
     subprocess.run(again, env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
-    weights = [folder / "model" / "model.safetensors" for folder in (whole, stopped)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (stopped / "model" / "model.safetensors").read_bytes() == undisturbed(overlay)
