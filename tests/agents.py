@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lightning_opd.interfaces import Environment, RolloutEngine, Split, Task
+from lightning_opd.interfaces import Environment, OnProgress, RolloutEngine, Split, Task
 from lightning_opd.types import Message, Messages, Prompt, Sample, Sampling
 
 ADVERSARIAL_OUTPUTS = (
@@ -90,7 +90,7 @@ class RandomEngine(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         self.calls += 1
         assert len(seeds) == len(set(seeds)) == len(token_ids) * num_samples

@@ -83,11 +83,12 @@ class Collector:
         """
         is_off_policy = self._is_off_policy(batch)
         with Stopwatch() as rollout_time, self.stage("rollout"):
-            generated = self._generated(batch, version)
-            self._begin(upcoming, version)
+            signals |= self.learner.signals
+            generated = self._generated(batch, version, signals)
+            self._begin(upcoming, version, signals)
             tokens = self._reward(generated.episodes, batch, self.sampling)
         with Stopwatch() as score_time, self.stage("score"):
-            scores = self._score(tokens, self.learner.signals | signals)
+            scores = self._score(tokens, signals)
         rollouts = self._join(tokens, scores, batch, is_off_policy=is_off_policy)
         if not is_off_policy:
             with self.stage("proof"):
@@ -112,10 +113,11 @@ class Collector:
         seeds = [row_seed(self.seed, batch.split, prompt.key, 0) for prompt in batch.prompts]
         is_greedy = batch.mode == "greedy"
         sampling = dataclasses.replace(self.sampling, temperature=0.0) if is_greedy else self.sampling
+        signals = frozenset({Signal.LOGPROBS})
         with self.stage("rollout"):
-            tokens = self._reward(self._generate(batch.prompts, seeds, sampling, version), batch, sampling)
+            tokens = self._reward(self._generate(batch.prompts, seeds, sampling, version, signals), batch, sampling)
         with self.stage("score"):
-            scores = self._score(tokens, frozenset({Signal.LOGPROBS}))
+            scores = self._score(tokens, signals)
         return self._join(tokens, scores, batch)
 
     def _is_off_policy(self, batch: PromptBatch) -> bool:
@@ -125,25 +127,32 @@ class Collector:
         rows = [row * self.samples_per_prompt + j for row in batch.rows for j in range(self.samples_per_prompt)]
         return [row_seed(self.seed, "train", batch.index, row) for row in rows]
 
-    def _generated(self, batch: PromptBatch, version: int) -> Generated:
+    def _generated(self, batch: PromptBatch, version: int, signals: frozenset[Signal]) -> Generated:
         """Return the episodes of a rollout batch: those that were generated ahead, or new ones."""
         ready = None if self.ahead is None else self.ahead.take(batch.index)
         if ready is not None:
             return ready
         generate = self._generate_off_policy if self._is_off_policy(batch) else self._generate
-        return Generated(generate(batch.prompts, self._seeds(batch), self.sampling, version), version)
+        return Generated(generate(batch.prompts, self._seeds(batch), self.sampling, version, signals), version)
 
-    def _begin(self, upcoming: PromptBatch | None, version: int) -> None:
+    def _begin(self, upcoming: PromptBatch | None, version: int, signals: frozenset[Signal]) -> None:
         """Begin to generate the next rollout batch with the student as it is now."""
         if self.ahead is None or upcoming is None or self._is_off_policy(upcoming):
             return
         self.engine.sync(self.learner.load_student(), version)
         prompts, seeds = upcoming.prompts, self._seeds(upcoming)
-        rollout = partial(self._rollout, self.engine, prompts, seeds, self.sampling, len(seeds), is_shown=False)
+        rollout = partial(
+            self._rollout, self.engine, prompts, seeds, self.sampling, signals, len(seeds), is_shown=False
+        )
         self.ahead.start(upcoming.index, version, rollout)
 
     def _generate(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        version: int,
+        signals: frozenset[Signal],
     ) -> list[Episode]:
         if self.ahead is not None:
             self.ahead.wait()  # the engine gets other weights
@@ -151,7 +160,7 @@ class Collector:
         self.engine.sync(self.learner.load_student(), version)
         episodes, lost = list[Episode](), ServersDownError("The servers no longer answer another process of this run.")
         try:
-            episodes = self._rollout(self.engine, prompts, seeds, sampling, len(seeds))
+            episodes = self._rollout(self.engine, prompts, seeds, sampling, signals, len(seeds))
         except ServersDownError as error:
             lost = error
         if any_rank(not episodes):
@@ -159,13 +168,18 @@ class Collector:
         return episodes
 
     def _generate_off_policy(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling, version: int
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        version: int,
+        signals: frozenset[Signal],
     ) -> list[Episode]:
         del version  # the student generates nothing
         assert self.off_policy is not None
 
         def rollout(engine: RolloutEngine, prompts: Sequence[Prompt], own: Sequence[int]) -> list[Episode]:
-            return self._rollout(engine, prompts, own, sampling, len(seeds))
+            return self._rollout(engine, prompts, own, sampling, signals, len(seeds))
 
         context = GenerationContext(self.task, self.learner.teachers, self.learner.tokenizer, rollout)
         return self.off_policy.source.generate(prompts, seeds, context)
@@ -176,10 +190,12 @@ class Collector:
         prompts: Sequence[Prompt],
         seeds: Sequence[int],
         sampling: Sampling,
+        signals: frozenset[Signal],
         num_all: int,
         *,
         is_shown: bool = True,
     ) -> list[Episode]:
+        teachers = self.learner.teachers
         return generate_episodes(
             self.task,
             prompts,
@@ -189,6 +205,7 @@ class Collector:
             sampling,
             self.learner.load_language_model().max_length,
             (lambda num_done: self.on_progress("generate", num_done, num_all)) if is_shown else None,
+            partial(teachers.begin, signals=signals) if teachers.score_elsewhere else None,
         )
 
     def _reward(self, episodes: Sequence[Episode], batch: PromptBatch, sampling: Sampling) -> SampledTokens:

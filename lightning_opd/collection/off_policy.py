@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import Generates, RolloutEngine, Task
+from lightning_opd.interfaces import Generates, OnProgress, RolloutEngine, Task
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import Episode
 from lightning_opd.rollouts.noise import row_seed
@@ -90,7 +90,7 @@ class ReplayEngine(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         responses, self._responses = self._responses, []
         if not responses:

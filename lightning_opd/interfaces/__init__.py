@@ -11,7 +11,7 @@ from lightning_opd.interfaces.abilities import (
     TakesTurns,
 )
 from lightning_opd.interfaces.callback import OPDCallback, PhaseObserver
-from lightning_opd.interfaces.engine import RolloutEngine
+from lightning_opd.interfaces.engine import OnProgress, RolloutEngine
 from lightning_opd.interfaces.environment import Environment
 from lightning_opd.interfaces.format_rule import FormatRule
 from lightning_opd.interfaces.objective import BatchForward, Objective, PrepareContext, StudentForward
@@ -28,6 +28,7 @@ __all__ = [
     "HasOutputHead",
     "OPDCallback",
     "Objective",
+    "OnProgress",
     "PhaseObserver",
     "PrepareContext",
     "ReadsOwnPrompt",

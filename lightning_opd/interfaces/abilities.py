@@ -71,6 +71,16 @@ class ScoresLater(ABC):
             signals: What is asked for, as in `Teacher.score`.
         """
 
+    def begin(self, token_ids: Sequence[Sequence[int]], signals: frozenset[Signal]) -> None:
+        """Begin to score episodes that have just ended, while others are still generated; by default not at all.
+
+        `submit` gets them later as rows. It may be called from the thread that generates.
+
+        Args:
+            token_ids: Of each episode, from its first token to the last one of its last reply.
+            signals: What `submit` will be asked for.
+        """
+
 
 class HasOutputHead(ABC):
     """A teacher whose hidden states and output layer give whole distributions."""

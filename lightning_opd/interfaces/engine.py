@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -13,6 +13,9 @@ from lightning_opd.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+OnProgress: TypeAlias = Callable[[Mapping[int, Sample]], None]
+"""Takes the responses that have ended since its last call, by their place in the order of the seeds; maybe none."""
 
 
 class RolloutEngine(ABC):
@@ -53,7 +56,7 @@ class RolloutEngine(ABC):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         """Draw `num_samples` responses per prompt, prompt by prompt.
 
@@ -63,7 +66,7 @@ class RolloutEngine(ABC):
             seeds: One per response, in the order of the answer; a response depends on its prompt,
                 its seed and the weights alone.
             sampling: Distribution that tokens are drawn from, length, stop tokens and strings.
-            on_progress: Called now and then with the number of finished responses.
+            on_progress: Called now and then, with each response once, from the thread of this call.
         """
 
     @staticmethod

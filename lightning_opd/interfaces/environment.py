@@ -40,6 +40,11 @@ class Environment(ABC):
         """Return the reward of the finished episode."""
 
     @property
+    def takes_one_reply(self) -> bool:
+        """Whether the first reply is known to end the episode, so that a teacher on a server can score it at once."""
+        return False
+
+    @property
     def needs_main_thread(self) -> bool:
         """Whether `step` runs in the main thread, one environment after the other; for what takes no time."""
         return False

@@ -69,6 +69,11 @@ class SingleTurn(Environment):
     def needs_main_thread(self) -> bool:
         return True  # nothing takes time
 
+    @property
+    @override
+    def takes_one_reply(self) -> bool:
+        return True
+
     @override
     def step(self, reply: Message) -> Messages:
         self._reply = str(reply["content"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_opd.interfaces.engine import OnProgress
 from lightning_opd.models import cache_argument, logits_to_keep
 from lightning_opd.rollouts.admission import Queue, Siblings, by_tokens
 from lightning_opd.rollouts.drawing import draw
@@ -70,7 +71,7 @@ class Decoding:
         self._logprobs = torch.zeros(num_rows, sampling.max_new_tokens, dtype=torch.float64, device=device)
         self._lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._is_stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        self.num_row_steps = self.num_read = self.num_prompt_tokens = self._num_done = 0
+        self.num_row_steps = self.num_read = self.num_prompt_tokens = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -85,7 +86,7 @@ class Decoding:
     def _long(self, values: Sequence[int]) -> Int[Tensor, " values"]:
         return torch.tensor(values, dtype=torch.long, device=self._device)
 
-    def run(self, queue: Queue, on_progress: Callable[[int], None] | None) -> list[Sample]:
+    def run(self, queue: Queue, on_progress: OnProgress | None) -> list[Sample]:
         """Generate every response to its end and return them in order."""
         while queue or len(self._rows):
             if not len(self._rows):
@@ -93,10 +94,10 @@ class Decoding:
                 self._admit(queue.take())
             elif queue and self._cache is not None and can_join(self._cache):
                 self._admit(queue.take(len(self._rows), self._columns - int(self._starts.min())))
-            self._step()
+            ended = self._step()
             if on_progress is not None:
-                on_progress(self._num_done)
-        return self._samples()
+                on_progress(dict(zip(ended.tolist(), self._samples(ended), strict=True)))
+        return self._samples(self._long(range(len(self._seeds))))
 
     def _admit(self, siblings: Sequence[Siblings]) -> None:
         """Read prompts and put their rows below those of the batch."""
@@ -151,8 +152,8 @@ class Decoding:
         seen = seen.to(self._device)
         self._seen = seen if self._seen is None else torch.cat([self._seen, seen])
 
-    def _step(self) -> None:
-        """Draw a token of every row, let finished rows leave, and let the model read the tokens of the others."""
+    def _step(self) -> Int[Tensor, " ended"]:
+        """Draw a token of every row, and let the model read those of unfinished ones; return the rows that leave."""
         assert self._logits is not None
         rows, steps = self._rows, self._lengths[self._rows]
         tokens, logprobs = draw(self._logits, self._seeds[rows], steps, self._sampling, self._seen)
@@ -164,7 +165,6 @@ class Decoding:
         is_done = stops | (steps == self._sampling.max_new_tokens)
         kept = (~is_done).nonzero().squeeze(-1)
         if len(kept) < len(rows):
-            self._num_done += len(rows) - len(kept)
             self._keep(is_done.nonzero().squeeze(-1))
             order = self._retire(kept)
             tokens, steps = tokens[order], steps[order]
@@ -172,6 +172,7 @@ class Decoding:
             if self._seen is not None:
                 self._seen.scatter_(1, tokens[:, None], True)
             self._decode(tokens, steps)
+        return rows[is_done]
 
     def _retire(self, kept: Int[Tensor, " kept"]) -> Int[Tensor, " kept"]:
         """Take finished rows out of the batch and return which old row each new one is."""
@@ -220,8 +221,7 @@ class Decoding:
         ).logits
         return logits[:, -1, : self._sampling.vocab_size]
 
-    def _samples(self) -> list[Sample]:
-        rows = zip(
-            self._tokens.cpu(), self._logprobs.cpu(), self._lengths.tolist(), self._is_stopped.tolist(), strict=True
-        )
-        return [Sample(tuple(t[:n].tolist()), tuple(p[:n].tolist()), not stopped) for t, p, n, stopped in rows]
+    def _samples(self, rows: Int[Tensor, " rows"]) -> list[Sample]:
+        lengths, is_stopped = self._lengths[rows].tolist(), self._is_stopped[rows].tolist()
+        drawn = zip(self._tokens[rows].tolist(), self._logprobs[rows].tolist(), lengths, is_stopped, strict=True)
+        return [Sample(tuple(t[:n]), tuple(p[:n]), not stopped) for t, p, n, stopped in drawn]

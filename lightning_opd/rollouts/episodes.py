@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task, finite_reward
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NUM_TOKENS_BEFORE = 32
 """Tokens before a reply that tell whether it begins inside a thought."""
 
+OnEnd: TypeAlias = Callable[[Sequence[tuple[Prompt, Sequence[int]]]], None]
+"""Takes prompt and tokens of the episodes that have just ended."""
+
 
 def generate_episodes(
     task: Task,
@@ -31,6 +34,7 @@ def generate_episodes(
     sampling: Sampling,
     max_length: int,
     on_progress: Callable[[int], None] | None = None,
+    on_end: OnEnd | None = None,
 ) -> list[Episode]:
     """Generate `len(seeds) / len(prompts)` episodes per prompt, prompt by prompt.
 
@@ -48,6 +52,7 @@ def generate_episodes(
         sampling: How to sample and where to stop, with the stop tokens filled in.
         max_length: Longest sequence in tokens that the student has positions for.
         on_progress: Called with the number of finished episodes and, in between, of the turn's replies.
+        on_end: Called with the episodes that have just ended, as soon as that is known, while others go on.
 
     Raises:
         ValueError: A prompt is too long for the reply to fit.
@@ -71,15 +76,40 @@ def generate_episodes(
             num_samples if turn == 0 else 1,
             [episode.seed if turn == 0 else row_seed(episode.seed, "turn", turn) for episode in active],
             sampling,
-            None if on_progress is None else lambda n, done=num_done: on_progress(done + n),  # type: ignore[misc]  # mypy knows no defaults
+            _Turn(active, num_done, on_progress, on_end) if on_progress is not None or on_end is not None else None,
         )
+        were_known = [episode.ends_with(sample) for episode, sample in zip(active, samples, strict=True)]
         replies = [episode.read(sample) for episode, sample in zip(active, samples, strict=True)]
         answers = step_all([episode.environment for episode in active], replies)
         for episode, sample, reply, answer in zip(active, samples, replies, answers, strict=True):
             episode.advance(sample, reply, answer, max_length)
+        if on_end is not None:
+            known_now = [e for e, was_known in zip(active, were_known, strict=True) if e.is_over and not was_known]
+            on_end([(episode.prompt, episode.token_ids) for episode in known_now])
         active, turn = [episode for episode in active if not episode.is_over], turn + 1
     engine.finish()
     return episodes
+
+
+class _Turn:
+    """Passes on what an engine tells of the replies of a turn."""
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        num_done: int,
+        on_progress: Callable[[int], None] | None,
+        on_end: OnEnd | None,
+    ) -> None:
+        self._episodes, self._num_done, self._on_progress, self._on_end = episodes, num_done, on_progress, on_end
+
+    def __call__(self, ended: Mapping[int, Sample]) -> None:
+        self._num_done += len(ended)
+        if self._on_progress is not None:
+            self._on_progress(self._num_done)
+        if self._on_end is not None:
+            replies = [(self._episodes[i], sample) for i, sample in ended.items()]
+            self._on_end([(e.prompt, [*e.token_ids, *s.token_ids]) for e, s in replies if e.ends_with(s)])
 
 
 def reward_episodes(episodes: Sequence[Episode], task: Task) -> list[Trajectory]:
@@ -115,7 +145,7 @@ class Episode:
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
     ) -> None:
-        self.environment, self._prompt = environment, prompt
+        self.environment, self.prompt = environment, prompt
         self.tokenizer, self._sampling, self.seed = tokenizer, sampling, seed
         self._messages: list[Message] = list(messages)
         self.token_ids = list(prompt_ids)
@@ -124,6 +154,11 @@ class Episode:
         self._turns: list[Turn] = []
         self._exchanges: list[Exchange] = []
         self.is_over = self._is_truncated = False
+
+    def ends_with(self, sample: Sample) -> bool:
+        """Return whether the episode is known to end with a reply before the environment has seen it."""
+        is_last = self.environment.takes_one_reply or len(self._turns) + 1 == self._sampling.max_turns
+        return is_last or sample.is_truncated
 
     def read(self, sample: Sample) -> Message:
         """Return a reply as the environment reads it."""
@@ -162,13 +197,13 @@ class Episode:
         """Return the finished episode, with its reward, not yet checked by format rules."""
         name = type(self.environment).__name__
         return Trajectory(
-            prompt=self._prompt,
+            prompt=self.prompt,
             token_ids=tuple(self.token_ids),
             response_mask=tuple(self._mask),
             logprobs=tuple(self._logprobs),
             text="\n".join(turn.text for turn in self._turns),
             is_truncated=self._is_truncated,
-            reward=finite_reward(self.environment.reward(), f"`{name}.reward`", self._prompt.key),
+            reward=finite_reward(self.environment.reward(), f"`{name}.reward`", self.prompt.key),
             turns=tuple(self._turns),
         )
 

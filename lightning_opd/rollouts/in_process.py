@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import RolloutEngine
+from lightning_opd.interfaces import OnProgress, RolloutEngine
 from lightning_opd.models import causal_lm, evaluating, unsharded
 from lightning_opd.rollouts.admission import Queue
 from lightning_opd.rollouts.cache_support import check_cache, probing_prompts
@@ -115,7 +115,7 @@ class InProcessEngine(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         if self._model is None:
             msg = "The engine has no student yet; call `sync(student, version)` first."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import as_completed
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
-from lightning_opd.interfaces import RolloutEngine
+from lightning_opd.interfaces import OnProgress, RolloutEngine
 from lightning_opd.models import causal_lm, evaluating, gather_objects, unsharded, whole_weights
 from lightning_opd.rollouts.served_student import ServedStudent
 from lightning_opd.servers import ServerPool, ServersDownError
@@ -186,7 +187,7 @@ class VLLMEngine(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),  # frozen, hence safe to share
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         pool = self._pool
         if pool is None or self._version is None:
@@ -205,12 +206,11 @@ class VLLMEngine(RolloutEngine):
             pool.submit(COMPLETIONS, sampling_request(self._name, token_ids[i // num_samples], seed, sampling))
             for i, seed in enumerate(seeds)
         ]
-        samples = []
-        for answer in pending:
-            samples.append(_sample(answer.result()))
+        places = {answer: place for place, answer in enumerate(pending)}
+        for answer in as_completed(pending):
             if on_progress is not None:
-                on_progress(len(samples))
-        return samples
+                on_progress({places[answer]: _sample(answer.result())})
+        return [_sample(answer.result()) for answer in pending]
 
     def _check_reported_logprobs(self, pool: ServerPool, sampling: Sampling) -> None:
         """Refuse servers that report other log-probs than those they draw with, where these differ.

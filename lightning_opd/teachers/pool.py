@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +96,23 @@ class TeacherPool:
         """Return the teacher index of each prompt; -1 where there is no such teacher."""
         index = {name: i for i, name in enumerate(self.names)}
         return [index.get(prompt.teacher, -1) for prompt in prompts]
+
+    @property
+    def score_elsewhere(self) -> bool:
+        """Whether a teacher computes elsewhere, and could begin while episodes are still generated."""
+        return any(isinstance(teacher, ScoresLater) for teacher in self._teachers.values())
+
+    def begin(self, ended: Sequence[tuple[Prompt, Sequence[int]]], signals: frozenset[Signal]) -> None:
+        """Let teachers that compute elsewhere begin with episodes that have just ended.
+
+        Args:
+            ended: Prompt and tokens of each.
+            signals: What `score` will be asked for.
+        """
+        for name, teacher in self._teachers.items():
+            token_ids = [ids for prompt, ids in ended if prompt.teacher == name]
+            if token_ids and isinstance(teacher, ScoresLater):
+                teacher.begin(token_ids, signals)
 
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         """Let each teacher score its own rows, and return all scores as one.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
@@ -16,6 +14,7 @@ from lightning_opd.interfaces import ReadsStudentTokens, ScoresLater, Teacher
 from lightning_opd.models import load_tokenizer
 from lightning_opd.servers import ServedModel, ServerPool, ServersDownError, TokenScores
 from lightning_opd.servers.vllm import COMPLETIONS, models_of, scores_of, scoring_request
+from lightning_opd.teachers.server_requests import Request, Row, batches, collect, until_last
 from lightning_opd.types import SampledTokens, Sampling, Signal, TeacherScores
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 PROBE = "On-policy distillation: 3 × 17 = 51.\n\nThe student learns from its own text; naïve, déjà vu, 東京."
 MAX_GAP = 0.3
 """Nats by which two servers of one model may differ on the probe's tokens, on average."""
+MAX_BEGUN = 16_384
+"""Most sequences whose scores are begun before they are asked for."""
 
 
 class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
@@ -32,7 +33,8 @@ class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
 
     It returns log-probs of the sampled tokens, and of the likeliest ones to an objective that asks for them
     (`DistributionMatching` with `teacher_signal: top_k`, or `PolicyGradient` with `Immediate`). Servers score at
-    temperature 1 only, so the student has to sample at 1. With a `CrossTokenizerTeacher` it is the `scorer`.
+    temperature 1 only, so the student has to sample at 1. An episode is sent as soon as it ends, while others are
+    still generated; the same tokens are sent once. With a `CrossTokenizerTeacher` it is the `scorer`.
 
     All servers are asked for a short text before the training begins: they must serve the model, know the tokens, give
     log-probs and agree with each other. A server that no longer answers is left out with a warning; when none is left
@@ -84,6 +86,7 @@ class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
                 raise ConfigError(msg)
         self.model, self.top_k, self.tokens_per_request = model, top_k, tokens_per_request
         self._tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
+        self._begun: dict[tuple[tuple[int, ...], int], Request] = {}
         self.chat_template_kwargs = chat_template_kwargs
 
     @property
@@ -193,20 +196,42 @@ class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
 
     @override
     @torch.no_grad()
+    def begin(self, token_ids: Sequence[Sequence[int]], signals: frozenset[Signal]) -> None:
+        if not signals & {Signal.LOGPROBS, Signal.TOP_LOGPROBS}:
+            return
+        num_known = len(self._known_tokenizer)
+        top_k, known = self._num_top(signals), [tuple(ids) for ids in token_ids if max(ids) < num_known]
+        self._begun |= {(ids, top_k): request for ids, request in self._ask(known, top_k).items()}
+        for oldest in list(self._begun)[: max(0, len(self._begun) - MAX_BEGUN)]:  # of rollouts that were given up
+            del self._begun[oldest]
+
+    @override
     def submit(self, tokens: SampledTokens, signals: frozenset[Signal]) -> Callable[[], TeacherScores]:
         self.check_request(signals, Sampling(temperature=tokens.temperature))
-        top_k = self.top_k if Signal.TOP_LOGPROBS in signals else 0
+        top_k = self._num_top(signals)
         is_known = (tokens.token_ids < len(self._known_tokenizer)) | ~tokens.attention_mask
         aligned_mask = tokens.response_mask & is_known.long().cumprod(dim=1).bool()
         if not signals & {Signal.LOGPROBS, Signal.TOP_LOGPROBS}:
             unread = torch.zeros_like(tokens.rollout_logprobs).masked_fill(aligned_mask, torch.nan)
             return lambda: TeacherScores(unread, aligned_mask)
-        rows = [_Row(row, *_until_last(tokens, aligned_mask, row)) for row in range(len(tokens))]
-        pending = [
-            (batch, self.pool.submit(COMPLETIONS, scoring_request(self.served.name, [r.ids for r in batch], top_k)))
-            for batch in _requests([row for row in rows if row.columns], self.tokens_per_request)
-        ]
-        return lambda: _collect(tokens, aligned_mask, pending, top_k)
+        rows = [Row(row, *until_last(tokens, aligned_mask, row)) for row in range(len(tokens))]
+        rows = [row for row in rows if row.columns]
+        begun = {row.ids: self._begun[row.ids, top_k] for row in rows if (row.ids, top_k) in self._begun}
+        for ids in begun:
+            del self._begun[ids, top_k]
+        requests = begun | self._ask([row.ids for row in rows if row.ids not in begun], top_k)
+        return lambda: collect(tokens, aligned_mask, rows, requests, top_k)
+
+    def _num_top(self, signals: frozenset[Signal]) -> int:
+        return self.top_k if Signal.TOP_LOGPROBS in signals else 0
+
+    def _ask(self, token_ids: Iterable[tuple[int, ...]], top_k: int) -> dict[tuple[int, ...], Request]:
+        """Send sequences, each once, and return the request that each is in."""
+        requests = dict[tuple[int, ...], Request]()
+        for batch in batches(dict.fromkeys(token_ids), self.tokens_per_request):
+            answer = self.pool.submit(COMPLETIONS, scoring_request(self.served.name, batch, top_k))
+            requests |= dict.fromkeys(batch, Request(answer, batch, top_k))
+        return requests
 
     @cached_property
     def _known_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -214,57 +239,5 @@ class ServerTeacher(Teacher, ReadsStudentTokens, ScoresLater):
 
     @override
     def close(self) -> None:
+        self._begun.clear()
         self.pool.close()
-
-
-class _Row:
-    """One sequence as a server reads it: up to its last token to score."""
-
-    def __init__(self, row: int, ids: list[int], start: int, columns: list[int]) -> None:
-        self.row, self.ids, self.start, self.columns = row, ids, start, columns
-
-
-def _until_last(tokens: SampledTokens, mask: Tensor, row: int) -> tuple[list[int], int, list[int]]:
-    """Return a row's token ids, the column of the first, and the columns to score."""
-    columns = mask[row].nonzero().flatten().tolist()
-    if not columns:
-        return [], 0, []
-    start = int(tokens.attention_mask[row].int().argmax())
-    scored = [column for column in columns if column > start]  # nothing predicts a first token
-    return tokens.token_ids[row, start : columns[-1] + 1].tolist(), start, scored
-
-
-def _requests(rows: Sequence[_Row], most_tokens: int) -> Iterator[list[_Row]]:
-    """Yield rows together, the longest first, as many as a request may hold."""
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: (-len(row.ids), row.row)):
-        if batch and sum(len(r.ids) for r in batch) + len(row.ids) > most_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _collect(
-    tokens: SampledTokens,
-    aligned_mask: Tensor,
-    pending: Sequence[tuple[list[_Row], Future[dict[str, Any]]]],
-    top_k: int,
-) -> TeacherScores:
-    """Wait for every answer, and lay the scores out on the student's time axis."""
-    logprobs = torch.zeros_like(tokens.rollout_logprobs)
-    top_ids = torch.zeros(*tokens.token_ids.shape, top_k, dtype=torch.long)
-    top_logprobs = torch.zeros(*tokens.token_ids.shape, top_k, dtype=torch.float64)
-    for batch, answer in pending:
-        for row, scores in zip(batch, scores_of(answer.result(), [r.ids for r in batch], top_k), strict=True):
-            places = [column - row.start - 1 for column in row.columns]
-            logprobs[row.row, row.columns] = logprobs.new_tensor([scores.logprobs[i] for i in places])
-            if top_k:
-                top_ids[row.row, row.columns] = torch.tensor([scores.top_ids[i] for i in places])
-                top_logprobs[row.row, row.columns] = top_logprobs.new_tensor([scores.top_logprobs[i] for i in places])
-    if not top_k:
-        return TeacherScores(logprobs, aligned_mask)
-    return TeacherScores(
-        logprobs, aligned_mask, top_ids.to(logprobs.device), top_logprobs.to(logprobs.device, logprobs.dtype)
-    )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.interfaces import OnProgress
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.rollouts import InProcessEngine
@@ -36,7 +37,7 @@ class Distorted(InProcessEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         shortest = min(map(len, token_ids))
         samples = super().generate(token_ids, num_samples, seeds, sampling, on_progress)

@@ -10,7 +10,7 @@ import torch
 
 from lightning_opd.data import OPDDataModule
 from lightning_opd.functional.off_policy import TruncatedImportance
-from lightning_opd.interfaces import Objective, OPDCallback, RolloutEngine
+from lightning_opd.interfaces import Objective, OnProgress, OPDCallback, RolloutEngine
 from lightning_opd.models import StudentConfig, load_causal_lm
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
@@ -47,7 +47,7 @@ class EveryToken(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_progress: object = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         assert num_samples == VOCAB
         logprob = -math.log(VOCAB)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 from lightning_opd.callbacks import OutcomeReward
 from lightning_opd.functional.off_policy import TruncatedImportance
 from lightning_opd.functional.policy_losses import PPOClip
-from lightning_opd.interfaces import Objective, RolloutEngine
+from lightning_opd.interfaces import Objective, OnProgress, RolloutEngine
 from lightning_opd.objectives import DistributionMatching, OutcomeGradient, PolicyGradient
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Sample, Sampling
@@ -44,7 +44,7 @@ class Approximate(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         self.events.append(("generate", len(seeds)))
         exact = self.inner.generate(token_ids, num_samples, seeds, sampling, on_progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.off_policy import TruncatedImportance
-from lightning_opd.interfaces import RolloutEngine
+from lightning_opd.interfaces import OnProgress, RolloutEngine
 from lightning_opd.objectives import PolicyGradient
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Sample, Sampling
@@ -50,7 +50,7 @@ class Copying(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         if len(self.versions) == self.fails_at:
             msg = "out of memory"

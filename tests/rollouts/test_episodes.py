@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import token_logprobs
-from lightning_opd.interfaces import FormatRule
+from lightning_opd.interfaces import FormatRule, OnProgress
 from lightning_opd.models import StudentConfig, build_student, causal_lm, load_tokenizer
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.noise import row_seed
@@ -97,7 +97,7 @@ def test_each_turn_has_noise_of_its_own() -> None:
             num_samples: int,
             seeds: Sequence[int],
             sampling: Sampling = SAMPLING,
-            on_progress: Callable[[int], None] | None = None,
+            on_progress: OnProgress | None = None,
         ) -> list[Sample]:
             seen.extend(seeds)
             return super().generate(token_ids, num_samples, seeds, sampling, on_progress)

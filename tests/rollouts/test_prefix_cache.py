@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Qwen3Config
 from transformers.cache_utils import DynamicLayer
 
+from lightning_opd.interfaces import OnProgress
 from lightning_opd.models import StudentConfig, build_student
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.noise import row_seed
@@ -36,7 +37,7 @@ class Recorder(InProcessEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = SAMPLING,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         if self.forgets:
             self.finish()

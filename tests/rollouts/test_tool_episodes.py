@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_opd.interfaces import Environment, FormatRule, RolloutEngine, Task
+from lightning_opd.interfaces import Environment, FormatRule, OnProgress, RolloutEngine, Task
 from lightning_opd.tasks.format_rules import UnparsableToolCall, WrongArguments
 from lightning_opd.tasks.tools import Tool, ToolEnvironment
 from lightning_opd.tokenization.rendering import encode, render
@@ -64,7 +64,7 @@ class Scripted(RolloutEngine):
         num_samples: int,
         seeds: Sequence[int],
         sampling: Sampling = Sampling(),
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Sample]:
         ids = tuple(self.replies.pop(0))
         return [Sample(ids, (-1.0,) * len(ids), is_truncated=False) for _ in seeds]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +60,38 @@ def test_two_servers_give_the_scores_of_the_model_in_this_process(
     assert theirs.top_ids is not None
     assert float((ours.top_ids == theirs.top_ids)[mask].float().mean()) > 0.99  # ties may change places
     assert {server.url for server in servers} == set(served.pool.alive)
+    served.close()
+
+
+def test_what_was_begun_is_not_asked_for_again(
+    servers: tuple[LocalServer, LocalServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = ServerTeacher([server.url for server in servers], top_k=8)
+    served.setup(CPU)
+    tokens = sampled_tokens(12)
+    plain = served.score(tokens, TOP)
+    ends = [int(mask.nonzero().max()) for mask in tokens.response_mask]
+    sequences = [ids[: end + 1].tolist() for ids, end in zip(tokens.token_ids, ends, strict=True)]
+    sent: list[int] = []
+    submit = served.pool.submit
+
+    def counting(path: str, body: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        sent.append(len(body["prompt"]))
+        return submit(path, body)
+
+    monkeypatch.setattr(served.pool, "submit", counting)
+    served.begin([sequences[0]], TOP)
+    served.begin([*sequences[1:9], sequences[3], [5, 9999]], TOP)
+    assert sum(sent) == 9, "the same one once, and none that the server does not know"
+    scores = served.score(tokens, TOP)
+    assert sum(sent) == 12
+    assert torch.equal(scores.logprobs, plain.logprobs)
+    assert scores.top_logprobs is not None
+    assert plain.top_logprobs is not None
+    assert torch.equal(scores.top_logprobs, plain.top_logprobs)
+    served.begin(sequences, TOP)
+    assert torch.equal(served.score(tokens, LOGPROBS).logprobs, plain.logprobs), "without likeliest tokens: asked anew"
+    assert sum(sent) == 36
     served.close()
 
 
