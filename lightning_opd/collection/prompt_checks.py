@@ -13,6 +13,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.models import gather_objects
 from lightning_opd.tokenization.chat import render_prompt
 from lightning_opd.types import Message, Prompt
+from lightning_opd.types.mixtures import mixture_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,7 +148,8 @@ def _report(
             repeated.append(f"{prompt.place} as {first[prompt.key]}" if prompt.place else "")
         first.setdefault(prompt.key, prompt.place)
         if teacher_names and prompt.teacher not in teacher_names:
-            unknown.setdefault(prompt.teacher, []).append(prompt.place)
+            for name in mixture_weights(prompt.teacher).keys() - set(teacher_names):
+                unknown.setdefault(name, []).append(prompt.place)
     lengths = sorted(m.length for m in measured.values() if not m.error) or [0]
     return PromptReport(
         len(prompts),

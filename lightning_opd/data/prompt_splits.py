@@ -85,6 +85,8 @@ class PromptSplits:
                 rank_zero_info(f"{split}: {report}.")
             problems.add(*report.problems())
             with problems.collecting():
+                learner.teachers.mix(report.teachers)
+            with problems.collecting():
                 learner.teachers.check_prompts(self.fitting[split])
             with problems.collecting():
                 check_tool_turns(self._task, self.fitting[split], learner, limits.max_turns)

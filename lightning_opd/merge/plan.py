@@ -12,6 +12,7 @@ from lightning_opd.errors import ConfigError, did_you_mean
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
 from lightning_opd.models.hub import locate
 from lightning_opd.models.memory import available_bytes, declared_weights
+from lightning_opd.types.mixtures import mixture_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,6 +88,12 @@ def check_teacher(teacher: str, place: str, experts: Sequence[str]) -> None:
     Raises:
         ConfigError: With the name, where it stands, and the names that there are.
     """
+    if len(mixture_weights(teacher)) > 1:
+        msg = (
+            f"{place}: `teacher` names several experts ({teacher}), and `merge` compares each prompt with one. "
+            "Name one, or train with `fit`."
+        )
+        raise ConfigError(msg)
     if teacher not in experts:
         msg = (
             f"{place}: `teacher` is `{teacher}`, which is no expert.{did_you_mean(teacher, experts)} "

@@ -157,7 +157,9 @@ def route_rows(
     prompts = task.prompts("train")
     for row, prompt in zip(rows, prompts, strict=True):
         if row.get(TEACHER) is not None:
-            check_teacher(str(row[TEACHER]), prompt.place, list(experts))
+            named = row[TEACHER]
+            for name in named if isinstance(named, Mapping) else [named]:
+                check_teacher(str(name), prompt.place, list(experts))
     open_rows = [i for i, row in enumerate(rows) if row.get(TEACHER) is None]
     if not open_rows:
         return []

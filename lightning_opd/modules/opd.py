@@ -195,7 +195,7 @@ class OPDModule(EvaluationModule):
             "model.critic": self.critic,
             "model.reference": self.reference,
         }
-        own |= {"model.teachers": {name: self.teachers[name] for name in self.teachers.names}}
+        own |= {"model.teachers": {name: self.teachers[name] for name in self.teachers.given}}
         return {**super().resume_settings(trainer, data), **{name: describe(value) for name, value in own.items()}}
 
     @override

@@ -29,6 +29,9 @@ class Jsonl(Task):
     `save_to_disk`, or a data set of the Hugging Face hub (`org/name`, or `org/name:configuration`). All rows are
     trained on unless `split`, another path, or the names of the folder's files or the data set's splits say otherwise.
 
+    A row's teacher is a name, or several with weights that add up to 1, such as `{"math": 0.7, "code": 0.3}`: it then
+    learns from their mixture at every token.
+
     A row without `answer` has reward 0; distillation needs no answer. Of a list of answers each is right. A row's
     `response` or `completion`, or the assistant's message at the end of its `messages`, is its demonstration, not a
     part of the prompt. A row's `tools` (JSON schemas) are shown by the chat template, and messages may have

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
+from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, TakesTurns, Teacher
 from lightning_opd.teachers.adapters import AdapterExpert, JoinsBase, teacher_of
 from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Signal, TeacherScores
 
@@ -183,3 +183,35 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
     def close(self) -> None:
         for part in self.parts.values():
             part.close()
+
+
+class MixtureOfOthers(MixtureTeacher, TakesTurns):
+    """A mixture of teachers that a run has under their own names, too; it loads none of them."""
+
+    @override
+    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        """Do nothing: the parts are set up under their own names."""
+
+    @override
+    def set_student(self, student: StudentConfig) -> None:
+        """Do nothing, as in `setup`."""
+
+    @override
+    def attach(self, bases: SharedBases) -> None:
+        """Do nothing, as in `setup`."""
+
+    @override
+    def enter_device(self) -> None:
+        for part in self.parts.values():
+            if isinstance(part, TakesTurns):
+                part.enter_device()
+
+    @override
+    def leave_device(self) -> None:
+        for part in self.parts.values():
+            if isinstance(part, TakesTurns):
+                part.leave_device()
+
+    @override
+    def close(self) -> None:
+        """Do nothing, as in `setup`."""

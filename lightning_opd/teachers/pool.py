@@ -12,7 +12,9 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import HasOutputHead, ReadsOwnPrompt, ReadsStudentTokens, ScoresLater, TakesTurns, Teacher
 from lightning_opd.models import any_rank
 from lightning_opd.servers import ServersDownError
+from lightning_opd.teachers.mixture import MixtureOfOthers
 from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Sampling, Signal, TeacherScores
+from lightning_opd.types.mixtures import mixture_weights
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -31,8 +33,21 @@ class TeacherPool:
         """Keep one teacher per identity."""
         self.in_turn = in_turn
         shared: dict[Hashable, Teacher] = {}
-        self.names = tuple(sorted(teachers))
+        self.names = self.given = tuple(sorted(teachers))
         self._teachers = {name: shared.setdefault(teachers[name].identity, teachers[name]) for name in self.names}
+
+    def mix(self, names: Iterable[str]) -> None:
+        """Add the mixtures of given teachers that rows name, such as `code:0.3+math:0.7`; all ranks call it alike.
+
+        Raises:
+            ConfigError: A teacher that cannot be part of one.
+        """
+        for name in names:
+            weights = mixture_weights(name)
+            if name not in self._teachers and weights.keys() <= set(self.given):
+                self._teachers[name] = MixtureOfOthers({part: self._teachers[part] for part in weights}, weights)
+        self._teachers = dict(sorted(self._teachers.items()))
+        self.names = tuple(self._teachers)
 
     def __len__(self) -> int:
         """Return the number of names."""
@@ -88,9 +103,10 @@ class TeacherPool:
 
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Load every distinct model once."""
-        for teacher in self.distinct.values():
+        for name, teacher in self.distinct.items():
             teacher.setup(device, mesh)
-            self._leave(teacher)
+            if name in self.given:  # a mixture's parts may not be loaded yet
+                self._leave(teacher)
 
     def ids(self, prompts: Iterable[Prompt]) -> list[int]:
         """Return the teacher index of each prompt; -1 where there is no such teacher."""

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lightning_opd.cli.main import main
+from lightning_opd.errors import ConfigError
+from lightning_opd.merge.plan import check_teacher
 from lightning_opd.merge.route import Attempt, choose, read_rows, summary
 from lightning_opd.models import Lora, load_causal_lm, load_tokenizer
 from lightning_opd.tokenization.chat import render_prompt
@@ -177,3 +179,18 @@ def test_a_teacher_that_is_no_expert_is_refused(folder: Path, capsys: pytest.Cap
     write([{"prompt": "a", "teacher": "mat"}, {"prompt": "b"}])
     assert main(ROUTE) == 2
     assert "`teacher` is `mat`, which is no expert. Did you mean `math`?" in capsys.readouterr().err
+
+
+def test_rows_that_name_several_experts_keep_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed = {"code": 0.5, "math": 0.5}
+    write([{"prompt": "a", "teacher": mixed}, {"prompt": "b", "teacher": "math"}])
+    assert main(ROUTE) == 0
+    assert [row["teacher"] for row in map(json.loads, Path("routed.jsonl").read_text().splitlines())] == [mixed, "math"]
+    write([{"prompt": "a", "teacher": {"cod": 0.5, "math": 0.5}}])
+    assert main(ROUTE) == 2
+    assert "`teacher` is `cod`, which is no expert." in capsys.readouterr().err
+
+
+def test_a_merge_compares_each_prompt_with_one_expert() -> None:
+    with pytest.raises(ConfigError, match=r"row 1: `teacher` names several experts \(code:0.5\+math:0.5\)"):
+        check_teacher("code:0.5+math:0.5", "row 1", ["code", "math"])

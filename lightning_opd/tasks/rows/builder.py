@@ -16,6 +16,7 @@ from lightning_opd.tasks.rows.columns import USUAL, Columns
 from lightning_opd.tasks.rows.source import Row
 from lightning_opd.tasks.splits import question_key
 from lightning_opd.types import TEMPLATE_SETTINGS, Message, Prompt
+from lightning_opd.types.mixtures import mixture_name
 
 _ENCODER = json.JSONEncoder(sort_keys=True)
 
@@ -52,7 +53,7 @@ class PromptBuilder:
         chat = self._chat(row, place)
         columns = {key: value for key, value in row.items() if key not in self._questions}
         self._set_answer(columns, row, place)
-        teacher = self._teacher if self._teacher is not None else self._name("teacher", row, place)
+        teacher = self._teacher if self._teacher is not None else self._teacher_of(row, place)
         domain = teacher
         if "domain" in self.columns.mapping:
             domain = str(self.columns.get("domain", row))
@@ -121,15 +122,23 @@ class PromptBuilder:
                 return ConfigError(f"{said} Set `columns: {{messages: {column}}}`; roles and keys are then converted.")
         return None
 
-    def _name(self, name: str, row: Row, place: str) -> str:
-        value = self.columns.get(name, row)
+    def _teacher_of(self, row: Row, place: str) -> str:
+        value, column = self.columns.get("teacher", row), self.columns.mapping.get("teacher", "teacher")
         if value is None:
-            raise self.columns.missing(name, row, place)
+            raise self.columns.missing("teacher", row, place)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = parsed(value, place, column)
+        if isinstance(value, Mapping) and value and all(isinstance(name, str) and name for name in value):
+            weights = {name: weight for name, weight in value.items() if weight is not None}  # a table's empty fields
+            try:
+                return mixture_name(weights)
+            except ConfigError as error:
+                msg = f"{place}: in `{column}`, {error}. Correct the row."
+                raise ConfigError(msg) from None
         if not isinstance(value, str) or not value:
-            column = self.columns.mapping.get(name, name)
             msg = (
-                f"{place}: expected the teacher's name in `{column}`, got {str(value)[:60]!r}. Correct the row, or set "
-                f"`{name}: …` for all rows."
+                f"{place}: expected the teacher's name in `{column}`, or teachers with their weights, got "
+                f"{str(value)[:60]!r}. Correct the row, or set `teacher: …` for all rows."
             )
             raise ConfigError(msg)
         return value
