@@ -25,6 +25,7 @@ def average(
     method: Method | None = None,
     density: float | None = None,
     seed: int | None = None,
+    mergekit: str | None = None,
 ) -> None:
     """Merge models by arithmetic on their weights.
 
@@ -43,6 +44,8 @@ def average(
         method: The rule; by default the average, or with a coefficient task arithmetic.
         density: Fraction of the differences that is kept; by default 0.2 for `ties`, 0.1 for `dare_...`.
         seed: Of what `dare_...` keeps; 0 by default.
+        mergekit: A rule of mergekit instead, such as `della`, `breadcrumbs` or `sce`, where it is installed.
+            COEFFICIENT is its `lambda`, DENSITY its `density`; the result is a whole model.
     """
     from lightning_opd.models.adapters import CONFIG_FILE
     from lightning_opd.models.merging import merge_folders
@@ -50,6 +53,16 @@ def average(
     from lightning_opd.models.merging_methods import Average, TaskArithmetic
 
     check_output(Path(output), "output")
+    if mergekit is not None:
+        from lightning_opd.models.merging_mergekit import merge_by_mergekit
+
+        if method is not None or seed is not None:
+            useless = "method" if method is not None else "seed"
+            msg = f"`--mergekit {mergekit}` has no use for `--{useless}`. Leave it out."
+            raise ConfigError(msg)
+        merge_by_mergekit(Path(base), [Path(model) for model in models], Path(output), mergekit, density, coefficient)
+        sys.stdout.write(f"mergekit's {mergekit} of {len(models)} models written to {output}\n")
+        return
     rule = _rule(method, coefficient, density, seed)
     folders = [Path(model) for model in models]
     if not folders or not all((folder / CONFIG_FILE).is_file() for folder in folders):

