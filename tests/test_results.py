@@ -52,6 +52,8 @@ def test_the_readme_of_merge_smollm2_shows_the_committed_results() -> None:
     results = json.loads((merge_smollm2.RECIPE / "results.json").read_text(encoding="utf-8"))
     readme = (merge_smollm2.RECIPE / "README.md").read_text(encoding="utf-8")
     assert merge_smollm2.with_tables(readme, results) == readme
+    front = merge_smollm2.FRONT.read_text(encoding="utf-8")
+    assert with_table(front, "merge_smollm2", merge_smollm2.front_table(results["rows"])) == front
     assert {"command", "commit", "date", "minutes"} <= results.keys()
     for row in results["rows"]:
         assert row["teacher"] >= row["base"] + 0.3

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lightning_opd.errors import ConfigError, MissingPackageError
+from lightning_opd.errors import ConfigError, MissingFileError, MissingPackageError
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
 
 WITHOUT_BASE = frozenset({"linear"})
@@ -37,11 +37,16 @@ def merge_by_mergekit(
 
     Raises:
         MissingPackageError: mergekit is not installed.
+        MissingFileError: There is no such folder.
         ConfigError: It refuses the rule or the models; with what it says.
     """
     if importlib.util.find_spec("mergekit") is None:
         msg = f"`--mergekit {rule}` needs the library mergekit. Install it: pip install mergekit."
         raise MissingPackageError(msg)
+    for path in (base, *models):
+        if not path.is_dir():
+            msg = f"Expected the folder of a model or an adapter at `{path}`, found none. Correct the path."
+            raise MissingFileError(msg)
     parameters = {"weight": 1.0} | ({} if density is None else {"density": density})
     named = [{"model": model_name(base, model), "parameters": parameters} for model in models]
     settings: dict[str, Any] = {"merge_method": rule, "models": named}

@@ -1,4 +1,4 @@
-"""Collects one seed of recipes/merge_smollm2 into its results.json, and writes its README's tables."""
+"""Collects one seed of recipes/merge_smollm2 into its results.json, and writes its tables in both READMEs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.benchmarks.evidence import RECIPES, RUNS, provenance, with_table, wri
 from tests.benchmarks.merge_tiny import cells
 
 RECIPE = RECIPES / "merge_smollm2"
+FRONT = RECIPES.parent / "README.md"
 OTHERS = ("base", "average", "task_arithmetic", "ties", "multitask")
 STARTS = {"base": "merge", "average": "merge_from_average", "task_arithmetic": "merge_from_task_arithmetic"}
 COMMAND = "python -m lightning_opd run recipes/merge_smollm2 --seed {0}; python -m tests.benchmarks.merge_smollm2 {0}"
@@ -48,6 +49,27 @@ def main_table(rows: list[dict[str, Any]]) -> str:
         parity = f"**{row['parity_value']:.3f}** [{row['parity_low']:.2f}, {row['parity_high']:.2f}]"
         numbers = [f"{row['teacher']:.3f}", f"{row['student']:.3f}", parity, *(f"{row[name]:.3f}" for name in OTHERS)]
         lines.append(f"| {row['domain']} | {row['mode']} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def front_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of the project's front page: greedy replies only."""
+    names = (
+        "base",
+        "expert",
+        "**merged**",
+        "**parity** [95 %]",
+        "average",
+        "task arithmetic",
+        "TIES",
+        "multi-task training",
+    )
+    lines = ["| task | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for row in (row for row in rows if row["mode"] == "greedy"):
+        parity = f"**{row['parity_value']:.3f}** [{row['parity_low']:.2f}, {row['parity_high']:.2f}]"
+        own = [f"{row['base']:.2f}", f"{row['teacher']:.2f}", f"**{row['student']:.2f}**", parity]
+        others = [f"{row[name]:.2f}" for name in ("average", "task_arithmetic", "ties", "multitask")]
+        lines.append(f"| {row['domain'].replace('_', ' ')} | {' | '.join([*own, *others])} |")
     return "\n".join(lines)
 
 
@@ -99,6 +121,8 @@ def collect(seed: str) -> None:
         "kl": {start: learned(folder / run / "logs", "teacher_kl") for start, run in STARTS.items()},
     }
     write(RECIPE, results, with_tables((RECIPE / "README.md").read_text(encoding="utf-8"), results))
+    front = FRONT.read_text(encoding="utf-8")
+    FRONT.write_text(with_table(front, "merge_smollm2", front_table(results["rows"])), encoding="utf-8")
 
 
 if __name__ == "__main__":

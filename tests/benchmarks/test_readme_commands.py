@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import cuda, merge_step, scaling, step
+from tests.benchmarks import cuda, floor, merge_step, scaling, step
 
-PARSERS = {"step": step.parser, "scaling": scaling.parser, "merge_step": merge_step.parser, "cuda": cuda.parser}
+PARSERS = {
+    "step": step.parser,
+    "floor": floor.parser,
+    "scaling": scaling.parser,
+    "merge_step": merge_step.parser,
+    "cuda": cuda.parser,
+}
 PATTERN = re.compile(rf"`python -m tests\.benchmarks\.({'|'.join(PARSERS)}) ([^`]*)`")
 COMMANDS = PATTERN.findall(Path(__file__).with_name("README.md").read_text(encoding="utf-8"))
 

@@ -111,3 +111,5 @@ def test_what_mergekit_refuses_is_one_line_and_leaves_nothing(
     assert said.startswith("error: mergekit could not merge by `no_such_rule`: ")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+    assert main([*words[:4], json.dumps([str(folder / "nowhere")]), *words[5:], "--mergekit", "della"]) == 2
+    assert "found none. Correct the path" in capsys.readouterr().err
