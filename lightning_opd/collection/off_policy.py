@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import Generates, OnProgress, RolloutEngine, Task
+from lightning_opd.interfaces import OnProgress, RolloutEngine, Task
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.rollouts.episodes import Episode
 from lightning_opd.rollouts.noise import row_seed
@@ -45,6 +45,9 @@ class GenerationContext:
 
 class ResponseSource(ABC):
     """Who generates the responses of an off-policy rollout batch."""
+
+    def check(self, teachers: TeacherPool) -> None:
+        """Refuse teachers that cannot do what they are needed for, before any weight is loaded; by default none."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Episode]:
@@ -112,19 +115,20 @@ class TeacherResponses(ResponseSource):
         self._engine = InProcessEngine(batch_size)
 
     @override
+    def check(self, teachers: TeacherPool) -> None:
+        teachers.check_generate()
+
+    @override
     def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], context: GenerationContext) -> list[Episode]:
         num_samples = len(seeds) // len(prompts)
         generated: dict[int, Episode] = {}
         for name in context.teachers.names:  # every rank, every teacher, one order
-            teacher = context.teachers[name]
-            if not isinstance(teacher, Generates):
-                msg = f"Teacher `{name}` cannot generate responses here; use a LocalTeacher, or `DatasetResponses`."
-                raise ConfigError(msg)
-            self._engine.sync(teacher.generator(), 0)
             chosen = [i for i, prompt in enumerate(prompts) if prompt.teacher == name]
             rows = [i * num_samples + j for i in chosen for j in range(num_samples)]
-            # called even without any prompt: another rank may have some, and this one joins its collectives
-            episodes = context.rollout(self._engine, [prompts[i] for i in chosen], [seeds[row] for row in rows])
+            with context.teachers.generating(name) as model:
+                self._engine.sync(model, 0)
+                # called even without any prompt: another rank may have some, and this one joins its collectives
+                episodes = context.rollout(self._engine, [prompts[i] for i in chosen], [seeds[row] for row in rows])
             generated.update(zip(rows, episodes, strict=True))
         return [generated[row] for row in range(len(seeds))]
 

@@ -58,6 +58,8 @@ def check_training(trainer: L.Trainer, collector: Collector, prompts_per_rank: i
         raise ConfigError(msg)
     callbacks = [c for c in trainer.callbacks if isinstance(c, OPDCallback)]  # type: ignore[attr-defined]  # set by Lightning
     learner, off_policy = collector.learner, collector.off_policy
+    if off_policy is not None:
+        off_policy.source.check(learner.teachers)
     comparing = [type(callback).__name__ for callback in callbacks if callback.needs_siblings]
     comparing += [f"The baseline of {type(learner.objective).__name__}"] if learner.objective.needs_siblings else []
     if comparing and collector.samples_per_prompt < 2:

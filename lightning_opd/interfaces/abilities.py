@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,8 +95,8 @@ class Generates(ABC):
     """A teacher that can generate responses, too."""
 
     @abstractmethod
-    def generator(self) -> torch.nn.Module:
-        """Return its causal language model."""
+    def generating(self) -> AbstractContextManager[torch.nn.Module]:
+        """Give its causal language model for as long as it generates."""
 
 
 class ReadsTrees(HasOutputHead):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.functional.length_groups import MAX_TOKENS_PER_FORWARD
-from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, Teacher
+from lightning_opd.interfaces import Generates, HasOutputHead, ReadsStudentTokens, Teacher
 from lightning_opd.models import LanguageModel, StudentConfig, context_length, load_config, load_tokenizer, torch_dtype
 from lightning_opd.models.adapters import CONFIG_FILE, adapter_base
 from lightning_opd.models.shared_base import BaseSettings, SharedBase, SharedBases
@@ -50,7 +51,7 @@ class AdapterExpert:
     base: str | None = None
 
 
-class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
+class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, Generates, JoinsBase):
     """A LoRA adapter on a frozen base that all adapters of a run have in common, the student's among them.
 
     The base is in memory once: where a LoRA student lies on the same one, the student's own is used; otherwise one is
@@ -173,6 +174,13 @@ class AdapterTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
         with self._joined().only(self._name):
             return self._scorer.score(tokens, signals)
+
+    @override
+    @contextmanager
+    def generating(self) -> Iterator[torch.nn.Module]:
+        base = self._joined()
+        with base.only(self._name):
+            yield base.causal_lm
 
     @override
     def output_head(self) -> LinearHead | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -238,9 +239,13 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
             self._turns = HostWeights(self.loaded_model)
         self._turns.leave()
 
-    @override
     def generator(self) -> torch.nn.Module:
+        """Return its causal language model."""
         return self._loaded().model
+
+    @override
+    def generating(self) -> AbstractContextManager[torch.nn.Module]:
+        return nullcontext(self.generator())
 
     @override
     def close(self) -> None:

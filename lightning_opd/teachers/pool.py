@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.interfaces import HasOutputHead, ReadsOwnPrompt, ReadsStudentTokens, ScoresLater, TakesTurns, Teacher
+from lightning_opd.interfaces import (
+    Generates,
+    HasOutputHead,
+    ReadsOwnPrompt,
+    ReadsStudentTokens,
+    ScoresLater,
+    TakesTurns,
+    Teacher,
+)
 from lightning_opd.models import any_rank
 from lightning_opd.servers import ServersDownError
 from lightning_opd.teachers.mixture import MixtureOfOthers
@@ -112,6 +121,32 @@ class TeacherPool:
         """Return the teacher index of each prompt; -1 where there is no such teacher."""
         index = {name: i for i, name in enumerate(self.names)}
         return [index.get(prompt.teacher, -1) for prompt in prompts]
+
+    def check_generate(self) -> None:
+        """Raise unless every teacher can generate responses.
+
+        Raises:
+            ConfigError: With the name of one that cannot.
+        """
+        for name, teacher in self._teachers.items():
+            if not isinstance(teacher, Generates):
+                msg = (
+                    f"Teacher `{name}` ({type(teacher).__name__}) cannot generate responses here; use a LocalTeacher "
+                    "or an AdapterTeacher, or `DatasetResponses`."
+                )
+                raise ConfigError(msg)
+
+    @contextmanager
+    def generating(self, name: str) -> Iterator[torch.nn.Module]:
+        """Give a teacher's causal language model for as long as it generates."""
+        teacher = self._teachers[name]
+        assert isinstance(teacher, Generates)
+        self._enter(teacher, None)
+        try:
+            with teacher.generating() as model:
+                yield model
+        finally:
+            self._leave(teacher)
 
     @property
     def score_elsewhere(self) -> bool:

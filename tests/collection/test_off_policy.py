@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from lightning_opd.collection import DatasetResponses, OffPolicyResponses, TeacherResponses
+from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import ReverseKL
-from lightning_opd.models import load_tokenizer
+from lightning_opd.interfaces import Teacher
+from lightning_opd.models import Lora, StudentConfig, build_student, export_student, load_tokenizer
 from lightning_opd.objectives import DistributionMatching, Likelihood, PolicyGradient
+from lightning_opd.teachers import AdapterTeacher, LocalTeacher, MixtureTeacher
 from lightning_opd.tokenization.chat import decode_response
 from lightning_opd.tokenization.turn_borders import stop_token_ids
 from lightning_opd.types import Prompt
+from tests.tiny import save_adapter
 from tests.world import Letters, Recorder, make_data, make_module, make_trainer
 
 
@@ -53,6 +57,49 @@ def test_teacher_responses_come_from_each_prompts_own_teacher(world: Path, tmp_p
         assert mask.any(dim=1).all()
         torch.testing.assert_close(rollouts.rollout_logprobs[mask], rollouts.teacher_logprobs[mask], atol=1e-4, rtol=0)
         assert len(set(rollouts.teacher_ids.tolist())) == 2
+
+
+def test_adapters_generate_as_their_merged_models_do(double_world: Path, tmp_path: Path) -> None:
+    base, found = double_world / "student", []
+    for seed, name in enumerate(("code", "math")):
+        save_adapter(base, tmp_path / name, seed + 1, Lora(rank=2))
+        adapted = build_student(StudentConfig(str(tmp_path / name), dtype="float64"))
+        export_student(adapted, load_tokenizer(str(base)), tmp_path / f"{name}_merged")
+    for kind in ("", "_merged"):
+        of = dict.fromkeys(("code", "math"), AdapterTeacher if not kind else LocalTeacher)
+        paths = {name: str(tmp_path / f"{name}{kind}") for name in of}
+        teachers: dict[str, Teacher] = {name: make(paths[name], dtype="float64") for name, make in of.items()}
+        recorder, module = Recorder(), make_module(double_world, None, "float64", teachers, lora=Lora(rank=2))
+        module.objective = DistributionMatching()
+        data = make_data(off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=1.0))
+        make_trainer(tmp_path, recorder, max_steps=2).fit(module, data)
+        found.append(recorder)
+        assert {name for name, p in module.named_parameters() if p.requires_grad and "lora_" not in name} == set()
+        assert any(p.requires_grad for p in module.parameters())
+    for ours, theirs in zip(found[0].rollout_batches, found[1].rollout_batches, strict=True):
+        assert torch.equal(ours.token_ids, theirs.token_ids)
+        torch.testing.assert_close(ours.rollout_logprobs, theirs.rollout_logprobs, atol=1e-9, rtol=0)
+        torch.testing.assert_close(ours.rollout_logprobs, ours.teacher_logprobs, atol=1e-6, rtol=0)
+
+
+def test_teachers_in_turn_generate_the_same(world: Path, tmp_path: Path) -> None:
+    found = []
+    for in_turn in (False, True):
+        recorder, module = Recorder(), make_module(world, DistributionMatching())
+        module.teachers.in_turn = in_turn
+        data = make_data(off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=1.0))
+        make_trainer(tmp_path, recorder, max_steps=1).fit(module, data)
+        found.append(recorder.rollout_batches[0])
+    assert torch.equal(found[0].token_ids, found[1].token_ids)
+
+
+def test_a_teacher_that_cannot_generate_is_refused_before_anything_is_loaded(world: Path, tmp_path: Path) -> None:
+    local = LocalTeacher(str(world / "math"))
+    module = make_module(world, DistributionMatching(), teachers={"math": MixtureTeacher({"any": local})})
+    data = make_data(off_policy_responses=OffPolicyResponses(TeacherResponses(), fraction=0.5))
+    with pytest.raises(ConfigError, match=r"Teacher `math` \(MixtureTeacher\) cannot generate"):
+        make_trainer(tmp_path).fit(module, data)
+    assert module.student is None
 
 
 def test_a_fraction_of_the_rollout_batches_is_off_policy_and_the_same_in_every_run(world: Path, tmp_path: Path) -> None:
