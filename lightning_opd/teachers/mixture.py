@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lightning_opd.models.shared_base import SharedBases
 
 
-class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
+class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase, TakesTurns):
     """Several teachers that score a prompt together: T(a|s) = Σ weight · T_k(a|s) at every token.
 
     A prompt whose row names this teacher learns from the mixture. All parts have the student's tokenizer. Objectives
@@ -63,6 +63,7 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
             raise ConfigError(msg)
         self.weights, self.top_k = {name: given[name] for name in sorted(given)}, top_k
         self.parts = {name: teacher_of(teachers[name]) for name in sorted(teachers)}
+        self._owned = self.parts
         for name, part in self.parts.items():
             if not isinstance(part, ReadsStudentTokens):
                 msg = (
@@ -70,6 +71,13 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
                     "own tokens. Use local teachers or adapters."
                 )
                 raise ConfigError(msg)
+
+    @classmethod
+    def of_others(cls, teachers: Mapping[str, Teacher], weights: Mapping[str, float]) -> MixtureTeacher:
+        """Return a mixture of teachers that a run has under their own names, too, and that are loaded there."""
+        mixture = cls(teachers, weights)
+        mixture._owned = {}
+        return mixture
 
     @property
     @override
@@ -100,19 +108,19 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
 
     @override
     def set_student(self, student: StudentConfig) -> None:
-        for part in self.parts.values():
+        for part in self._owned.values():
             if isinstance(part, JoinsBase):
                 part.set_student(student)
 
     @override
     def attach(self, bases: SharedBases) -> None:
-        for part in self.parts.values():
+        for part in self._owned.values():
             if isinstance(part, JoinsBase):
                 part.attach(bases)
 
     @override
     def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
-        for part in self.parts.values():
+        for part in self._owned.values():
             part.setup(device, mesh)
 
     @override
@@ -180,27 +188,6 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase):
         return LinearHead(None, None, min(self._head(name).vocab_size for name in self.parts))
 
     @override
-    def close(self) -> None:
-        for part in self.parts.values():
-            part.close()
-
-
-class MixtureOfOthers(MixtureTeacher, TakesTurns):
-    """A mixture of teachers that a run has under their own names, too; it loads none of them."""
-
-    @override
-    def setup(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
-        """Do nothing: the parts are set up under their own names."""
-
-    @override
-    def set_student(self, student: StudentConfig) -> None:
-        """Do nothing, as in `setup`."""
-
-    @override
-    def attach(self, bases: SharedBases) -> None:
-        """Do nothing, as in `setup`."""
-
-    @override
     def enter_device(self) -> None:
         for part in self.parts.values():
             if isinstance(part, TakesTurns):
@@ -214,4 +201,5 @@ class MixtureOfOthers(MixtureTeacher, TakesTurns):
 
     @override
     def close(self) -> None:
-        """Do nothing, as in `setup`."""
+        for part in self._owned.values():
+            part.close()

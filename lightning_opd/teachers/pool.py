@@ -21,7 +21,7 @@ from lightning_opd.interfaces import (
 )
 from lightning_opd.models import any_rank
 from lightning_opd.servers import ServersDownError
-from lightning_opd.teachers.mixture import MixtureOfOthers
+from lightning_opd.teachers.mixture import MixtureTeacher
 from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Sampling, Signal, TeacherScores
 from lightning_opd.types.mixtures import mixture_weights
 
@@ -54,7 +54,9 @@ class TeacherPool:
         for name in names:
             weights = mixture_weights(name)
             if name not in self._teachers and weights.keys() <= set(self.given):
-                self._teachers[name] = MixtureOfOthers({part: self._teachers[part] for part in weights}, weights)
+                self._teachers[name] = MixtureTeacher.of_others(
+                    {part: self._teachers[part] for part in weights}, weights
+                )
         self._teachers = dict(sorted(self._teachers.items()))
         self.names = tuple(self._teachers)
 
