@@ -44,7 +44,8 @@ def spread(rows: list[dict[str, Any]]) -> list[str]:
     assert {row["n"] for row in rows} == {256}
     assert len(rows) == 6
     found = [row["parity_value"] for row in rows]
-    return [f"parity {number(min(found))} to {max(found):.3f} in six cells", "n = 256", "not yet at parity"]
+    assert sum(value >= 0.95 for value in found) == 5
+    return [f"parity {number(min(found))} to {max(found):.3f} in six cells", "n = 256", "at least .95 in five of them"]
 
 
 def hacking(arms: dict[str, list[dict[str, Any]]]) -> list[str]:
