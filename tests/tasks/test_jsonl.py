@@ -95,7 +95,7 @@ BAD_LINES = {
         {"prompt": "x", "tutor": "a"},
         r"`teacher`, got .*\['prompt', 'tutor'\].*`columns: {teacher: …}`",
     ),
-    "a teacher that is a number": ({"prompt": "x", "teacher": 7}, "`teacher`, got '7'"),
+    "a teacher that is a number": ({"prompt": "x", "teacher": 7}, "`teacher`, or teachers with their weights, got '7'"),
     "a deep nest": ("[" * 100_000, "one JSON object per line"),
 }
 
