@@ -48,7 +48,10 @@ def read_curves(folder: Path) -> list[Curve]:
         events = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0 keeps every point
         events.Reload()
         for tag in sorted(events.Tags()["scalars"]):
-            points = {event.step: float(event.value) for event in events.Scalars(tag)}
+            in_time = sorted(
+                events.Scalars(tag), key=lambda event: event.wall_time
+            )  # files are read by name: 10 before 9
+            points = {event.step: float(event.value) for event in in_time}
             if len(points) > 1:
                 name = _run_name(run.relative_to(folder))
                 curves.append(Curve(name, tag, tuple(sorted(points)), tuple(points[step] for step in sorted(points))))
