@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_opd.errors import ConfigError
@@ -16,6 +19,30 @@ TOKENIZER_FILES = ("tokenizer*", "tokenization*", "vocab*", "*.model", "*.tiktok
 
 JSON_FILES = (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 """What transformers reads to make a tokenizer, where it is there."""
+
+UNFINISHED = ".unfinished"
+"""Folder inside an output, with files that are still being written."""
+
+
+@contextmanager
+def written_whole(output: Path) -> Iterator[Path]:
+    """Give a folder to write a model's files into, which lie in `output` only once all of them are written.
+
+    Files of the same names are replaced. What an earlier process that was killed has left is removed.
+    """
+    folder = output / UNFINISHED
+    shutil.rmtree(folder, ignore_errors=True)
+    is_new = not output.is_dir()
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                file.replace(output / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_new and not any(output.iterdir()):
+            output.rmdir()
 
 
 def check_json(file: Path) -> dict[str, object]:

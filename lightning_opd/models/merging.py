@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.models.files import check_weight_files
+from lightning_opd.models.files import check_weight_files, written_whole
 from lightning_opd.models.merging_methods import MergeGroup, TensorGroup, WeightMerge
 
 _WEIGHTS = "model.safetensors"
@@ -131,13 +131,13 @@ def write_merged(base: FolderWeights, models: Sequence[WeightSource], output: Pa
             yield from (group for group in _groups(base, models, shard) if group.base.is_floating_point())
 
     merge = method.plan(groups)
-    output.mkdir(parents=True, exist_ok=True)
-    for file in base.path.iterdir():
-        if file.is_file() and file.suffix not in {".safetensors", ".bin", ".pt"}:
-            shutil.copy2(file, output / file.name)
-    for shard in shards:
-        merged = {group.name: merge_tensor(group, merge).contiguous() for group in _groups(base, models, shard)}
-        save_file(merged, output / shard, metadata={"format": "pt"})
+    with written_whole(output) as folder:
+        for file in base.path.iterdir():
+            if file.is_file() and file.suffix not in {".safetensors", ".bin", ".pt"}:
+                shutil.copy2(file, folder / file.name)
+        for shard in shards:
+            merged = {group.name: merge_tensor(group, merge).contiguous() for group in _groups(base, models, shard)}
+            save_file(merged, folder / shard, metadata={"format": "pt"})
 
 
 def merge_tensor(group: TensorGroup, merge: MergeGroup) -> Tensor:

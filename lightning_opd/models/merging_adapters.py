@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError, MissingFileError
 from lightning_opd.models.adapters import CONFIG_FILE, WEIGHTS_FILE, adapter_base
-from lightning_opd.models.files import check_json, check_safetensors
+from lightning_opd.models.files import check_json, check_safetensors, written_whole
 from lightning_opd.models.merging import FolderWeights, WeightSource, write_merged
 from lightning_opd.models.merging_methods import WeightMerge
 
@@ -200,11 +200,11 @@ def _write(
         "target_modules": targets[0] if same else list(modules),
         "exclude_modules": first.settings.get("exclude_modules") if same else None,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    for file in first.path.iterdir():
-        if file.is_file() and file.suffix in {".json", ".jinja", ".model", ".txt"} and file.name != CONFIG_FILE:
-            shutil.copy2(file, output / file.name)
-    (output / CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
     dtype = next(iter(load_file(first.path / WEIGHTS_FILE).values())).dtype
     contents = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(contents, output / WEIGHTS_FILE, metadata={"format": "pt"})
+    with written_whole(output) as folder:
+        for file in first.path.iterdir():
+            if file.is_file() and file.suffix in {".json", ".jinja", ".model", ".txt"} and file.name != CONFIG_FILE:
+                shutil.copy2(file, folder / file.name)
+        (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        save_file(contents, folder / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_opd.models.merging import merge_tensor
+from lightning_opd.errors import ConfigError
+from lightning_opd.models.files import written_whole
+from lightning_opd.models.merging import merge_folders, merge_tensor
 from lightning_opd.models.merging_methods import (
     Average,
     TaskArithmetic,
@@ -151,6 +156,49 @@ def test_missing_models_are_named(
     code, _, err = cli("average", "--base", folders[0], "--models", models, "--output", tmp_path / output)
     assert code == 2
     assert expected in err
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from lightning_opd.models.files import written_whole
+with written_whole(Path(sys.argv[1])) as folder:
+    (folder / "config.json").write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_merge_leaves_the_output_as_it_was(tmp_path: Path) -> None:
+    for content in (None, "old"):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2]
+        )
+        assert done.returncode == -signal.SIGKILL
+        visible = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+        assert visible == ({} if content is None else {"config.json": content})
+    with written_whole(tmp_path) as folder:
+        assert not list(folder.iterdir()), "nothing of the killed one"
+        (folder / "config.json").write_text("new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.json", "new")]
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_merge_that_fails_in_the_middle_leaves_nothing(folders: list[Path], tmp_path: Path, was_there: bool) -> None:
+    output = tmp_path / "out"
+    if was_there:
+        output.mkdir()
+    shutil.copytree(folders[1], tmp_path / "other")
+    own = weights(folders[1])
+    last = max(own)
+    save_file(
+        {**own, last: own[last][:-1].contiguous()}, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(ConfigError, match="only models of one architecture"):
+        merge_folders(folders[0], [tmp_path / "other"], output, Average())
+    assert output.is_dir() == was_there
+    assert not was_there or not list(output.iterdir())
 
 
 def test_the_output_may_not_be_one_of_the_models(cli: Cli, folders: list[Path]) -> None:
