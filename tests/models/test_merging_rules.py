@@ -17,7 +17,7 @@ from lightning_opd.errors import ConfigError, MissingPackageError
 from lightning_opd.models import Lora, load_causal_lm
 from lightning_opd.models.merging_adapters import merge_adapters_whole
 from lightning_opd.models.merging_dare import Dare
-from lightning_opd.models.merging_mergekit import merge_by_mergekit, model_name
+from lightning_opd.models.merging_mergekit import merge_by_mergekit, reference
 from lightning_opd.models.merging_methods import TaskArithmetic, TensorGroup, WeightMerge
 from lightning_opd.models.merging_ties import Ties, smallest_kept
 from tests.commands import Cli
@@ -274,7 +274,7 @@ def test_mergekit_has_to_be_installed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_adapter_of_another_base_is_not_given_to_mergekit(home: Path, folders: list[Path]) -> None:
     with pytest.raises(ConfigError, match=r"belongs on .*, not on the base .*Name that one"):
-        model_name(folders[1], home / "1")
+        reference(folders[1], home / "1")
 
 
 def test_an_adapter_of_another_model_is_refused(home: Path, tmp_path: Path) -> None:
