@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,22 @@ from lightning_opd.rollouts.noise import row_seed
 from lightning_opd.servers import ServersDownError
 from lightning_opd.tokenization.compatibility import padding_token_id
 from lightning_opd.types import Prompt, PromptBatch, RolloutBatch, SampledTokens, Sampling, Signal, TeacherScores
+
+
+class RolloutRequest(NamedTuple):
+    """What to generate.
+
+    Args:
+        prompts: The questions.
+        seeds: One per episode, prompt by prompt.
+        sampling: How to draw.
+        signals: What teachers will be asked about the episodes.
+    """
+
+    prompts: Sequence[Prompt]
+    seeds: Sequence[int]
+    sampling: Sampling
+    signals: frozenset[Signal]
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,8 @@ class Collector:
         sampling = dataclasses.replace(self.sampling, temperature=0.0) if is_greedy else self.sampling
         signals = frozenset({Signal.LOGPROBS})
         with self.stage("rollout"):
-            tokens = self._reward(self._generate(batch.prompts, seeds, sampling, version, signals), batch, sampling)
+            episodes = self._generate(RolloutRequest(batch.prompts, seeds, sampling, signals), version)
+            tokens = self._reward(episodes, batch, sampling)
         with self.stage("score"):
             scores = self._score(tokens, signals)
         return self._join(tokens, scores, batch)
@@ -123,89 +141,66 @@ class Collector:
     def _is_off_policy(self, batch: PromptBatch) -> bool:
         return self.off_policy is not None and self.off_policy.covers(self.seed, batch.index)
 
-    def _seeds(self, batch: PromptBatch) -> list[int]:
+    def _request(self, batch: PromptBatch, signals: frozenset[Signal]) -> RolloutRequest:
         rows = [row * self.samples_per_prompt + j for row in batch.rows for j in range(self.samples_per_prompt)]
-        return [row_seed(self.seed, "train", batch.index, row) for row in rows]
+        seeds = [row_seed(self.seed, "train", batch.index, row) for row in rows]
+        return RolloutRequest(batch.prompts, seeds, self.sampling, signals)
 
     def _generated(self, batch: PromptBatch, version: int, signals: frozenset[Signal]) -> Generated:
         """Return the episodes of a rollout batch: those that were generated ahead, or new ones."""
         ready = None if self.ahead is None else self.ahead.take(batch.index)
         if ready is not None:
             return ready
-        generate = self._generate_off_policy if self._is_off_policy(batch) else self._generate
-        return Generated(generate(batch.prompts, self._seeds(batch), self.sampling, version, signals), version)
+        request = self._request(batch, signals)
+        if self._is_off_policy(batch):
+            return Generated(self._generate_off_policy(request), version)
+        return Generated(self._generate(request, version), version)
 
     def _begin(self, upcoming: PromptBatch | None, version: int, signals: frozenset[Signal]) -> None:
         """Begin to generate the next rollout batch with the student as it is now."""
         if self.ahead is None or upcoming is None or self._is_off_policy(upcoming):
             return
         self.engine.sync(self.learner.load_student(), version)
-        prompts, seeds = upcoming.prompts, self._seeds(upcoming)
-        rollout = partial(
-            self._rollout, self.engine, prompts, seeds, self.sampling, signals, len(seeds), is_shown=False
-        )
+        rollout = partial(self._rollout, self.engine, self._request(upcoming, signals), is_shown=False)
         self.ahead.start(upcoming.index, version, rollout)
 
-    def _generate(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        version: int,
-        signals: frozenset[Signal],
-    ) -> list[Episode]:
+    def _generate(self, request: RolloutRequest, version: int) -> list[Episode]:
         if self.ahead is not None:
             self.ahead.wait()  # the engine gets other weights
         self.engine.use_tokenizer(self.learner.tokenizer)
         self.engine.sync(self.learner.load_student(), version)
         episodes, lost = list[Episode](), ServersDownError("The servers no longer answer another process of this run.")
         try:
-            episodes = self._rollout(self.engine, prompts, seeds, sampling, signals, len(seeds))
+            episodes = self._rollout(self.engine, request)
         except ServersDownError as error:
             lost = error
         if any_rank(not episodes):
             raise lost
         return episodes
 
-    def _generate_off_policy(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        version: int,
-        signals: frozenset[Signal],
-    ) -> list[Episode]:
-        del version  # the student generates nothing
+    def _generate_off_policy(self, request: RolloutRequest) -> list[Episode]:
         assert self.off_policy is not None
 
-        def rollout(engine: RolloutEngine, prompts: Sequence[Prompt], own: Sequence[int]) -> list[Episode]:
-            return self._rollout(engine, prompts, own, sampling, signals, len(seeds))
+        def rollout(engine: RolloutEngine, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Episode]:
+            return self._rollout(engine, request._replace(prompts=prompts, seeds=seeds), len(request.seeds))
 
         context = GenerationContext(self.task, self.learner.teachers, self.learner.tokenizer, rollout)
-        return self.off_policy.source.generate(prompts, seeds, context)
+        return self.off_policy.source.generate(request.prompts, request.seeds, context)
 
     def _rollout(
-        self,
-        engine: RolloutEngine,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        signals: frozenset[Signal],
-        num_all: int,
-        *,
-        is_shown: bool = True,
+        self, engine: RolloutEngine, request: RolloutRequest, num_all: int = 0, *, is_shown: bool = True
     ) -> list[Episode]:
-        teachers = self.learner.teachers
+        teachers, total = self.learner.teachers, num_all or len(request.seeds)
         return generate_episodes(
             self.task,
-            prompts,
+            request.prompts,
             engine,
             self.learner.tokenizer,
-            seeds,
-            sampling,
+            request.seeds,
+            request.sampling,
             self.learner.load_language_model().max_length,
-            (lambda num_done: self.on_progress("generate", num_done, num_all)) if is_shown else None,
-            partial(teachers.begin, signals=signals) if teachers.score_elsewhere else None,
+            (lambda num_done: self.on_progress("generate", num_done, total)) if is_shown else None,
+            partial(teachers.begin, signals=request.signals) if teachers.score_elsewhere else None,
         )
 
     def _reward(self, episodes: Sequence[Episode], batch: PromptBatch, sampling: Sampling) -> SampledTokens:
