@@ -181,7 +181,7 @@ def _return_to(logger: TensorBoardLogger, step: int, time_saved: float) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
 
     kept: list[Event] = []
-    for path in sorted(Path(logger.log_dir).glob("events.out.tfevents.*")):
+    for path in sorted(Path(logger.log_dir).glob("events.out.tfevents.*"), key=event_file_place):
         for record in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(record)
             if event.HasField("session_log") and event.step <= step:
@@ -191,3 +191,9 @@ def _return_to(logger: TensorBoardLogger, step: int, time_saved: float) -> None:
     _start_at(logger, step)
     for event in kept:
         logger.experiment._get_file_writer().add_event(event, step, event.wall_time)
+
+
+def event_file_place(path: Path) -> tuple[int, ...]:
+    """Return when an event file was begun, and its number in its process: as a name, 10 comes before 9."""
+    parts = path.name.split(".")
+    return tuple(int(part) if part.isdecimal() else 0 for part in (parts[3], parts[-1]))

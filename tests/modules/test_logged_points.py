@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from lightning_opd.analysis.curves import read_curves
 from lightning_opd.callbacks import Preemption, RolloutTable
 from lightning_opd.functional.policy_losses import PPOClip
+from lightning_opd.modules.logged_points import event_file_place
 from lightning_opd.modules.resume import prepare_resume
 from lightning_opd.objectives import PolicyGradient
 from tests.callbacks.test_preemption import Sender
@@ -195,3 +196,9 @@ def test_a_point_is_logged_only_where_it_was_measured(world: Path, tmp_path: Pat
     found = points(tmp_path)
     assert [step for step, _ in found["train/loss"]] == [0, 1, 2, 3]
     assert [step for step, _ in found["train/reward"]] == [0, 2]  # of a rollout batch, not of each of its updates
+
+
+def test_event_files_are_read_in_the_order_in_which_they_were_begun() -> None:
+    names = ["9.host.domain.7.12", "10.host.domain.7.9", "10.host.domain.7.10", "10.host.domain.7.x"]
+    paths = [Path(f"events.out.tfevents.{name}") for name in names]
+    assert sorted(paths, key=event_file_place) == [paths[0], paths[3], paths[1], paths[2]]
