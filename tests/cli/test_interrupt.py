@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -31,6 +32,14 @@ ENTRIES = {
     "script": ["-c", SCRIPT],
     "background": ["-c", f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {SCRIPT}"],
 }
+
+
+@pytest.fixture(autouse=True)
+def _hears_interrupts() -> Iterator[None]:
+    """Let the processes of these tests hear Ctrl-C, also where these run in the background and so do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Interrupted(Callback):
