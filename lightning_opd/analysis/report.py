@@ -98,6 +98,14 @@ def _paired(cell: Cell, answers: dict[str, Answer], teachers: dict[str, Scores])
     pairs: list[tuple[float, float]] = []
     for key, answer in sorted(answers.items()):
         if answer.teacher not in teachers:
+            from lightning_opd.types.mixtures import mixture_weights  # it brings torch, which no report needs
+
+            if len(mixture_weights(answer.teacher)) > 1:
+                msg = (
+                    f"{cell}: the student's prompts belong to several teachers ({answer.teacher}), so that no one's "
+                    "answers are there to compare with. Test rows that name one teacher each."
+                )
+                raise ConfigError(msg)
             known = ", ".join(f"`teacher.{name}`" for name in sorted(teachers)) or "none"
             msg = (
                 f"{cell}: the student's prompts belong to teacher `{answer.teacher}`; "

@@ -127,11 +127,11 @@ class OPDDataModule(TrainerDataModule, RolloutProducer):
             ahead=GenerationAhead() if self.engine.generates_ahead else None,
         )
         is_training = trainer.state.fn == "fit"
-        with problems.collecting():
-            learner.teachers.check_request(learner.objective.signals, sampling)
         evaluated: list[Split] = ["validation"] if trainer.state.fn == "validate" else self.evaluation.splits
         with problems.collecting():
             self._examine(["train", "validation", "test"] if is_training else evaluated)
+        with problems.collecting():  # rows may have named mixtures
+            learner.teachers.check_request(learner.objective.signals, sampling)
         with problems.collecting():
             if is_training:
                 check_enough(len(self._splits.get("train")), self.prompts_per_batch)

@@ -15,7 +15,7 @@ from lightning_opd.errors import ConfigError
 from lightning_opd.functional.logprobs import log_softmax
 from lightning_opd.interfaces import HasOutputHead, ReadsStudentTokens, TakesTurns, Teacher
 from lightning_opd.teachers.adapters import AdapterExpert, JoinsBase, teacher_of
-from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Signal, TeacherScores
+from lightning_opd.types import LinearHead, Prompt, ResponseStates, SampledTokens, Sampling, Signal, TeacherScores
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -107,6 +107,15 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase, Take
             part.check_prompt(prompt)
 
     @override
+    def check_request(self, signals: frozenset[Signal], sampling: Sampling) -> None:
+        for name, part in self.parts.items():
+            try:
+                part.check_request(_asked(signals), sampling)
+            except ConfigError as error:
+                msg = f"part `{name}`: {error}"
+                raise ConfigError(msg) from None
+
+    @override
     def set_student(self, student: StudentConfig) -> None:
         for part in self._owned.values():
             if isinstance(part, JoinsBase):
@@ -126,8 +135,7 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase, Take
     @override
     @torch.no_grad()
     def score(self, tokens: SampledTokens, signals: frozenset[Signal]) -> TeacherScores:
-        needs_all = signals - {Signal.LOGPROBS}
-        asked = frozenset({Signal.LOGPROBS, Signal.HIDDEN_STATES} if needs_all else {Signal.LOGPROBS})
+        needs_all, asked = signals - {Signal.LOGPROBS}, _asked(signals)
         scores = {name: part.score(tokens, asked) for name, part in self.parts.items()}
         aligned_mask = torch.stack([own.aligned_mask for own in scores.values()]).all(dim=0)
         logprobs = torch.stack([own.logprobs + math.log(self.weights[name]) for name, own in scores.items()])
@@ -203,3 +211,8 @@ class MixtureTeacher(Teacher, ReadsStudentTokens, HasOutputHead, JoinsBase, Take
     def close(self) -> None:
         for part in self._owned.values():
             part.close()
+
+
+def _asked(signals: frozenset[Signal]) -> frozenset[Signal]:
+    """Return what the parts are asked for: their whole distributions where more than sampled tokens' log-probs is."""
+    return frozenset({Signal.LOGPROBS} | ({Signal.HIDDEN_STATES} if signals - {Signal.LOGPROBS} else set()))

@@ -242,3 +242,14 @@ def test_student_and_teacher_without_a_common_prompt_are_an_error(cli: Cli, save
     code, _, err = cli("parity", f"student={student}", f"teacher.math={teacher}", "--output", tmp_path)
     assert code == 2
     assert "math · test · greedy: student and teacher (math) have no prompt in common" in err
+
+
+def test_prompts_of_several_teachers_have_nobody_to_be_compared_with(
+    cli: Cli, words: list[str], tmp_path: Path
+) -> None:
+    content = Path(words[0].removeprefix("student=")).read_text()
+    (tmp_path / "mixed.json").write_text(content.replace('"teacher": "code"', '"teacher": "code:0.5+math:0.5"'))
+    code, _, err = cli("parity", f"student={tmp_path / 'mixed.json'}", *words[1:], "--output", tmp_path / "report")
+    assert code == 2
+    assert "belong to several teachers (code:0.5+math:0.5)" in err
+    assert "Test rows that name one teacher each." in err

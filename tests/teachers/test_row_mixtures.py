@@ -12,12 +12,14 @@ import torch
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.functional.divergences import ReverseKL
+from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Split, Teacher
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching, PolicyGradient
 from lightning_opd.tasks import Jsonl
 from lightning_opd.teachers import CrossTokenizerTeacher, LocalTeacher, MixtureTeacher, TeacherPool
-from lightning_opd.types import Prompt
+from lightning_opd.types import Prompt, Sampling, Signal
 from lightning_opd.types.mixtures import mixture_name, mixture_weights
 from tests.replay import chosen
 from tests.teachers.test_mixture_teacher import WEIGHTS, expected, mixture
@@ -142,6 +144,27 @@ def test_a_mixture_of_one_is_that_teacher() -> None:
 def test_a_mixture_that_cannot_be_is_refused_with_its_row(cell: object, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         rows_of(cell)
+
+
+class OnServer(LocalTeacher):
+    """Gives log-probs only, as a server does."""
+
+    @override
+    def check_request(self, signals: frozenset[Signal], sampling: Sampling) -> None:
+        if Signal.HIDDEN_STATES in signals:
+            msg = "no hidden states"
+            raise ConfigError(msg)
+
+
+def test_a_part_that_gives_too_little_is_refused_before_anything_is_loaded(world: Path, tmp_path: Path) -> None:
+    own = {name: OnServer(str(world / name)) for name in ("code", "math")}
+    objective = DistributionMatching(TopK(ReverseKL(), 8, support="teacher"), teacher_signal="top_k")
+    module = make_module(world, objective, teachers=own)
+    make_trainer(tmp_path, max_steps=1).fit(make_module(world, objective, teachers=own), make_data())
+    with pytest.raises(ConfigError, match=r"Teacher `code:0\.3\+math:0\.7`: part `code`: no hidden states"):
+        make_trainer(tmp_path).fit(module, make_data(Mixed()))
+    assert module.student is None
+    make_trainer(tmp_path, max_steps=1).fit(make_module(world, PolicyGradient(), teachers=own), make_data(Mixed()))
 
 
 def test_mixtures_of_one_name_are_one_teacher(world: Path) -> None:
