@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.interfaces import OnProgress, RolloutEngine
-from lightning_opd.models import causal_lm, evaluating, unsharded
+from lightning_opd.models import causal_lm, evaluating, prepacked, unsharded
 from lightning_opd.rollouts.admission import Queue
 from lightning_opd.rollouts.cache_support import check_cache, probing_prompts
 from lightning_opd.rollouts.decoding import Decoding
@@ -32,6 +32,8 @@ class InProcessEngine(RolloutEngine):
     Keys and values get space for further tokens in blocks, so that no token copies those before it. Siblings share
     one reading of their prompt. Finished responses leave at once, and waiting ones join, longest prompts first, where
     every layer keeps all keys and values; with a sliding window or a recurrent state, one batch follows the other.
+
+    On a processor, float32 weights are copied into the order that oneDNN multiplies fastest while a call lasts.
 
     A model with recurrent states (hybrids, state-space models) is tried out when it first arrives. Where such a model
     misreads padded prompts, only prompts of one length are generated together; where its cache does not give
@@ -138,7 +140,8 @@ class InProcessEngine(RolloutEngine):
             following,
             is_padded=self._pads,
         )
-        with evaluating(self._model), unsharded(self._model):
+        num_steps = sampling.max_new_tokens
+        with evaluating(self._model), unsharded(self._model), prepacked(self._model, num_steps):
             samples = decoding.run(queue, on_progress)
         self._num_tokens += sum(len(sample.token_ids) for sample in samples)
         self._num_row_steps += decoding.num_row_steps
