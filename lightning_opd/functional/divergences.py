@@ -181,7 +181,7 @@ class ForwardKL(Divergence):
     ) -> Float[Tensor, "*shape"]:
         student = log_softmax(student_logits)
         # only −inf is replaced: a small probability must be able to grow if the teacher has mass there
-        student = torch.where(student > -torch.inf, student, IMPOSSIBLE_LOGPROB)
+        student = torch.where(student != -torch.inf, student, IMPOSSIBLE_LOGPROB)
         teacher = log_softmax(teacher_logits).clamp(min=IMPOSSIBLE_LOGPROB)
         return (teacher.exp() * (teacher - student)).sum(-1)
 

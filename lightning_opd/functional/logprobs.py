@@ -138,7 +138,7 @@ def linear_token_statistics(
             return torch.cat([chosen, torch.zeros_like(chosen)], dim=-1)
         logprobs = log_softmax(head(states), temperature)
         detached = logprobs.detach()
-        entropy = -torch.where(detached > -torch.inf, detached.exp() * detached, 0.0).sum(-1)
+        entropy = -torch.where(detached != -torch.inf, detached.exp() * detached, 0.0).sum(-1)
         return torch.stack([logprobs.gather(-1, token_ids[:, None]).squeeze(-1), entropy], dim=-1)
 
     both = over_positions(statistics, mask, states, token_ids, chunk_size=chunk_size)

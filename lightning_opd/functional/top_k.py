@@ -209,7 +209,7 @@ def _served(
     top_ids: Int[Tensor, "*shape k"], top_logprobs: Float[Tensor, "*shape k"], correction: str
 ) -> tuple[Int[Tensor, "*shape k"], Bool[Tensor, "*shape k"], Float[Tensor, "*shape outcomes"]]:
     """Return ids, which of them are there, and the coarsened log-probs of a teacher that returns only these."""
-    present_mask = top_logprobs > -torch.inf
+    present_mask = top_logprobs != -torch.inf  # NaN is not missing: it must be seen
     teacher = torch.where(present_mask, promote(top_logprobs), ABSENT_LOGPROB).detach()
     if correction == "tail":
         precision = torch.finfo(teacher.dtype).eps
@@ -243,7 +243,7 @@ def _coarsened(
 ) -> Float[Tensor, "*shape outcomes"]:
     """Return the log-probs of the support, with the rest as a last outcome under `tail`; unnormalised otherwise."""
     chosen = logprobs.gather(-1, ids)
-    chosen = torch.where(present_mask & (chosen > -torch.inf), chosen, ABSENT_LOGPROB)
+    chosen = torch.where(present_mask & (chosen != -torch.inf), chosen, ABSENT_LOGPROB)
     if correction == "renormalise":
         return chosen  # a divergence takes logits, and so normalises
     in_support = torch.zeros_like(logprobs, dtype=torch.int8).scatter_add(-1, ids, present_mask.to(torch.int8)) > 0
@@ -276,7 +276,7 @@ def _from_coarse(
         return values
     (slope,) = torch.autograd.grad(values, coarse, torch.ones_like(values))
     num = ids.shape[-1]
-    chosen = torch.where(present_mask & (student.gather(-1, ids) > -torch.inf), slope[:, :num], 0.0)
+    chosen = torch.where(present_mask & (student.gather(-1, ids) != -torch.inf), slope[:, :num], 0.0)
     torch.exp(student, out=into).mul_(-(chosen.sum(-1, keepdim=True) + slope[:, num:].sum(-1, keepdim=True)))
     if top_k.correction == "tail":  # the rest's mass is spread as it was: derivative p(a) / p(rest)
         everywhere = student.gather(-1, ids)

@@ -16,6 +16,7 @@ from lightning_opd.functional.divergences import (
     ReverseKL,
 )
 from lightning_opd.functional.top_k import TopK
+from tests.functional.fused_cases import DIVERGENCES, VOCAB
 from tests.implementations import implementations
 
 EXAMPLES: dict[str, list[Divergence]] = {
@@ -86,6 +87,17 @@ def test_divergence_stays_finite_where_a_token_has_no_mass(divergence: Divergenc
     (gradient,) = torch.autograd.grad(value.sum(), student)
     assert torch.isfinite(value).all()
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("broken", ["student", "teacher"])
+def test_what_is_no_number_is_never_taken_for_a_missing_token(divergence: Divergence, broken: str) -> None:
+    student, teacher = torch.randn(2, 3, VOCAB).unbind()
+    rows = student if broken == "student" else teacher
+    rows[1] = math.nan
+    with_gradient, _ = divergence.with_gradient(student.clone(), teacher.clone(), gradient=False)
+    for values in (divergence(student, teacher), with_gradient):
+        assert values.isnan().tolist() == [False, True, False]
 
 
 @every_divergence

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -173,3 +175,10 @@ def test_support_statistics_count_and_add_up() -> None:
     assert student_mass.item() == pytest.approx(0.6, abs=1e-6)
     assert teacher_mass.item() == pytest.approx(0.65, abs=1e-6)
     assert support_statistics(torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8), 4).overlap.shape == (2, 3)
+
+
+def test_a_served_log_prob_that_is_no_number_is_not_missing() -> None:
+    ids, logprobs = torch.tensor([[0, 1], [2, 3]]), torch.tensor([[-1.0, math.nan], [-1.0, -math.inf]])
+    for correction in ("tail", "renormalise"):
+        values = top_k_divergence(ReverseKL(), torch.randn(2, 5), ids, logprobs, correction)
+        assert values.isnan().tolist() == [True, False]

@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from lightning_opd import OPDModule
+from lightning_opd.functional.divergences import ReverseKL
+from lightning_opd.functional.top_k import TopK
 from lightning_opd.interfaces import Objective, StudentForward
 from lightning_opd.modules.non_finite import NonFiniteUpdatesError
+from lightning_opd.objectives import DistributionMatching
 from lightning_opd.rollouts.drawing import draw
 from lightning_opd.teachers import LocalTeacher
 from lightning_opd.types import LossTerms, RolloutBatch, Sampling
@@ -165,7 +168,10 @@ def test_a_loss_of_nan_is_not_the_scale_s_fault(world: Path, tmp_path: Path) -> 
     assert module.non_finite.num_skipped == 2
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
+RENORMALISED = DistributionMatching(TopK(ReverseKL(), 4, correction="renormalise"))
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, RENORMALISED], ids=lambda o: type(o).__name__)
 def test_a_teacher_of_nan_is_named(objective: Objective, world: Path, tmp_path: Path) -> None:
     broken = broken_teacher(world, tmp_path / "broken")
     module = make_module(world, objective, teachers={"code": LocalTeacher(str(broken))})

@@ -166,8 +166,8 @@ class PrefixProbabilities:
         for term in terms:
             known = [(before[cover[0]], masses[cover]) for cover in term if cover in masses]
             reference = max((logprob for logprob, _ in known), default=0.0)  # exp must not underflow
-            total = sum(math.exp(logprob - reference) * mass for logprob, mass in known if logprob > -math.inf)
-            sums.append(reference + math.log(total) if total > 0 else -math.inf)
+            total = sum(math.exp(logprob - reference) * mass for logprob, mass in known if logprob != -math.inf)
+            sums.append(-math.inf if total == 0 else reference + math.log(total))
         return sums
 
     def covers(self, segment: TextSegment, end: int) -> list[Cover]:

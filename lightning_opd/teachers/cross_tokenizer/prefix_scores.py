@@ -133,6 +133,10 @@ def reached_logprobs(whole: Sequence[tuple[float, float]], is_canonical: Sequenc
     """
     reached = []
     for (begins, goes_on), counts in zip(reversed(whole), reversed(is_canonical), strict=True):
+        if math.isnan(begins + goes_on):  # comparisons below would hide it
+            later = math.nan
+            reached.append(later)
+            continue
         fraction = math.exp(min(goes_on - begins, 0.0)) if begins > -math.inf else 1.0
         own = begins + math.log1p(-fraction) if fraction < 1 else -math.inf
         own = min(max(own, later), begins)

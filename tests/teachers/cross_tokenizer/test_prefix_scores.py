@@ -14,7 +14,7 @@ from lightning_opd.functional.advantages import Immediate, LogRatioToGo
 from lightning_opd.functional.credit import PrefixCredit
 from lightning_opd.teachers.cross_tokenizer.prefix_distributions import PrefixDistributions
 from lightning_opd.teachers.cross_tokenizer.prefix_probabilities import PrefixProbabilities, Reply, TextSegment
-from lightning_opd.teachers.cross_tokenizer.prefix_scores import NONCANONICAL_LOGPROB, prefix_scores
+from lightning_opd.teachers.cross_tokenizer.prefix_scores import NONCANONICAL_LOGPROB, prefix_scores, reached_logprobs
 from lightning_opd.teachers.cross_tokenizer.token_bytes import TokenBytes
 from tests.teachers.cross_tokenizer.random_pairs import pairs, random_tokenizer, random_translator, scored, texts
 from tests.teachers.cross_tokenizer.texts import WORLDS, Texts, rows_of
@@ -162,3 +162,11 @@ def test_whatever_a_student_emits_gets_finite_scores(
             assert (
                 is_canonical or float(token_scores.logprobs[segment.first_student + i]) <= NONCANONICAL_LOGPROB + 1e-9
             )
+
+
+@pytest.mark.parametrize("broken", [(math.nan, -3.0), (-1.0, math.nan)])
+def test_a_teacher_that_gives_no_number_is_seen(broken: tuple[float, float]) -> None:
+    first, second, third = reached_logprobs([(-1.0, -9.0), broken, (-2.0, -9.0)], [True] * 3, -3.0)
+    assert math.isnan(second)
+    assert third == pytest.approx(-2.0, abs=1e-2)
+    assert math.isnan(first) or first == pytest.approx(-1.0, abs=1e-2)
