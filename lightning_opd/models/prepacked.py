@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def prepacked(model: nn.Module, num_steps: int) -> Iterator[None]:
             vars(layer).pop("forward", None)
 
 
-def _can_prepack(layer: nn.Module) -> bool:
+def _can_prepack(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it multiplies by a whole float32 matrix on the processor, and nobody has changed how."""
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
@@ -53,7 +53,7 @@ def _has_onednn() -> bool:
     is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
     names = ("_reorder_linear_weight", "_linear_pointwise")  # torch's compiler calls them; they have no public name
     has_both = all(hasattr(torch.ops.mkldnn, name) for name in names)
-    return is_x86 and has_both and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return is_x86 and has_both and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _product(layer: nn.Linear) -> Product:
