@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from lightning_opd.functional.logprobs import shift_right
 from lightning_opd.models.forward_arguments import CACHE_ARGUMENTS, cache_argument, logits_to_keep
 from lightning_opd.models.modes import evaluating
 from lightning_opd.models.output_scaling import explain, probing_states
+from lightning_opd.models.rows import is_right_padded, pack, reads_packed_rows, reads_padding, row_positions, unpack
 from lightning_opd.models.tree_masks import obstacle_to_trees, tree_masks
 from lightning_opd.models.tree_reading import TreeReading
 from lightning_opd.types import LinearHead, TokenTree
@@ -23,9 +25,6 @@ from lightning_opd.types import LinearHead, TokenTree
 if TYPE_CHECKING:
     from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
-
-PROBE_LENGTH = 4
-"""Tokens, and paddings after them, with which it is tried whether a model needs a mask."""
 
 LENGTH_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
 """Names under which configurations keep the number of positions."""
@@ -39,14 +38,6 @@ def context_length(config: PretrainedConfig) -> int:
     """
     text = config.get_text_config(decoder=True)
     return int(next((value for name in LENGTH_NAMES if (value := getattr(text, name, None))), 2**31))
-
-
-def _is_right_padded(attention_mask: Bool[Tensor, "batch time"]) -> bool:
-    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
-
-
-def _positions(token_ids: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    return torch.arange(token_ids.shape[1], device=token_ids.device).expand_as(token_ids)
 
 
 class LanguageModel:
@@ -64,7 +55,6 @@ class LanguageModel:
         rows = self._head.weight.shape[0] if isinstance(self._head, nn.Linear) else model.config.vocab_size
         self.vocab_size = min(vocab_size, int(rows))
         self._copied_head: LinearHead | None = None
-        self._needs_mask: bool | None = None
         self._finish = self._probe()
         self._is_linear = self._finish is not None
 
@@ -145,9 +135,10 @@ class LanguageModel:
     ) -> Float[Tensor, "batch time hidden"]:
         """Return the states from which the head predicts each token: `out[b, t]` predicts `token_ids[b, t]`.
 
-        Where the model reshapes its logits after the output matrix, the states are the logits. Rows that are padded on
-        the right are read without a mask, where that is exact, and with others of their length: flash attention, and
-        little padding. The states of padding are of no use.
+        Where the model reshapes its logits after the output matrix, the states are the logits. Under
+        `attn_implementation: flash_attention_2`, and its kind, all rows are read as one without padding, where that is
+        exact. Else rows that are padded on the right are read without a mask, where that is exact, and with others of
+        their length: fast attention, and little padding. The states of padding are of no use.
         """
         groups = self.groups(attention_mask)
         if len(groups) <= 1:
@@ -163,12 +154,14 @@ class LanguageModel:
 
     def groups(self, attention_mask: Bool[Tensor, "batch time"]) -> list[list[int]]:
         """Return the rows of each forward that `states` takes: one under FSDP, where all ranks take equally many."""
-        if isinstance(self.model, FSDPModule) or not _is_right_padded(attention_mask):
+        if self._reads_packed_rows or isinstance(self.model, FSDPModule) or not is_right_padded(attention_mask):
             return [list(range(len(attention_mask)))]
         return budgeted_groups(attention_mask.sum(dim=1).tolist())
 
     def padded_tokens(self, attention_mask: Bool[Tensor, "batch time"]) -> int:
         """Return the tokens, padding included, that the layers read in `states`."""
+        if self._reads_packed_rows:
+            return int(attention_mask.sum())
         groups = self.groups(attention_mask)
         if len(groups) == 1:
             return attention_mask.numel()
@@ -179,26 +172,20 @@ class LanguageModel:
     ) -> Float[Tensor, "batch time hidden"]:
         """Return the states (or logits) after each token, in one forward."""
         outputs = self._decoder_states if self._is_linear else self._call
-        if not _is_right_padded(attention_mask) or self._reads_padding():
+        if self._reads_packed_rows:
+            packed, own_positions = pack(token_ids, attention_mask)
+            return unpack(outputs(packed, None, own_positions), attention_mask)
+        if not is_right_padded(attention_mask) or self._reads_padding:
             return outputs(token_ids, attention_mask)
-        return outputs(token_ids, None, _positions(token_ids))
+        return outputs(token_ids, None, row_positions(token_ids))
 
-    @torch.no_grad()
+    @cached_property
     def _reads_padding(self) -> bool:
-        """Return whether a real token's logits without a mask depend on the padding after it; found out once."""
-        if self._needs_mask is None:
-            device = next(self.model.parameters()).device
-            token_ids = torch.arange(1, 1 + PROBE_LENGTH, device=device)[None] % self.vocab_size
-            mask = torch.ones_like(token_ids, dtype=torch.bool)
-            padded = torch.nn.functional.pad(token_ids, (0, PROBE_LENGTH))
-            with evaluating(self.model):
-                expected = self._call(token_ids, mask)
-                got = self._call(padded, None, _positions(padded))[:, :PROBE_LENGTH]
-            is_coarse = device.type != "cpu" or expected.dtype.itemsize < 4 or isinstance(self.model, FSDPModule)
-            is_coarse = is_coarse or torch.is_autocast_enabled(device.type)
-            tolerance = (1e-1 if is_coarse else 1e-3) * float(expected.abs().max())
-            self._needs_mask = not float((got - expected).abs().max()) <= tolerance
-        return self._needs_mask
+        return reads_padding(self.model, self._call, self.vocab_size)
+
+    @cached_property
+    def _reads_packed_rows(self) -> bool:
+        return reads_packed_rows(self.model, self._call, self.vocab_size)
 
     def read_trees(
         self, reading: TreeReading, cache: DynamicCache | None = None, *, is_probe: bool = False

@@ -73,7 +73,8 @@ class StudentConfig:
         lora: Train this adapter instead of all weights.
         dtype: Precision of the loaded weights, for example float32 or bfloat16. By default the checkpoint's; where all
             its weights are trained, at least float32, because a small update of a bfloat16 weight is lost in rounding.
-        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; by default the architecture's.
+        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2 (whose forwards read no padding);
+            by default the architecture's.
         gradient_checkpointing: Recompute layer activations in the backward pass.
         trust_remote_code: Run code shipped with the model; only for models you trust.
         chat_template_kwargs: Settings of the chat template, for example `enable_thinking: false`. A template that

@@ -55,7 +55,8 @@ class LocalTeacher(Teacher, ReadsStudentTokens, ReadsTrees, Generates, TakesTurn
         dtype: Precision of the weights, by default the checkpoint's; log-probs are computed in at least float32.
         batch_size: Most trajectories scored at once.
         top_k: Likeliest tokens per position for an objective that asks for them.
-        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; by default the architecture's.
+        attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2 (whose forwards read no padding);
+            by default the architecture's.
         trust_remote_code: Run code shipped with the model; only for models you trust.
         chat_template_kwargs: Settings of the teacher's own chat template, where it renders prompts itself.
         revision: Branch, tag or commit of `path`, where that is a hub name; by default the newest.
