@@ -58,8 +58,9 @@ def test_no_process_holds_a_whole_model_while_it_loads(results: dict[str, dict[s
         assert as_a_whole > size  # what is measured can see it
 
 
-def test_a_sharded_float32_run_learns_as_one_process_does(results: dict[str, dict[str, Any]]) -> None:
-    one, two = (results[name]["runs"]["32-true"] for name in ("alone", "together"))
+@pytest.mark.parametrize("kind", ["32-true", "packed"])
+def test_a_sharded_float32_run_learns_as_one_process_does(results: dict[str, dict[str, Any]], kind: str) -> None:
+    one, two = results["alone"]["runs"]["32-true"], results["together"]["runs"][kind]
     for mine, theirs in zip(one["gradients"], two["gradients"], strict=True):
         assert mine.keys() == theirs.keys()
         for name, gradient in mine.items():
@@ -74,3 +75,8 @@ def test_a_sharded_mixed_run_is_as_near_to_float32_as_an_unsharded_one(results: 
     for name, gradient in exact.items():
         plain = float((alone["gradients"][0][name] - gradient).norm())
         assert float((together["gradients"][0][name] - gradient).norm()) < 1.2 * plain, name
+
+
+def test_sharded_models_read_packed_rows_without_padding(results: dict[str, dict[str, Any]]) -> None:
+    logged = results["together"]["runs"]["packed"]["logged"][0]
+    assert logged["train/update_padding"] == logged["train/score_padding/math"] == 1
