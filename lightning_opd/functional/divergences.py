@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.fused import Beside, BlockFunction, Fused, Part, fused
+from lightning_opd.functional.fused import Beside, BlockFunction, Fused, Part, Tokens, fused
 from lightning_opd.functional.heads import HeadStates, log_softmax_, row_dot
 from lightning_opd.functional.logprobs import log_softmax
 
@@ -68,6 +68,7 @@ class Divergence(ABC):
         student: HeadStates,
         teachers: Sequence[HeadStates],
         weights: Float[Tensor, " positions"] | None = None,
+        tokens: Tokens | None = None,
     ) -> Fused:
         """Return the divergence at every position straight from states and heads, one chunk of logits at a time.
 
@@ -78,9 +79,11 @@ class Divergence(ABC):
             teachers: Each with the states of its positions, which follow one another in those of the student.
             weights: The gradient with which each value is expected to come back, up to one common factor; saves a
                 product with the matrix. None where it is not known.
+            tokens: Whose log-probs to form from the same logits, for the rewards of an outcome; an override that
+                does not leaves them None, and they are formed on their own.
         """
         parts = [against(student, teacher, self.with_gradient) for teacher in teachers]
-        return fused(student, parts, weights, len(self.metric_names))
+        return fused(student, parts, weights, len(self.metric_names), tokens)
 
 
 def against(student: HeadStates, teacher: HeadStates, function: BlockFunction) -> Part:

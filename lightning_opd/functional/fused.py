@@ -1,6 +1,6 @@
 """Values of a head's logits together with their gradient, formed chunk by chunk in one pass over the matrix.
 
-A loss is a weighted sum of one value per position. Where the weights are known before the values, the gradient is
+A loss is a weighted sum of a few values per position. Where the weights are known before the values, the gradient is
 made while a chunk's logits exist: they are computed once and overwritten by the gradient. The weights are a forecast
 only: if another gradient comes back than they promised, the chunks are gone through again with it, so that the
 result is that of the plain formula whatever the caller does with the values.
@@ -9,7 +9,6 @@ result is that of the plain formula whatever the caller does with the values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from typing_extensions import override
 
+from lightning_opd.functional.fused_gradients import Gradients, WeightsOf, common_factor, space
 from lightning_opd.functional.heads import HeadStates, Projection, blocks, chunks, log_softmax_, row_dot
 from lightning_opd.functional.logprobs import promote
 
@@ -28,10 +28,6 @@ BlockFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 Beside: TypeAlias = Callable[[slice], tuple[Tensor, ...]]
 """From a slice of a part's positions to further `[positions, ...]` arguments of its function."""
-
-
-WeightsOf: TypeAlias = Callable[[slice, Tensor], Tensor]
-"""From a slice of positions and their values to the gradient with which these are expected to come back."""
 
 
 class Part(NamedTuple):
@@ -48,16 +44,31 @@ class Part(NamedTuple):
     begin: Callable[[], tuple[BlockFunction, Beside]]
 
 
+class Tokens(NamedTuple):
+    """Tokens whose log-probs are formed beside a value, from the same logits.
+
+    Args:
+        ids: One per position.
+        weights: As of `fused`, for the log-probs.
+    """
+
+    ids: Int[Tensor, " positions"]
+    weights: Float[Tensor, " positions"] | WeightsOf | None = None
+
+
 class Fused(NamedTuple):
-    """One value per position, and what to log beside it.
+    """A value per position, and what was found beside it.
 
     Args:
         values: `[positions]`, with a graph.
         metrics: `[positions, n]`, detached.
+        logprobs: Those of the tokens in nats, with a graph; None where none were given, or where a part's vocabulary
+            is not the student's whole one.
     """
 
     values: Float[Tensor, " positions"]
     metrics: Float[Tensor, "positions n"]
+    logprobs: Float[Tensor, " positions"] | None = None
 
 
 def fused(
@@ -65,6 +76,7 @@ def fused(
     parts: Sequence[Part],
     weights: Float[Tensor, " positions"] | WeightsOf | None = None,
     num_metrics: int = 0,
+    tokens: Tokens | None = None,
 ) -> Fused:
     """Return the values of all parts, which follow one another in the student's positions.
 
@@ -74,12 +86,17 @@ def fused(
         weights: The gradient with which each value is expected to come back, up to one common factor; saves a
             product with the matrix. A function where it depends on the value itself, None where it is not known.
         num_metrics: Numbers to log per position.
+        tokens: Whose log-probs to form in the same pass.
     """
     head = student.head
-    weights = weights if torch.is_grad_enabled() else None
-    inputs = (student.states, head.weight, head.bias, weights)
-    values, metrics = _Fused.apply(*inputs, student, tuple(parts), num_metrics)  # type: ignore[no-untyped-call]
-    return Fused(values, metrics)
+    if any(part.vocab_size != head.vocab_size for part in parts):
+        tokens = None
+    more = () if tokens is None else (_token_logprobs(tokens.ids),)
+    forecasts = (weights,) if tokens is None else (weights, tokens.weights)
+    known = forecasts if torch.is_grad_enabled() and all(x is not None for x in forecasts) else None
+    inputs = (student.states, head.weight, head.bias, student, tuple(parts), more, known, num_metrics)
+    values, metrics = _Fused.apply(*inputs)  # type: ignore[no-untyped-call]
+    return Fused(values[:, 0], metrics, None if tokens is None else values[:, 1])
 
 
 def token_statistics(
@@ -97,6 +114,14 @@ def token_statistics(
         weights: See `fused`: of a policy-gradient loss −Σ Â log π the factors −Â.
         with_entropies: Whether to compute entropies (nats, detached).
     """
+    own = _token_logprobs(token_ids, with_entropies=with_entropies)
+    part = Part(len(token_ids), student.head.vocab_size, lambda: own)
+    found = fused(student, [part], weights, int(with_entropies))
+    return found.values, found.metrics[:, 0] if with_entropies else None
+
+
+def _token_logprobs(token_ids: Tensor, *, with_entropies: bool = False) -> tuple[BlockFunction, Beside]:
+    """Return what makes the tokens' log-probs, and their entropies to log if asked for, of logits."""
 
     def function(logits: Tensor, ids: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
         logprobs = log_softmax_(logits)
@@ -111,70 +136,28 @@ def token_statistics(
             slope.scatter_add_(-1, ids[:, None], torch.ones_like(chosen))
         return chosen.squeeze(-1), entropies
 
-    beside = (function, lambda positions: (token_ids[positions],))
-    part = Part(len(token_ids), student.head.vocab_size, lambda: beside)
-    values, metrics = fused(student, [part], weights, int(with_entropies))
-    return values, metrics[:, 0] if with_entropies else None
-
-
-@dataclass
-class _Gradients:
-    """Memory for the gradients that are asked for, filled chunk by chunk."""
-
-    weights: Tensor
-    weights_of: WeightsOf | None
-    states: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    has_weight: bool = False
-
-    def add(self, slopes: Tensor, positions: slice, student: Projection, values: Tensor) -> None:
-        """Add those of a chunk: `slopes` are the derivatives of its values in the products."""
-        if self.weights_of is not None:
-            self.weights[positions] = self.weights_of(positions, values)
-        factors = (self.weights[positions].to(promote(slopes).dtype) * student.factor)[:, None]
-        vocab_size = slopes.shape[1]
-        if student.weight is None:
-            assert self.states is not None
-            self.states[positions, :vocab_size] = slopes * factors
-            return
-        if self.states is not None:
-            self.states[positions] = torch.mm(slopes, student.weight[:vocab_size]) * factors
-        if self.weight is not None:
-            weighted = (student.states[positions].to(factors.dtype) * factors).to(slopes.dtype)
-            own, before = self.weight[:vocab_size], float(self.has_weight)
-            if not self.has_weight:  # the memory is as it was found
-                self.weight[vocab_size:], self.has_weight = 0.0, True
-            if own.dtype == slopes.dtype:
-                own.addmm_(slopes.T, weighted, beta=before)
-            elif before:
-                own.add_(torch.mm(slopes.T, weighted))
-            else:
-                own.copy_(torch.mm(slopes.T, weighted))
-        if self.bias is not None:
-            self.bias[:vocab_size] += torch.mv(slopes.T, factors[:, 0].to(slopes.dtype))
-
-    def scaled(self, factor: float) -> list[Tensor | None]:
-        """Return them times a factor, in the order of the function's inputs; the memory is used up."""
-        if self.weight is not None and not self.has_weight:
-            self.weight.zero_()
-        found = [self.states, self.weight, self.bias]
-        return found if factor == 1 else [None if x is None else x.mul_(factor) for x in found]
-
-
-def _space(like: Tensor | None, *, is_asked: bool, is_filled: bool = True) -> Tensor | None:
-    if not is_asked or like is None:
-        return None
-    return (torch.zeros_like if is_filled else torch.empty_like)(like, dtype=promote(like).dtype)
+    return function, lambda positions: (token_ids[positions],)
 
 
 def _go_through(
-    student: Projection, parts: Sequence[Part], gradients: _Gradients | None, num_metrics: int
+    student: Projection,
+    parts: Sequence[Part],
+    more: Sequence[tuple[BlockFunction, Beside]],
+    gradients: Gradients | None,
+    num_metrics: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return values and numbers to log of all positions, and add up the gradients."""
+    """Return values and numbers to log of all positions, and add up the gradients.
+
+    Args:
+        student: Whose positions are gone through.
+        parts: The first value of each position, and what to log.
+        more: Further values, of all parts' positions.
+        gradients: To fill, or None.
+        num_metrics: Numbers to log per position.
+    """
     num = len(student.states)
     like = student.buffer(0)
-    values = torch.zeros(num, dtype=promote(like).dtype, device=like.device)
+    values = torch.zeros(num, 1 + len(more), dtype=promote(like).dtype, device=like.device)
     metrics = values.new_zeros(num, num_metrics)
     pieces = [list(chunks(part.num_positions, part.vocab_size, like)) for part in parts]
     sizes = [(p.stop - p.start) * part.vocab_size for part, own in zip(parts, pieces, strict=True) for p in own]
@@ -185,29 +168,45 @@ def _go_through(
         for piece in own:
             positions = slice(start + piece.start, start + piece.stop)
             products = student.products(positions, part.vocab_size, buffer)
-            found = _over_blocks(student, products, function, beside(piece), gradient=gradients is not None)
-            for rows, (block_values, block_metrics) in found:
-                values[positions][rows], metrics[positions][rows] = block_values, block_metrics
+            functions = [(function, beside(piece)), *((other, its(positions)) for other, its in more)]
+            for rows, found in _over_blocks(student, products, functions, positions, gradients):
+                values[rows], metrics[rows] = found
             if gradients is not None:
-                gradients.add(products, positions, student, values[positions])
+                if not more:  # else each block was weighed on its own
+                    gradients.weigh(positions, values[positions])
+                gradients.add(products, positions, student)
         start += part.num_positions
     if gradients is not None:
-        gradients.weights_of = None  # it may hold what holds the values
+        gradients.weights_of = ()  # it may hold what holds the values
     return values, metrics
 
 
 def _over_blocks(
-    student: Projection, products: Tensor, function: BlockFunction, beside: tuple[Tensor, ...], *, gradient: bool
+    student: Projection,
+    products: Tensor,
+    functions: Sequence[tuple[BlockFunction, tuple[Tensor, ...]]],
+    positions: slice,
+    gradients: Gradients | None,
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
-    """Yield what the function finds in each block; with `gradient`, the products become slopes."""
+    """Yield what the functions find in each block's positions; with `gradients`, the products become slopes."""
+    has_gradient = gradients is not None
     for rows in blocks(products):
-        own = products[rows]
+        own, where = products[rows], slice(positions.start + rows.start, positions.start + rows.stop)
         logits = student.finish(own)
-        slope = student.slope(own) if gradient else None
-        yield rows, function(logits, *(x[rows] for x in beside), gradient=gradient)
+        slope = student.slope(own) if has_gradient else None
+        slopes = [logits, *(logits.clone() for _ in functions[1:])]
+        found = [
+            function(x, *(each[rows] for each in beside), gradient=has_gradient)
+            for x, (function, beside) in zip(slopes, functions, strict=True)
+        ]
+        values = torch.stack([own_values for own_values, _ in found], -1)
+        if gradients is not None and len(found) > 1:
+            gradients.weigh(where, values)
+            gradients.mix(slopes, where)
+        yield where, (values, found[0][1])
         if slope is not None:
             logits.mul_(slope)
-        if gradient and logits.data_ptr() != own.data_ptr():
+        if has_gradient and logits.data_ptr() != own.data_ptr():
             own.copy_(logits)
 
 
@@ -219,19 +218,21 @@ class _Fused(torch.autograd.Function):
         states: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        weights: Tensor | WeightsOf | None,
         student: HeadStates,
         parts: tuple[Part, ...],
+        more: Sequence[tuple[BlockFunction, Beside]],
+        weights: Sequence[Tensor | WeightsOf] | None,
         num_metrics: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.student, ctx.dtype, ctx.parts, ctx.num_metrics = student, student.dtype, parts, num_metrics
-        ctx.gradients, known = None, weights if isinstance(weights, Tensor) else None
+        ctx.student, ctx.dtype, ctx.parts, ctx.more, ctx.num_metrics = student, student.dtype, parts, more, num_metrics
+        ctx.gradients, known = None, None
         if weights is not None and any(ctx.needs_input_grad):
-            weights_of = None if isinstance(weights, Tensor) else weights
-            known = states.new_zeros(len(states), dtype=promote(states).dtype) if known is None else known
+            unknown = states.new_zeros(len(states), dtype=promote(states).dtype)
+            known = torch.stack([x.detach() if isinstance(x, Tensor) else unknown for x in weights], -1)
+            weights_of = [None if isinstance(x, Tensor) else x for x in weights]
             ctx.gradients = _gradients(ctx, known, weights_of, states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            values, metrics = _go_through(student.detached(ctx.dtype), parts, ctx.gradients, num_metrics)
+            values, metrics = _go_through(student.detached(ctx.dtype), parts, more, ctx.gradients, num_metrics)
         ctx.save_for_backward(states, weight, bias, known)
         ctx.mark_non_differentiable(metrics)
         return values, metrics
@@ -242,32 +243,23 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
         gradient, (states, weight, bias, weights) = found[0], ctx.saved_tensors
         ready, ctx.gradients = ctx.gradients, None  # a second backward goes through the chunks again
-        factor = None if ready is None else _common_factor(gradient, weights)
+        factor = None if ready is None else common_factor(gradient, weights)
         if factor is None:
-            ready, factor = _gradients(ctx, gradient, None, states, weight, bias), 1.0
+            ready, factor = _gradients(ctx, gradient, (), states, weight, bias), 1.0
             with torch.autocast(states.device.type, enabled=False):
-                _go_through(ctx.student.detached(ctx.dtype), ctx.parts, ready, ctx.num_metrics)
+                _go_through(ctx.student.detached(ctx.dtype), ctx.parts, ctx.more, ready, ctx.num_metrics)
         own = zip(ready.scaled(factor), (states, weight, bias), strict=True)
-        return (*(g if g is None else g.to(x.dtype) for g, x in own), None, None, None, None)
+        return (*(g if g is None else g.to(x.dtype) for g, x in own), None, None, None, None, None)
 
 
-def _gradients(ctx: FunctionCtx, weights: Tensor, weights_of: WeightsOf | None, *inputs: Tensor | None) -> _Gradients:
+def _gradients(
+    ctx: FunctionCtx, weights: Tensor, weights_of: Sequence[WeightsOf | None], *inputs: Tensor | None
+) -> Gradients:
     (states, weight, bias), asked = inputs, ctx.needs_input_grad  # type: ignore[attr-defined]
-    return _Gradients(
+    return Gradients(
         weights.detach(),
         weights_of,
-        _space(states, is_asked=asked[0]),
-        _space(weight, is_asked=asked[1], is_filled=False),
-        _space(bias, is_asked=asked[2]),
+        space(states, is_asked=asked[0]),
+        space(weight, is_asked=asked[1], is_filled=False),
+        space(bias, is_asked=asked[2]),
     )
-
-
-def _common_factor(gradient: Tensor, weights: Tensor) -> float | None:
-    """Return c where gradient = c · weights up to rounding, else None."""
-    given, expected = gradient.double(), weights.double()
-    norm = (expected * expected).sum()
-    factor = torch.where(norm > 0, (given * expected).sum() / norm, 0.0)
-    allowed = 16 * torch.finfo(gradient.dtype).eps * given.abs()
-    agree = ((given - factor * expected).abs() <= allowed).all()
-    both = torch.stack([agree.double(), factor]).tolist()  # one wait for the device
-    return both[1] if both[0] else None

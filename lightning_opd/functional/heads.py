@@ -148,7 +148,7 @@ def blocks(logits: Float[Tensor, "positions vocab"]) -> Iterator[slice]:
     elements = BLOCK_ELEMENTS.get(logits.device.type, BLOCK_ELEMENTS["cpu"])
     size = max(1, elements // max(1, logits.shape[1]))
     for start in range(0, len(logits), size):
-        yield slice(start, start + size)
+        yield slice(start, min(start + size, len(logits)))
 
 
 def log_softmax_(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:

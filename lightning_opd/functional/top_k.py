@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
 from lightning_opd.functional.divergences import Divergence
-from lightning_opd.functional.fused import Part, fused
+from lightning_opd.functional.fused import Fused, Part, Tokens, fused
 from lightning_opd.functional.heads import HeadStates
 from lightning_opd.functional.logprobs import log_softmax, promote
 
@@ -101,7 +101,8 @@ class TopK(Divergence):
         top_ids: Int[Tensor, "positions k"],
         top_logprobs: Float[Tensor, "positions k"],
         weights: Float[Tensor, " positions"] | None = None,
-    ) -> Float[Tensor, " positions"]:
+        tokens: Tokens | None = None,
+    ) -> Fused:
         """Return `top_k_divergence` at every position straight from the student's states, a chunk at a time.
 
         Args:
@@ -109,6 +110,7 @@ class TopK(Divergence):
             top_ids: The teacher's likeliest tokens, each at most once.
             top_logprobs: Their log-probs in nats; −inf marks a missing entry.
             weights: As for `from_states`.
+            tokens: As for `from_states`.
         """
 
         def function(logits: Tensor, ids: Tensor, logprobs: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ class TopK(Divergence):
 
         whole = (function, lambda positions: (top_ids[positions], top_logprobs[positions]))
         part = Part(len(top_ids), student.head.vocab_size, lambda: whole)
-        return fused(student, [part], weights).values
+        return fused(student, [part], weights, tokens=tokens)
 
     def _support(
         self, student: Float[Tensor, "*shape vocab"], teacher: Float[Tensor, "*shape vocab"]

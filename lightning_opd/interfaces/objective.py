@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_opd.errors import ConfigError
-from lightning_opd.functional.fused import WeightsOf, token_statistics
+from lightning_opd.functional.fused import Tokens, token_statistics
+from lightning_opd.functional.fused_gradients import WeightsOf
 from lightning_opd.functional.heads import HeadStates
 from lightning_opd.functional.logprobs import promote
 from lightning_opd.types import LinearHead, LossTerms, RolloutBatch, RunSettings, Signal
@@ -51,6 +52,27 @@ class StudentForward:
             weights: The gradient; as a function where that of a token depends on its own log-prob.
         """
         self._forecast.append(weights)
+
+    def tokens(self, rows: Int[Tensor, " positions"], columns: Int[Tensor, " positions"]) -> Tokens | None:
+        """Return the tokens at some positions, whose log-probs `take` then spares a pass over the logits of their own.
+
+        Returns:
+            None where the log-probs are there already, or where these are not all response tokens.
+        """
+        if "_statistics" in vars(self) or len(rows) != int(self.batch.response_mask.sum()):
+            return None
+        return Tokens(self.batch.token_ids[rows, columns], self._weights(rows, columns))
+
+    def take(
+        self,
+        rows: Int[Tensor, " positions"],
+        columns: Int[Tensor, " positions"],
+        logprobs: Float[Tensor, " positions"] | None,
+    ) -> None:
+        """Keep what was formed of `tokens`, if it was, as `logprobs`."""
+        if logprobs is not None:
+            found = logprobs.new_zeros(self.batch.response_mask.shape).index_put((rows, columns), logprobs)
+            vars(self)["_statistics"] = found, None
 
     @cached_property
     def _forecast(self) -> list[Float[Tensor, "batch time"] | TokenWeights]:

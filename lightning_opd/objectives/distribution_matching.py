@@ -124,12 +124,14 @@ class DistributionMatching(Objective):
         if advantages is None:
             advantages = self.advantages(batch, student)
         mask = batch.response_mask & batch.aligned_mask
-        divergences, measured = self._divergences(batch, student, mask)
-        losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
-        weights: dict[str, tuple[Tensor, Tensor]] = {}
-        if self.off_policy is not None or bool(advantages.any()):  # with weights, every rank logs them
+        has_outcome = self.off_policy is not None or bool(advantages.any())  # with weights, every rank logs them
+        if has_outcome:
             known = advantages
             foresee_policy_loss(student, batch, lambda _: known, self.policy_loss, self.off_policy, self.reduction)
+        divergences, measured = self._divergences(batch, student, mask, has_outcome=has_outcome)
+        losses = torch.where(mask & batch.distill_mask, divergences * batch.distill_weights[:, None], 0.0)
+        weights: dict[str, tuple[Tensor, Tensor]] = {}
+        if has_outcome:
             outcome = self.policy_loss(student.logprobs, student.old_logprobs, advantages)
             outcome, weights = weighted(outcome, self.off_policy, batch, student)
             losses = losses + outcome
@@ -145,19 +147,23 @@ class DistributionMatching(Objective):
         )
 
     def _divergences(
-        self, batch: RolloutBatch, student: StudentForward, mask: Bool[Tensor, "batch time"]
+        self, batch: RolloutBatch, student: StudentForward, mask: Bool[Tensor, "batch time"], *, has_outcome: bool
     ) -> tuple[Float[Tensor, "batch time"], dict[str, tuple[Tensor, Tensor]]]:
-        """Return the divergence where `mask` holds, and what to log about it."""
+        """Return the divergence where `mask` holds, and what to log; log-probs come with it if there is an outcome."""
         weights = batch.distill_weights[:, None].expand(mask.shape)
         weights_ahead = forecast(self.reduction, weights, mask & batch.distill_mask, batch)
         if self.teacher_signal == "top_k":
-            return self._served_divergences(batch, student, mask, weights_ahead), {}
+            return self._served_divergences(batch, student, mask, weights_ahead, has_outcome=has_outcome), {}
         where = teacher_positions(batch, student, mask)
         own = None if weights_ahead is None else where.take(weights_ahead)
-        values, metrics = self.divergence.from_states(where.student, where.teachers, own)
-        measured = where.spread(metrics, mask)
+        tokens = student.tokens(where.rows, where.columns) if has_outcome else None
+        found = self.divergence.from_states(where.student, where.teachers, own, tokens)
+        student.take(where.rows, where.columns, found.logprobs)
+        measured = where.spread(found.metrics, mask)
         names = self.divergence.metric_names
-        return where.spread(values, mask), {name: mean_over(measured[..., i], mask) for i, name in enumerate(names)}
+        return where.spread(found.values, mask), {
+            name: mean_over(measured[..., i], mask) for i, name in enumerate(names)
+        }
 
     def _served_divergences(
         self,
@@ -165,6 +171,8 @@ class DistributionMatching(Objective):
         student: StudentForward,
         mask: Bool[Tensor, "batch time"],
         weights: Float[Tensor, "batch time"] | None,
+        *,
+        has_outcome: bool,
     ) -> Float[Tensor, "batch time"]:
         """Return the divergence from teachers that answer with their likeliest tokens only."""
         assert isinstance(self.divergence, TopK)
@@ -175,11 +183,13 @@ class DistributionMatching(Objective):
         if scores.top_ids.shape[-1] < k:
             msg = f"`TopK` needs {k} tokens, the teachers return {scores.top_ids.shape[-1]}. Raise their `top_k`."
             raise ConfigError(msg)
-        where = mask.nonzero(as_tuple=True)
-        values = self.divergence.from_top_k(
-            student.at(*where),
+        rows, columns = where = mask.nonzero(as_tuple=True)
+        found = self.divergence.from_top_k(
+            student.at(rows, columns),
             scores.top_ids[where][:, :k],
             scores.top_logprobs[where][:, :k],
             None if weights is None else weights[where],
+            student.tokens(rows, columns) if has_outcome else None,
         )
-        return values.new_zeros(mask.shape).index_put(where, values)
+        student.take(rows, columns, found.logprobs)
+        return found.values.new_zeros(mask.shape).index_put(where, found.values)

@@ -82,8 +82,8 @@ def test_a_served_top_k_from_states_is_that_of_the_logits(inner: Divergence, cor
     logits = torch.log_softmax(case.head.logits(case.states) / 0.7, -1)
     top = torch.log_softmax(torch.randn(NUM, VOCAB + 1, dtype=torch.float64), -1).topk(4)
     top.values[0, 2:] = -torch.inf
-    values = TopK(inner, 4, correction=correction).from_top_k(case.student, top.indices, top.values, case.weights)
-    case.same(values, top_k_divergence(inner, logits, top.indices, top.values, correction))
+    found = TopK(inner, 4, correction=correction).from_top_k(case.student, top.indices, top.values, case.weights)
+    case.same(found.values, top_k_divergence(inner, logits, top.indices, top.values, correction))
 
 
 @every_divergence

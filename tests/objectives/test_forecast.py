@@ -36,6 +36,7 @@ KNOWN: list[Objective] = [
     DistributionMatching(),
     DistributionMatching(JensenShannon(), SequenceMean()),
     DistributionMatching(TopK(ReverseKL(), 3, "union"), TrajectorySum()),
+    DistributionMatching(policy_loss=PPOClip(), off_policy=MaskedImportance(0.95, 8.0)),
     PolicyGradient(),
     PolicyGradient(log_ratio_transform=[Clip(0.5)], policy_loss=PPOClip(), reduction=SequenceMean()),
     PolicyGradient(policy_loss=TruncatedImportance(), off_policy=MaskedImportance(), reduction=TrajectorySum()),
@@ -82,15 +83,27 @@ def test_the_student_forms_its_logits_once_where_the_gradient_is_known(
 ) -> None:
     made = world()
     found = count(monkeypatch, lambda: made.gradient(objective.loss(made.batch, made.forward()).loss))
-    tokens = 2  # logits and gradient in the states; for the outcome rewards, too
-    teachers = 2 * (tokens + 1)  # for each the same, and the teacher's logits
-    assert found == (teachers + tokens if isinstance(objective, DistributionMatching) else tokens)
+    tokens = 2  # logits and gradient in the states
+    teachers = 2 * (tokens + 1)  # for each the same, also for the outcome rewards, and the teacher's logits
+    assert found == (teachers if isinstance(objective, DistributionMatching) else tokens)
 
 
+def test_tokens_that_no_teacher_compares_get_a_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens then, as the outcome rewards count everywhere."""
+    made, objective = world(), DistributionMatching()
+    made.batch.aligned_mask[0, 2] = False
+    found = count(monkeypatch, lambda: made.gradient(objective.loss(made.batch, made.forward()).loss))
+    assert found == 2 * 3 + 2
+
+
+@pytest.mark.parametrize("is_aligned", [True, False])
 @pytest.mark.parametrize("objective", [*KNOWN, *UNKNOWN], ids=str)
-def test_the_gradient_is_that_of_the_plain_values(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_is_that_of_the_plain_values(
+    objective: Objective, is_aligned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against the same loss of dense log-probs, or of divergences of dense logits."""
     made = world()
+    made.batch.aligned_mask[0, 2] = is_aligned
     actual = made.gradient(objective.loss(made.batch, made.forward()).loss)
     student = made.forward()
     dense = token_logprobs(made.student_logits(), made.batch.token_ids, 0.7)
