@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_opd.errors import ConfigError
+from lightning_opd.functional.compiled import compiled
 from lightning_opd.functional.fused import Beside, BlockFunction, Fused, Part, Tokens, fused
 from lightning_opd.functional.heads import HeadStates, log_softmax_, row_dot
 from lightning_opd.functional.logprobs import log_softmax
@@ -141,6 +142,7 @@ class ReverseKL(Divergence):
         return (student.exp() * (student - teacher)).sum(-1)
 
     @override
+    @compiled
     def with_gradient(
         self,
         student_logits: Float[Tensor, "positions vocab"],
@@ -189,6 +191,7 @@ class ForwardKL(Divergence):
         return (teacher.exp() * (teacher - student)).sum(-1)
 
     @override
+    @compiled
     def with_gradient(
         self,
         student_logits: Float[Tensor, "positions vocab"],
@@ -248,6 +251,7 @@ class JensenShannon(Divergence):
         return self.weight * towards_teacher + (1 - self.weight) * towards_student
 
     @override
+    @compiled
     def with_gradient(
         self,
         student_logits: Float[Tensor, "positions vocab"],

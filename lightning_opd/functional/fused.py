@@ -9,6 +9,7 @@ result is that of the plain formula whatever the caller does with the values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from typing_extensions import override
 
+from lightning_opd.functional.compiled import compiled
 from lightning_opd.functional.fused_gradients import Gradients, WeightsOf, common_factor, space
 from lightning_opd.functional.heads import HeadStates, Projection, blocks, chunks, log_softmax_, row_dot
 from lightning_opd.functional.logprobs import promote
@@ -122,21 +124,23 @@ def token_statistics(
 
 def _token_logprobs(token_ids: Tensor, *, with_entropies: bool = False) -> tuple[BlockFunction, Beside]:
     """Return what makes the tokens' log-probs, and their entropies to log if asked for, of logits."""
+    return partial(token_values, with_entropies=with_entropies), lambda positions: (token_ids[positions],)
 
-    def function(logits: Tensor, ids: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor]:
-        logprobs = log_softmax_(logits)
-        chosen = logprobs.gather(-1, ids[:, None])
-        entropies = chosen[:, :0]
-        if with_entropies:
-            probabilities = logprobs.exp()
-            logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)  # 0 · −inf is no number
-            entropies = -row_dot(probabilities, logprobs)[:, None]
-        if gradient:
-            slope = torch.neg(probabilities, out=logits) if with_entropies else logits.exp_().neg_()
-            slope.scatter_add_(-1, ids[:, None], torch.ones_like(chosen))
-        return chosen.squeeze(-1), entropies
 
-    return function, lambda positions: (token_ids[positions],)
+@compiled
+def token_values(logits: Tensor, ids: Tensor, *, gradient: bool, with_entropies: bool) -> tuple[Tensor, Tensor]:
+    """Return log-probs `[rows]` and entropies `[rows, 1]`, or none of these; a `BlockFunction`."""
+    logprobs = log_softmax_(logits)
+    chosen = logprobs.gather(-1, ids[:, None])
+    entropies = chosen[:, :0]
+    if with_entropies:
+        probabilities = logprobs.exp()
+        logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)  # 0 · −inf is no number
+        entropies = -row_dot(probabilities, logprobs)[:, None]
+    if gradient:
+        slope = torch.neg(probabilities, out=logits) if with_entropies else logits.exp_().neg_()
+        slope.scatter_add_(-1, ids[:, None], torch.ones_like(chosen))
+    return chosen.squeeze(-1), entropies
 
 
 def _go_through(

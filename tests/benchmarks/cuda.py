@@ -4,10 +4,10 @@
     python -m tests.benchmarks.cuda --smoke
 
 Installs the wheels of a folder where the machine lacks packages (it needs no network), runs the tests marked `gpu`,
-measures the ceilings (a matrix product, a copy), then whole steps of random models in bfloat16 on 64 × (512 + 512)
-tokens: Qwen3-0.6B in full and Qwen3-4B with LoRA, both with a 1.7B teacher; and TRL's step of the first, where TRL can
-be imported. What does not fit into the time that is left is named and left out. `--smoke` runs the same on tiny models
-on the CPU, which says nothing but that the command works.
+measures the ceilings (a matrix product, a copy), says which functions of logits run compiled, then measures whole steps
+of random models in bfloat16 on 64 × (512 + 512) tokens: Qwen3-0.6B in full and Qwen3-4B with LoRA, both with a 1.7B
+teacher; and TRL's step of the first, where TRL can be imported. What does not fit into the time that is left is named
+and left out. `--smoke` runs the same on tiny models on the CPU, which says nothing but that the command works.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def main() -> None:
     show(run_tests(deadline))
     ceilings = measure("cpu" if arguments.smoke else "cuda")
     show(f"\nCeilings: {ceilings}\n")
+    show(f"Functions of logits: {used_forms('cpu' if arguments.smoke else 'cuda')}\n")
     rows = []
     for name, case in cases(is_smoke=arguments.smoke).items():
         for side in ("ours", "TRL") if name == "0.6B" else ("ours",):
@@ -132,6 +133,21 @@ def run_tests(deadline: float) -> str:
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit)
     lines = (answer.stdout + answer.stderr).strip().splitlines()
     return "Tests marked gpu: " + (lines[-1] if answer.returncode == 0 else "\n".join(lines[-60:]))
+
+
+def used_forms(device: str) -> str:
+    """Return which of them run compiled there, after a first use on a whole vocabulary."""
+    from lightning_opd.functional.compiled import forms
+    from lightning_opd.functional.divergences import ForwardKL, JensenShannon, ReverseKL
+    from lightning_opd.functional.fused import token_values
+
+    for divergence in (ReverseKL(), ForwardKL(), JensenShannon()):
+        logits = torch.randn(2, 32, QWEN3_VOCABULARY, device=device)
+        divergence.with_gradient(*logits, gradient=True)
+    ids = torch.zeros(32, dtype=torch.long, device=device)
+    token_values(logits[0], ids, gradient=True, with_entropies=True)
+    found = forms()
+    return ", ".join(f"{name} {form}" for name, form in found.items()) or "none is compiled on this kind of device"
 
 
 def cases(*, is_smoke: bool) -> dict[str, Case]:

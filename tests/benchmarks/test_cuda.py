@@ -78,9 +78,14 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch: pytest.Mon
         cuda.check_machine(is_smoke=True)
 
 
+def test_on_the_cpu_no_function_of_logits_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "QWEN3_VOCABULARY", 50)
+    assert cuda.used_forms("cpu") == "none is compiled on this kind of device"
+
+
 @pytest.mark.slow
 def test_the_smoke_run_goes_through_every_part() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.cuda", "--smoke", "--repeats", "1", "--budget", "1000"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for words in ("Tests marked gpu:", "Ceilings:", "| 0.6B, ours |", "| 4B, ours |"):
+    for words in ("Tests marked gpu:", "Ceilings:", "Functions of logits:", "| 0.6B, ours |", "| 4B, ours |"):
         assert words in answer.stdout
