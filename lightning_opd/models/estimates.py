@@ -90,18 +90,27 @@ def _whole(run: RunShape) -> dict[str, int]:
 
 
 def _casts(run: RunShape) -> bool:
-    """Return whether autocast keeps a second copy of each weight."""
+    """Return whether autocast makes a second copy of each weight that it computes with."""
     gathers = run.is_sharded and run.gathers_in_forward_precision
     return not gathers and run.forward_bytes < run.student.bytes_per_weight
 
 
-def _gathered(run: RunShape, model: ModelShape, num_layers: int) -> int:
-    """Return the bytes of so many gathered layers, the head, and the copies that autocast makes of all weights."""
-    copies = model.num_weights * run.forward_bytes if _casts(run) and model.bytes_per_weight > run.forward_bytes else 0
+def _gathered(run: RunShape, model: ModelShape, num_layers: int, *, num_cast: int = 1) -> int:
+    """Return the bytes of the gathered layers, of autocast's copies of cast ones, and of the head in both.
+
+    Lightning's autocast keeps no copies for later: each lives while its layer computes, and until the backward pass
+    where autograd saves it.
+    """
+
+    def size(layers: int) -> int:
+        return model.num_weights - model.layer_weights * (model.num_layers - layers)
+
+    is_cast = _casts(run) and model.bytes_per_weight > run.forward_bytes
+    copies = size(num_cast) * run.forward_bytes if is_cast else 0
     if not run.is_sharded:
         return copies
     width = run.forward_bytes if run.gathers_in_forward_precision else model.bytes_per_weight
-    return (model.num_weights - model.layer_weights * (model.num_layers - num_layers)) * width + copies
+    return size(num_layers) * width + copies
 
 
 def _rollout(run: RunShape) -> dict[str, int]:
@@ -131,8 +140,9 @@ def _update(run: RunShape) -> dict[str, int]:
     kept = tokens * student.hidden_size * run.forward_bytes * student.num_layers
     is_full = run.num_trained == student.num_weights
     gradients = student.head_weights + GATHERED_LAYERS * student.layer_weights if is_full and run.is_sharded else 0
+    num_cast = 1 if run.gradient_checkpointing else student.num_layers
     return {
-        "gathered weights": _gathered(run, student, GATHERED_LAYERS),
+        "gathered weights": _gathered(run, student, GATHERED_LAYERS, num_cast=num_cast),
         "gathered gradients": gradients * run.gathered_bytes,
         "activations": kept + layer if run.gradient_checkpointing else layer * student.num_layers,
         "logits": _logits(run, run.micro_rows),
