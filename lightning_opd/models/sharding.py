@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     if is_quantized(model):
         msg = f"`{model.name_or_path}` in fewer bits cannot be sharded. Leave out `quantization`, or use DDP."
         raise ConfigError(msg)
-    policy = precision_policy(mesh.device_type)
+    policy = precision_policy(model, mesh.device_type)
     layers = set(model._no_split_modules or ())  # transformers' own list of layer classes
     for module in model.modules():
         if type(module).__name__ in layers:
@@ -44,19 +45,29 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def precision_policy(device_type: str) -> MixedPrecisionPolicy:
+def precision_policy(model: nn.Module, device_type: str) -> MixedPrecisionPolicy:
     """Return in which precision FSDP2 gathers weights and sums gradients here: autocast's, or the weights' own.
 
-    Autocast alone would gather float32 and keep a second copy of every weight until its context ends.
+    Autocast alone would gather float32 and keep a second copy of every weight until its context ends. Weights of
+    several precisions (an adapter in float32 on a bfloat16 base) are gathered in that of most of them, since FSDP2
+    gathers only one; each is trained in its own.
 
     Args:
+        model: What is sharded.
         device_type: Of the devices that the weights lie on, for example cuda.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    if not torch.is_autocast_enabled(device_type):
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    if torch.is_autocast_enabled(device_type):
+        gathered = torch.get_autocast_dtype(device_type)
+    elif len(sizes) > 1:
+        gathered = sizes.most_common(1)[0][0]
+    else:
         return MixedPrecisionPolicy()
-    return MixedPrecisionPolicy(param_dtype=torch.get_autocast_dtype(device_type), reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
 
 
 def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from lightning_opd.models import LoadSettings, frozen, gather_objects, load_sharded, shard
+from lightning_opd.models import LoadSettings, Lora, frozen, gather_objects, load_sharded, shard
 from lightning_opd.modules import OPDModule
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.teachers import LocalTeacher
@@ -56,8 +56,10 @@ def loaded(folder: Path) -> dict[str, Any]:
     return {"is_same": gather_objects(same), "growth": gather_objects([in_slices, as_a_whole])}
 
 
-def trained(world: Path, out: Path, precision: str, *, is_alone: bool, packs: bool = False) -> dict[str, Any]:
-    """Train two steps, on packed rows or on padded ones."""
+def trained(
+    world: Path, out: Path, precision: str, *, is_alone: bool, packs: bool = False, lora: Lora | None = None
+) -> dict[str, Any]:
+    """Train two steps, on packed rows or on padded ones, all weights or an adapter."""
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     L.seed_everything(0, verbose=False)
     record = Recorder()
@@ -70,8 +72,9 @@ def trained(world: Path, out: Path, precision: str, *, is_alone: bool, packs: bo
         inference_mode=False,
     )
     student, teacher = (FlashStudent, FlashTeacher) if packs else (OPDModule, LocalTeacher)
-    budget = {"math": teacher(str(world / "math"), dtype="float32", max_tokens_per_forward=40)}
-    module = make_module(world, DistributionMatching(), "float32", budget, student)  # unequally many forwards
+    dtype = "bfloat16" if precision == "bf16-true" else "float32"
+    budget = {"math": teacher(str(world / "math"), dtype=dtype, max_tokens_per_forward=40)}
+    module = make_module(world, DistributionMatching(), dtype, budget, student, lora=lora)  # unequally many forwards
     with flash_installed():
         trainer.fit(module, make_data())
     return {"gradients": record.gradients, "logged": record.logged}
@@ -89,6 +92,7 @@ def main(world: Path, large: Path, out: Path, mode: str) -> None:
     torch.set_num_threads(1)
     runs = {p: trained(world, out, p, is_alone=mode == "alone") for p in ("32-true", "bf16-mixed")}
     runs["packed"] = trained(world, out, "32-true", is_alone=mode == "alone", packs=True)
+    runs["adapter"] = trained(world, out, "bf16-true", is_alone=mode == "alone", lora=Lora(rank=2))
     results = {"runs": runs, "loaded": {} if mode == "alone" else loaded(large)}
     if os.environ.get("LOCAL_RANK", "0") == "0":
         torch.save(results, out)

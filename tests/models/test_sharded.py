@@ -80,3 +80,14 @@ def test_a_sharded_mixed_run_is_as_near_to_float32_as_an_unsharded_one(results: 
 def test_sharded_models_read_packed_rows_without_padding(results: dict[str, dict[str, Any]]) -> None:
     logged = results["together"]["runs"]["packed"]["logged"][0]
     assert logged["train/update_padding"] == logged["train/score_padding/math"] == 1
+
+
+def test_an_adapter_on_a_sharded_bfloat16_base_learns(results: dict[str, dict[str, Any]]) -> None:
+    one, two = (results[name]["runs"]["adapter"] for name in ("alone", "together"))
+    kls = [run["logged"][0]["train/teacher_kl"] for run in (one, two)]
+    assert kls[1] == pytest.approx(kls[0], rel=0.1)
+    mine, theirs = one["gradients"][0], two["gradients"][0]
+    assert {n: g.dtype for n, g in mine.items()} == {n: g.dtype for n, g in theirs.items()}
+    for name, gradient in theirs.items():
+        if "lora_B" in name:  # the other matrix's gradient is zero at first
+            assert 0.2 < float(gradient.norm() / mine[name].norm()) < 5, name
