@@ -120,6 +120,7 @@ def _rollout(run: RunShape) -> dict[str, int]:
         "gathered weights": _gathered(run, student, student.num_layers),
         "keys and values": cache + cache // student.num_layers,  # one layer's are copied to grow
         "logits": rows * student.vocab_size * 4 * LOGIT_COPIES,
+        "prepacked weights": student.weight_bytes if run.prepacks else 0,
     }
 
 

@@ -29,9 +29,9 @@ def prepacked(model: nn.Module, num_steps: int) -> Iterator[None]:
         model: Not trained inside; its weights stay as they are.
         num_steps: How many times it will be called, about.
     """
-    layers = [layer for layer in model.modules() if _can_prepack(layer)] if num_steps >= BREAK_EVEN_STEPS else []
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _has_onednn():
-        layers = []
+    layers: list[nn.Linear] = []
+    if can_prepack(num_steps) and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        layers = [layer for layer in model.modules() if _is_plain(layer)]
     try:
         for layer in layers:
             vars(layer)["forward"] = _product(layer)
@@ -41,7 +41,7 @@ def prepacked(model: nn.Module, num_steps: int) -> Iterator[None]:
             vars(layer).pop("forward", None)
 
 
-def _can_prepack(layer: nn.Module) -> TypeGuard[nn.Linear]:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it multiplies by a whole float32 matrix on the processor, and nobody has changed how."""
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
@@ -49,7 +49,10 @@ def _can_prepack(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and not isinstance(weight, DTensor)
 
 
-def _has_onednn() -> bool:
+def can_prepack(num_steps: int) -> bool:
+    """Return whether this processor has what it takes, and whether so many decode steps are worth the copy."""
+    if num_steps < BREAK_EVEN_STEPS:
+        return False
     is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
     names = ("_reorder_linear_weight", "_linear_pointwise")  # torch's compiler calls them; they have no public name
     has_both = all(hasattr(torch.ops.mkldnn, name) for name in names)

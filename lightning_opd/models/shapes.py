@@ -114,6 +114,7 @@ class RunShape:
         keeps_response_states_only: Whether a teacher's states of prompts are dropped.
         loads_in_slices: Whether no device ever has a whole model while it loads.
         teachers_in_turn: Whether a teacher is on the device only while it scores.
+        prepacks: Whether the student generates with a copy of its weights in the processor's own order.
     """
 
     student: ModelShape
@@ -135,6 +136,7 @@ class RunShape:
     keeps_response_states_only: bool = True
     loads_in_slices: bool = True
     teachers_in_turn: bool = False
+    prepacks: bool = False
 
     @property
     def num_shards(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import lightning as L  # Lightning's own convention
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -17,6 +18,7 @@ from lightning_opd.interfaces import Task
 from lightning_opd.models import Outline, checkpoint_dtype, load_config, torch_dtype
 from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import available_bytes, declared_weights
+from lightning_opd.models.prepacked import can_prepack
 from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.modules import OPDModule
 from lightning_opd.preflight.report import Check, Status, in_bytes
@@ -106,7 +108,14 @@ def run_shape(trainer: L.Trainer, module: OPDModule, data: OPDDataModule, outlin
         keeps_states=Signal.HIDDEN_STATES in module.objective.signals,
         gradient_checkpointing=own.gradient_checkpointing,
         teachers_in_turn=module.teachers.in_turn,
+        prepacks=_prepacks(trainer, data, min(_forward_bytes(trainer), kept.itemsize)),
     )
+
+
+def _prepacks(trainer: L.Trainer, data: OPDDataModule, forward_bytes: int) -> bool:
+    """Return whether the student generates on the processor with a copy of its weights in oneDNN's order."""
+    is_here = isinstance(data.engine, InProcessEngine) and isinstance(trainer.accelerator, CPUAccelerator)
+    return is_here and forward_bytes == torch.float32.itemsize and can_prepack(data.sampling.max_new_tokens)
 
 
 def _shape(teacher: LocalTeacher) -> ModelShape:

@@ -12,15 +12,17 @@ import pytest
 from lightning_opd.models import Lora, StudentConfig, load_config, outline
 from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import declared_weights
+from lightning_opd.models.prepacked import can_prepack
 from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.models.sizes import num_weights
 from lightning_opd.models.slices import model_outline
 from lightning_opd.objectives import DistributionMatching
 from lightning_opd.preflight.estimate import run_shape
 from lightning_opd.preflight.plan import RUN, STUDENT, TEACHER, operations, parts, table
+from lightning_opd.types import Sampling
 from tests.architectures import tiny_architecture
 from tests.preflight.reports import Run, checks
-from tests.world import make_data, make_module, make_trainer
+from tests.world import STOPS, make_data, make_module, make_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +91,17 @@ def test_autocast_copies_weights_of_all_layers_only_where_the_backward_pass_need
     kept = estimate(dataclasses.replace(alone, gradient_checkpointing=False)).stages
     assert kept["update"]["gathered weights"] == 2 * STUDENT.num_weights
     assert kept["rollout"]["gathered weights"] == one_layer
+
+
+def test_prepacked_weights_are_a_copy_of_the_students_while_it_generates(world: Path, tmp_path: Path) -> None:
+    module, trainer = make_module(world), make_trainer(tmp_path)
+    found = {}
+    for num_tokens in (8, 32):
+        data = make_data(sampling=Sampling(max_new_tokens=num_tokens, stop_token_ids=STOPS[:1]))
+        run = run_shape(trainer, module, data, outline(module.student_config))
+        found[num_tokens] = {name: parts.get("prepacked weights") for name, parts in estimate(run).stages.items()}
+    assert found[8] == {"rollout": 0, "score": None, "update": None}
+    assert found[32] == {"rollout": run.student.weight_bytes if can_prepack(32) else 0, "score": None, "update": None}
 
 
 def test_what_does_not_fit_alone_has_no_micro_batch() -> None:
