@@ -18,7 +18,7 @@ from lightning_opd.models.loading import (
 from lightning_opd.models.modes import evaluating, remove_dropout
 from lightning_opd.models.outline import Outline, outline
 from lightning_opd.models.owner import StudentOwner, student_owner
-from lightning_opd.models.prepacked import prepacked
+from lightning_opd.models.prepacking import prepacked
 from lightning_opd.models.quantization import Quantization, is_quantized
 from lightning_opd.models.sharding import root_unsharded, shard, shard_whole, unsharded, whole_weights
 from lightning_opd.models.sizes import ParameterCounts, parameter_counts

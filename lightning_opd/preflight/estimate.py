@@ -18,7 +18,7 @@ from lightning_opd.interfaces import Task
 from lightning_opd.models import Outline, checkpoint_dtype, load_config, torch_dtype
 from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import available_bytes, declared_weights
-from lightning_opd.models.prepacked import can_prepack
+from lightning_opd.models.prepacking import can_prepack
 from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.modules import OPDModule
 from lightning_opd.preflight.report import Check, Status, in_bytes

@@ -16,7 +16,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightning_opd.models.prepacked import BREAK_EVEN_STEPS, prepacked
+from lightning_opd.models.prepacking import BREAK_EVEN_STEPS, prepacked
 from tests.benchmarks.processes import machine, show, table
 from tests.benchmarks.rollout import student
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightning_opd.models.prepacked import BREAK_EVEN_STEPS, prepacked
+from lightning_opd.models.prepacking import BREAK_EVEN_STEPS, prepacked
 from tests.benchmarks.processes import machine, show, table
 from tests.benchmarks.worlds import Shape
 

@@ -12,7 +12,7 @@ import pytest
 from lightning_opd.models import Lora, StudentConfig, load_config, outline
 from lightning_opd.models.estimates import estimate, flops, largest_micro_batch
 from lightning_opd.models.memory import declared_weights
-from lightning_opd.models.prepacked import can_prepack
+from lightning_opd.models.prepacking import can_prepack
 from lightning_opd.models.shapes import ModelShape, RunShape
 from lightning_opd.models.sizes import num_weights
 from lightning_opd.models.slices import model_outline

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_opd.models import Lora, StudentConfig, build_student, causal_lm, prepacked
+from lightning_opd.models import Lora, StudentConfig, build_student, causal_lm, prepacked, prepacking
 from lightning_opd.rollouts import InProcessEngine
 from lightning_opd.types import Sampling
 
@@ -18,6 +18,11 @@ pytestmark = pytest.mark.skipif(
 )
 STEPS = 32
 IDS = torch.tensor([[5, 9, 30, 7], [40, 41, 42, 43]])
+
+
+@pytest.fixture(autouse=True)
+def _small_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacking, "MIN_WEIGHTS", 0)
 
 
 def changed(model: nn.Module) -> set[str]:
@@ -90,6 +95,13 @@ def test_what_is_left_alone() -> None:
         assert changed(model) == set(), "training computes in bfloat16"
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), prepacked(model, STEPS):
         assert changed(model) == set(), "the user has switched oneDNN off"
+
+
+def test_small_matrices_are_not_worth_a_kernel_for_each_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacking, "MIN_WEIGHTS", 24 * 40)
+    model = nn.ModuleList([nn.Linear(24, 39), nn.Linear(24, 40)])
+    with torch.no_grad(), prepacked(model, STEPS):
+        assert changed(model) == {"1"}
 
 
 def test_long_replies_are_generated_with_them_and_short_ones_without(tiny_model_dir: Path) -> None:

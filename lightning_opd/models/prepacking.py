@@ -16,14 +16,17 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 BREAK_EVEN_STEPS = 16
 """Decode steps from which on the copy is worth its time: it takes as long as about ten save."""
 
+MIN_WEIGHTS = 2**17
+"""Weights of the smallest matrix that is worth a copy: oneDNN compiles a kernel for each number of rows, in .5 ms."""
+
 
 @contextlib.contextmanager
 def prepacked(model: nn.Module, num_steps: int) -> Iterator[None]:
     """Let the linear layers on an x86 processor multiply by a copy of their weights in oneDNN's own order.
 
     A plain product orders the matrix anew for every token. The copies take as much memory as the weights and are gone
-    at the end; the products equal the plain ones up to rounding. Only float32 layers without autocast are
-    changed, and nothing where oneDNN is not there or few tokens are generated.
+    at the end; the products equal the plain ones up to rounding. Only large float32 layers without autocast
+    are changed, and nothing where oneDNN is not there or few tokens are generated.
 
     Args:
         model: Not trained inside; its weights stay as they are.
@@ -42,10 +45,12 @@ def prepacked(model: nn.Module, num_steps: int) -> Iterator[None]:
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it multiplies by a whole float32 matrix on the processor, and nobody has changed how."""
+    """Whether it multiplies by a whole, large float32 matrix on the processor, and nobody has changed how."""
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
     weight = layer.weight
+    if weight.numel() < MIN_WEIGHTS:
+        return False
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and not isinstance(weight, DTensor)
 
 
