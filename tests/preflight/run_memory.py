@@ -70,7 +70,7 @@ RUNS = {
         "bf16-true": Run(TWO, precision="bf16-true"),
     },
     "sharded": {
-        "bf16-mixed": Run(TWO, precision="bf16-mixed", num_ranks=2),
+        "bf16-mixed": Run((256,), precision="bf16-mixed", num_ranks=2),
         "bf16-mixed lora": Run((256,), LORA, precision="bf16-mixed", num_ranks=2),
     },
 }
