@@ -76,6 +76,17 @@ def check_alike(one: Tensor, other: Tensor, tolerance: float) -> None:
     assert float((one - other).norm()) <= tolerance * max(float(other.norm()), 1e-3)
 
 
+def check_padded_under_flash(model: PreTrainedModel) -> None:
+    """Check that flash attention changes nothing: neither how rows are read nor what comes of them."""
+    batch = rows(13, 21, 4)
+    expected, _ = learned(model, *batch)
+    attend_by("flash_attention_3", model)
+    shapes = shapes_read(model)
+    states, _ = learned(model, *batch)
+    assert shapes[-1] == (3, 21)
+    check_alike(states, expected, ROUNDED)
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_states_and_gradients_of_packed_rows_are_those_of_padded_ones(name: str) -> None:
     model = tiny_architecture(name, torch.float64, **PACKED[name])
@@ -139,13 +150,7 @@ def test_attention_that_would_need_a_mask_for_packed_rows_gets_padded_ones(atten
 @pytest.mark.parametrize("name", CARRYING)
 def test_architectures_that_carry_a_state_from_row_to_row_get_padded_ones(name: str) -> None:
     model = tiny_architecture(name, torch.float64)
-    batch = rows(13, 21, 4)
-    expected, _ = learned(model, *batch)
-    attend_by("flash_attention_3", model)
-    shapes = shapes_read(model)
-    states, _ = learned(model, *batch)
-    assert shapes[-1] == (3, 21)
-    check_alike(states, expected, ROUNDED)
+    check_padded_under_flash(model)
     coarse = tiny_architecture(name, torch.bfloat16)  # in which a little that is carried looks like rounding
     attend_by("flash_attention_3", coarse)
     assert not LanguageModel(coarse, VOCAB)._reads_packed_rows
@@ -158,13 +163,7 @@ def test_an_architecture_whose_attention_never_learns_the_positions_gets_padded_
             module.register_forward_pre_hook(
                 lambda module, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
             )
-    batch = rows(13, 21, 4)
-    expected, _ = learned(model, *batch)
-    attend_by("flash_attention_3", model)
-    shapes = shapes_read(model)
-    states, _ = learned(model, *batch)
-    assert shapes[-1] == (3, 21)
-    check_alike(states, expected, ROUNDED)
+    check_padded_under_flash(model)
 
 
 @pytest.mark.parametrize("kind", ["flash_attention_2", "flash_attention_3", "flash_attention_4"])
