@@ -69,6 +69,8 @@ def _product(layer: nn.Linear) -> Product:
     weight, bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias
 
     def forward(states: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # it cannot look into oneDNN's order, and makes its own
+            return nn.functional.linear(states, layer.weight, bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], None)
         return product
 

@@ -97,6 +97,15 @@ def test_what_is_left_alone() -> None:
         assert changed(model) == set(), "the user has switched oneDNN off"
 
 
+@pytest.mark.slow  # needs a C++ compiler, too
+def test_a_layer_that_the_user_compiled_goes_on_as_it_is() -> None:
+    model, states = nn.Sequential(nn.Linear(24, 40), nn.ReLU()), torch.randn(3, 24)
+    plain = model(states)
+    model.compile()
+    with torch.no_grad(), prepacked(model, STEPS):
+        assert model(states).numpy() == pytest.approx(plain.detach().numpy(), abs=1e-5)
+
+
 def test_small_matrices_are_not_worth_a_kernel_for_each_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacking, "MIN_WEIGHTS", 24 * 40)
     model = nn.ModuleList([nn.Linear(24, 39), nn.Linear(24, 40)])
