@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,9 @@ def test_what_is_left_alone() -> None:
         assert changed(model) == set(), "the user has switched oneDNN off"
 
 
-@pytest.mark.slow  # needs a C++ compiler, too
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler's own modules
 def test_a_layer_that_the_user_compiled_goes_on_as_it_is() -> None:
     model, states = nn.Sequential(nn.Linear(24, 40), nn.ReLU()), torch.randn(3, 24)
     plain = model(states)
