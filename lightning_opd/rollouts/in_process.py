@@ -33,7 +33,8 @@ class InProcessEngine(RolloutEngine):
     one reading of their prompt. Finished responses leave at once, and waiting ones join, longest prompts first, where
     every layer keeps all keys and values; with a sliding window or a recurrent state, one batch follows the other.
 
-    On a processor, float32 weights are copied into the order that oneDNN multiplies fastest while a call lasts.
+    On an x86 processor, large float32 matrices are copied into the order that oneDNN multiplies fastest while a call
+    lasts that may generate 16 tokens or more.
 
     A model with recurrent states (hybrids, state-space models) is tried out when it first arrives. Where such a model
     misreads padded prompts, only prompts of one length are generated together; where its cache does not give
